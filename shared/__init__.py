@@ -1,0 +1,1 @@
+"""What the trainer and the sidecar have in common: events, wire, records, and the emitter."""

@@ -1,0 +1,27 @@
+"""Clocks: where time comes from, so that tests decide how long a second is.
+
+Never: compared across kinds; wall time may step back, monotonic time never does.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Source of both clocks that an event carries, in nanoseconds."""
+
+    def wall_ns(self) -> int: ...
+
+    def monotonic_ns(self) -> int: ...
+
+
+class SystemClock:
+    """The machine's own clocks."""
+
+    def wall_ns(self) -> int:
+        return time.time_ns()
+
+    def monotonic_ns(self) -> int:
+        return time.monotonic_ns()

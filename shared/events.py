@@ -1,0 +1,236 @@
+"""Events: the typed facts that a trainer, a sampler or the sidecar has to tell.
+
+In: values from a process, or the bytes of an envelope.
+Out: frozen structs, or those bytes.
+Never: knows how events travel or where they are kept.
+
+One event on the wire and in the journal is one MessagePack array, its envelope:
+
+    [tag str, wall_ns int, mono_ns int, body map]
+
+The body stays raw until its tag is known, so an event of a newer producer is
+kept as it came. Fields that a later version adds to a body have defaults;
+types never change; unknown fields are skipped on decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Final
+
+import msgspec
+
+Scalar = float | int | bool | str
+"""What a metric or a config entry may be. NaN and infinity are legal values."""
+
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_Scalar = float | Int64 | bool | str
+
+EVENT_MAX_BYTES: Final = 192 * 1024
+VALUES_MAX: Final = 1024
+NAME_MAX_BYTES: Final = 256
+CONFIG_MAX_BYTES: Final = 64 * 1024
+HISTOGRAM_MAX_BINS: Final = 512
+
+TRAIN, VAL, QUANT, HARDWARE, CUSTOM = KINDS = ("train", "val", "quant", "hardware", "custom")
+FINISHED, FAILED, PREEMPTED, LOST = STATUSES = ("finished", "failed", "preempted", "lost")
+
+
+class DecodeError(Exception):
+    """Bytes that are not what they should be; the message says where and why."""
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """A fact. Its times travel in the envelope, stamped when it was emitted."""
+
+    TAG: ClassVar[str] = ""
+
+
+class RunStarted(Event, frozen=True, kw_only=True):
+    """A producer has begun, or begun again, to work on a run."""
+
+    TAG: ClassVar[str] = "run_started"
+
+    project: str
+    name: str
+    tags: list[str] = []
+    notes: str = ""
+    wandb_mode: str = "online"
+    group: str = ""
+    config: dict[str, Any] = {}
+    rank: int = 0
+    world_size: int = 1
+    host: str = ""
+    pid: int = 0
+    process_start_ns: int = 0
+    gpu_uuids: list[str] = []
+    resumed_from_step: int | None = None
+
+
+class ConfigUpdated(Event, frozen=True, kw_only=True):
+    """Configuration that is known only after model and data are built."""
+
+    TAG: ClassVar[str] = "config_updated"
+
+    config: dict[str, Any]
+
+
+class MetricsLogged(Event, frozen=True, kw_only=True):
+    """Named values of one moment; step is the optimizer step, or None.
+
+    kind is one of KINDS; a newer producer may have others.
+    """
+
+    TAG: ClassVar[str] = "metrics"
+
+    kind: str
+    step: Int64 | None = None
+    values: Annotated[dict[str, _Scalar], msgspec.Meta(max_length=VALUES_MAX)]
+
+
+class HistogramLogged(Event, frozen=True, kw_only=True):
+    """Counts between ascending edges; there is one edge more than counts."""
+
+    TAG: ClassVar[str] = "histogram"
+
+    kind: str
+    step: Int64 | None = None
+    name: str
+    edges: Annotated[list[float], msgspec.Meta(max_length=HISTOGRAM_MAX_BINS + 1)]
+    counts: Annotated[list[float], msgspec.Meta(max_length=HISTOGRAM_MAX_BINS)]
+
+    def __post_init__(self) -> None:
+        if len(self.edges) != len(self.counts) + 1:
+            raise ValueError(
+                f"histogram {self.name!r} has {len(self.edges)} edges for {len(self.counts)} counts"
+            )
+
+
+class MessageLogged(Event, frozen=True, kw_only=True):
+    """A line for people: a stage transition, an alert, a warning."""
+
+    TAG: ClassVar[str] = "message"
+
+    level: str
+    text: str
+
+
+class Gap(Event, frozen=True, kw_only=True):
+    """Events that are missing here, counted. unknown_ms bounds what nobody could count."""
+
+    TAG: ClassVar[str] = "gap"
+
+    count: int
+    by_kind: dict[str, int] = {}
+    reason: str
+    unknown_ms: float | None = None
+
+
+class RunFinished(Event, frozen=True, kw_only=True):
+    """A producer's last word on its run; status is one of STATUSES."""
+
+    TAG: ClassVar[str] = "run_finished"
+
+    status: str
+    exit_code: int | None = None
+    summary: dict[str, Any] = {}
+
+
+EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
+    cls.TAG: cls
+    for cls in (
+        RunStarted,
+        ConfigUpdated,
+        MetricsLogged,
+        HistogramLogged,
+        MessageLogged,
+        Gap,
+        RunFinished,
+    )
+}
+
+_DECODERS: Final = {tag: msgspec.msgpack.Decoder(cls) for tag, cls in EVENT_TYPES.items()}
+_ENCODER: Final = msgspec.msgpack.Encoder()
+
+
+class Envelope(msgspec.Struct, frozen=True, array_like=True):
+    """An event as it travels: what it is, when it was said, and its body still packed."""
+
+    tag: Annotated[str, msgspec.Meta(max_length=64)]
+    wall_ns: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+    mono_ns: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+    body: msgspec.Raw
+
+    def event(self) -> Event | None:
+        """The typed event, or None where its tag is not known here.
+
+        Raises:
+            DecodeError: the body does not fit its tag.
+        """
+        decoder = _DECODERS.get(self.tag)
+        if decoder is None:
+            return None
+        # RecursionError and UnicodeDecodeError come from hostile bytes: msgspec
+        # raises them beside its own errors. ValueError: a __post_init__ of ours.
+        try:
+            return decoder.decode(self.body)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
+            raise DecodeError(f"{self.tag}: {exc}") from exc
+
+
+_ENVELOPE: Final = msgspec.msgpack.Decoder(Envelope)
+_ENVELOPES: Final = msgspec.msgpack.Decoder(list[Envelope])
+_RAWS: Final = msgspec.msgpack.Decoder(list[msgspec.Raw])
+
+
+def encode_event(event: Event, wall_ns: int, mono_ns: int) -> bytes:
+    """The envelope of one event, without any check of its bounds."""
+    return _ENCODER.encode((event.TAG, wall_ns, mono_ns, event))
+
+
+def decode_envelope(data: bytes | memoryview) -> Envelope:
+    """Decode one event as far as its envelope.
+
+    Raises:
+        DecodeError: not an envelope, or bytes behind it.
+    """
+    try:
+        return _ENVELOPE.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
+        raise DecodeError(f"envelope: {exc}") from exc
+
+
+def decode_envelopes(data: bytes | memoryview) -> list[Envelope]:
+    """Decode the events of a frame or a record, as far as their envelopes.
+
+    Raises:
+        DecodeError: not an array of envelopes, or bytes behind it.
+    """
+    try:
+        return _ENVELOPES.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
+        raise DecodeError(f"events: {exc}") from exc
+
+
+def split_events(data: bytes | memoryview) -> list[bytes]:
+    """Split an array of events into the bytes of each, whatever they hold.
+
+    Raises:
+        DecodeError: not an array, or bytes behind it.
+    """
+    try:
+        return [bytes(raw) for raw in _RAWS.decode(data)]
+    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
+        raise DecodeError(f"events: {exc}") from exc
+
+
+def join_events(packed: Sequence[bytes]) -> bytes:
+    """The MessagePack array of events that are packed already."""
+    count = len(packed)
+    if count < 16:
+        head = bytes([0x90 | count])
+    elif count < 1 << 16:
+        head = b"\xdc" + count.to_bytes(2, "big")
+    else:
+        raise ValueError(f"{count} events are too many for one frame")
+    return head + b"".join(packed)

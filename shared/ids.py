@@ -1,0 +1,71 @@
+"""Names of runs, sources and sessions, and what they may look like.
+
+A run id becomes the name of a directory and the id of a wandb run, so it is
+held to one alphabet wherever it enters the system.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+import uuid
+
+RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+SOURCE = re.compile(r"(rank[0-9]{1,6}|sidecar|hardware:[A-Za-z0-9._-]{1,128})")
+SESSION = re.compile(r"[A-Za-z0-9-]{1,64}")
+
+
+def new_run_id() -> str:
+    """A fresh run id that sorts by its start: time to the second, then 32 random bits."""
+    return time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + secrets.token_hex(4)
+
+
+def new_session() -> str:
+    """An id for one start of one producer."""
+    return uuid.uuid4().hex
+
+
+def check_run_id(run_id: str) -> str:
+    """Return run_id unchanged.
+
+    Raises:
+        ValueError: it is not 1 to 64 letters, digits, `_` or `-`.
+    """
+    return _check(run_id, RUN_ID, "run id", "1 to 64 letters, digits, '_' or '-'")
+
+
+def check_source(source: str) -> str:
+    """Return source unchanged.
+
+    Raises:
+        ValueError: it is none of `rank<n>`, `hardware:<host>`, `sidecar`.
+    """
+    return _check(source, SOURCE, "source", "'rank<n>', 'hardware:<host>' or 'sidecar'")
+
+
+def check_session(session: str) -> str:
+    """Return session unchanged.
+
+    Raises:
+        ValueError: it is not 1 to 64 letters, digits or `-`.
+    """
+    return _check(session, SESSION, "session", "1 to 64 letters, digits or '-'")
+
+
+def sanitized_host(host: str) -> str:
+    """A host name reduced to what a source may contain, at most 128 characters."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", host)[:128] or "unknown"
+
+
+def host_run_id(host: str) -> str:
+    """The run that holds a host's hardware while nothing trains there."""
+    return re.sub(r"[^A-Za-z0-9_-]", "-", f"host-{host}")[:64]
+
+
+def _check(value: str, pattern: re.Pattern[str], what: str, allowed: str) -> str:
+    # fullmatch: `$` would let a trailing newline through.
+    if not pattern.fullmatch(value):
+        shown = value if len(value) <= 80 else value[:77] + "..."
+        raise ValueError(f"{what} {shown!r} is not valid: it must be {allowed}")
+    return value
