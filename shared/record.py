@@ -81,7 +81,7 @@ class SegmentHeader(NamedTuple):
     """Bytes that the header takes, with its table: where the first record begins."""
 
 
-class RecordHeader(NamedTuple):
+class RecordHeader(msgspec.Struct, frozen=True):
     type: int
     stream: int
     row: int
@@ -126,9 +126,7 @@ def encode_segment_header(
 ) -> bytes:
     """The opening bytes of a segment."""
     table = encode_table(streams)
-    head = _SEGMENT.pack(
-        SEGMENT_MAGIC, SEGMENT_VERSION, 0, len(table), journal_uuid, first_row
-    )
+    head = _SEGMENT.pack(SEGMENT_MAGIC, SEGMENT_VERSION, 0, len(table), journal_uuid, first_row)
     return head + _CRC.pack(zlib.crc32(table, zlib.crc32(head))) + table
 
 

@@ -1,0 +1,1 @@
+"""The journal of a run: durable, append-only, numbered by rows."""

@@ -1,0 +1,1 @@
+"""Sinks: readers of a journal that show it somewhere else."""
