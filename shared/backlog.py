@@ -1,0 +1,129 @@
+"""Backlog: packed events that have no number yet, and what to give up when they are too many.
+
+In: packed events with their kinds.
+Out: the events of the next frame.
+Never: gives up anything uncounted. What was dropped or refused becomes one
+Gap event for each reason, in the place of the first one missing.
+
+Not thread-safe: the sender thread owns it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
+
+from shared.clock import Clock
+from shared.events import Gap, MessageLogged, RunFinished, RunStarted, encode_event
+from shared.wire import FRAME_MAX_EVENTS, FRAME_TARGET_BYTES
+
+DROPPED_FIRST: Final = ("train", "hardware", "custom", "quant")
+"""Kinds that are dropped, oldest first, before any other is."""
+
+DROPPED_NEVER: Final = (RunStarted.TAG, RunFinished.TAG, Gap.TAG)
+SHED_TO: Final = 0.9
+"""Shed a tenth at a time, so that a full backlog is not walked for each event."""
+
+_ITEM_OVERHEAD_BYTES: Final = 120
+
+
+class _Missing(NamedTuple):
+    """A hole in the backlog that will be one Gap event."""
+
+    reason: str
+    by_kind: Counter[str]
+    wall_ns: int
+    mono_ns: int
+
+
+class _Item(NamedTuple):
+    kind: str
+    packed: bytes
+    missing: _Missing | None = None
+
+    @property
+    def cost(self) -> int:
+        return len(self.packed) + _ITEM_OVERHEAD_BYTES
+
+
+class Backlog:
+    """Packed events in order, at most max_bytes of them."""
+
+    def __init__(self, max_bytes: int, clock: Clock) -> None:
+        self.max_bytes = max_bytes
+        self.dropped: Counter[str] = Counter()
+        self._clock = clock
+        self._items: deque[_Item] = deque()
+        self._bytes = 0
+        self._holes: dict[str, _Missing] = {}
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def add(self, kind: str, packed: bytes) -> None:
+        """Take an event; drop others where that is one too many."""
+        self._push(_Item(kind, packed))
+        if self._bytes > self.max_bytes:
+            self._shed()
+
+    def add_missing(self, reason: str, kinds: Iterable[str]) -> None:
+        """Say here that events of these kinds are missing, and why."""
+        by_kind = Counter(kinds)
+        if by_kind:
+            self._hole(reason).by_kind.update(by_kind)
+
+    def take_frame(self) -> list[bytes]:
+        """Remove and return the events of one frame; empty where there are none."""
+        events: list[bytes] = []
+        size = 0
+        while self._items and len(events) < FRAME_MAX_EVENTS:
+            item = self._items[0]
+            packed = item.packed if item.missing is None else _gap(item.missing)
+            if events and size + len(packed) > FRAME_TARGET_BYTES:
+                break
+            self._items.popleft()
+            self._bytes -= item.cost
+            if item.missing is not None:
+                del self._holes[item.missing.reason]
+            events.append(packed)
+            size += len(packed)
+        return events
+
+    def _push(self, item: _Item) -> None:
+        self._items.append(item)
+        self._bytes += item.cost
+
+    def _hole(self, reason: str) -> _Missing:
+        """The gap for this reason that is still in the backlog, or a new one at its end."""
+        missing = self._holes.get(reason)
+        if missing is None:
+            now = self._clock.wall_ns(), self._clock.monotonic_ns()
+            missing = self._holes[reason] = _Missing(reason, Counter(), *now)
+            self._push(_Item(Gap.TAG, b"", missing))
+        return missing
+
+    def _shed(self) -> None:
+        target = int(self.max_bytes * SHED_TO)
+        self._drop(target, lambda kind: kind in DROPPED_FIRST)
+        if self._bytes > self.max_bytes:
+            self._drop(target, lambda kind: kind != MessageLogged.TAG and kind not in DROPPED_NEVER)
+        if self._bytes > self.max_bytes:
+            self._drop(target, lambda kind: kind not in DROPPED_NEVER)
+
+    def _drop(self, target: int, may_drop: Callable[[str], bool]) -> None:
+        """Drop the oldest droppable events until target bytes are left."""
+        items, self._items = self._items, deque()
+        left, self._bytes = self._bytes, 0
+        for item in items:
+            if left > target and may_drop(item.kind):
+                left -= item.cost
+                self.dropped[item.kind] += 1
+                self._hole("queue full").by_kind[item.kind] += 1
+            else:
+                self._push(item)
+
+
+def _gap(missing: _Missing) -> bytes:
+    gap = Gap(count=missing.by_kind.total(), by_kind=dict(missing.by_kind), reason=missing.reason)
+    return encode_event(gap, missing.wall_ns, missing.mono_ns)

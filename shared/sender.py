@@ -1,0 +1,332 @@
+"""Sender: the thread that takes events from the queue to the sidecar, and to the spool meanwhile.
+
+In: events that emit() queued.
+Out: frames on the wire; on disk what stays unacknowledged.
+Never: makes the training thread wait. Nothing it does is visible there but
+through the queue and counters that are read without blocking.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from shared.backlog import Backlog
+from shared.clock import Clock
+from shared.connection import Connection
+from shared.events import Event
+from shared.outgoing import Frame, OutgoingStream, State
+from shared.packing import Refused, kind_of, pack_event
+from shared.spool import Spool, SpoolUnavailable, adopt_orphans
+from shared.wire import Ack, FinAck, Message, Nack, Welcome
+
+log = logging.getLogger("telemetry.emitter")
+
+HELLO_INTERVAL_NS: Final = 500_000_000
+KEEPALIVE_NS: Final = 5_000_000_000
+ACK_OVERDUE_NS: Final = 2_000_000_000
+SILENCE_NS: Final = 8_000_000_000
+"""After so long without an answer to what was asked, the socket is rebuilt."""
+
+SPOOL_RETRY_NS: Final = 5_000_000_000
+FINAL_SPOOL_MARGIN_S: Final = 0.3
+
+
+class Queued(NamedTuple):
+    """What emit() leaves for the sender thread."""
+
+    wall_ns: int
+    mono_ns: int
+    event: Event
+
+
+@dataclass(frozen=True)
+class SenderOptions:
+    """How an emitter behaves; the defaults are those of the product."""
+
+    queue_max_bytes: int = 64 * 1024 * 1024
+    flush_interval_s: float = 0.01
+    spool_after_s: float = 0.1
+    spool_max_bytes: int = 1024 * 1024 * 1024
+    spool_dir: Path | None = None
+
+
+@dataclass
+class Peer:
+    """A stream with what the sender knows about talking to the sidecar about it."""
+
+    stream: OutgoingStream
+    spool: Spool | None
+    asked_ns: int = 0
+    heard_ns: int = 0
+    refusal: str = ""
+
+
+class Sender:
+    """Owns the connection, the streams and the spool. `run` is the thread."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        stream: OutgoingStream,
+        queue: deque[Queued],
+        take_overflow: Callable[[], Counter[str]],
+        options: SenderOptions,
+        clock: Clock,
+    ) -> None:
+        self.taken = 0
+        """Events that were taken out of the queue."""
+        self.refused: Counter[str] = Counter()
+        self.backlog = Backlog(options.queue_max_bytes // 2, clock)
+        self.main = Peer(stream, None)
+        self.crashed = 0
+        self._endpoint = endpoint
+        self._queue = queue
+        self._take_overflow = take_overflow
+        self._options = options
+        self._clock = clock
+        self._peers = {stream.number: self.main}
+        self._spool_retry_ns = 0
+        self._unanswered_since_ns: int | None = None
+        self._warned: set[str] = set()
+        self._deadline_ns: int | None = None
+        self._closed = threading.Event()
+
+    @property
+    def is_drained(self) -> bool:
+        """Everything is on the sidecar's disk."""
+        return not (self._queue or len(self.backlog)) and self.main.stream.state is State.DONE
+
+    def close(self, timeout_s: float) -> bool:
+        """Ask the thread to finish within timeout_s. True if all was acknowledged."""
+        # What has to be written at the end needs some of the time, too.
+        margin_s = min(FINAL_SPOOL_MARGIN_S, timeout_s / 4)
+        self._deadline_ns = self._clock.monotonic_ns() + int((timeout_s - margin_s) * 1e9)
+        self._closed.wait(timeout_s)
+        return self.is_drained
+
+    def run(self) -> None:
+        """The thread: until close, and a little beyond."""
+        try:
+            with Connection(self._endpoint) as connection:
+                with contextlib.suppress(OSError):
+                    self._adopt_orphans()
+                while not self._is_over():
+                    self._guarded_turn(connection)
+        finally:
+            self._leave()
+            self._closed.set()
+
+    def _is_over(self) -> bool:
+        if self._deadline_ns is None:
+            return False
+        return self.is_drained or self._clock.monotonic_ns() >= self._deadline_ns
+
+    def _guarded_turn(self, connection: Connection) -> None:
+        try:
+            self._turn(connection)
+        except Exception:
+            self.crashed += 1
+            if self.crashed == 1:
+                log.exception("telemetry sender failed; it goes on")
+            connection.wait(0.1)
+
+    def _turn(self, connection: Connection) -> None:
+        self._take_queue()
+        self._make_frames()
+        for message in connection.receive():
+            self._on_message(message)
+        now = self._clock.monotonic_ns()
+        for peer in list(self._peers.values()):
+            self._ask(connection, peer, now)
+            self._send_frames(connection, peer)
+            self._finish(connection, peer, now)
+        self._rebuild_if_silent(connection, now)
+        self._spool_overdue(now)
+        connection.wait(self._options.flush_interval_s)
+
+    # --- from the queue to frames
+
+    def _take_queue(self) -> None:
+        overflow = self._take_overflow()
+        for _ in range(len(self._queue)):
+            item = self._queue.popleft()
+            self.taken += 1
+            self._pack(item)
+        self.backlog.add_missing("queue full", overflow.elements())
+
+    def _pack(self, item: Queued) -> None:
+        kind = kind_of(item.event)
+        try:
+            self.backlog.add(kind, pack_event(item.event, item.wall_ns, item.mono_ns))
+        except Refused as exc:
+            self.refused[exc.reason] += 1
+            self.backlog.add_missing(f"refused: {exc.reason}", [kind])
+            self._warn_once(exc.reason, f"telemetry refused an event: {exc}")
+
+    def _make_frames(self) -> None:
+        stream, window = self.main.stream, self._options.queue_max_bytes // 2
+        while len(self.backlog) and stream.memory_bytes < window:
+            stream.add(self.backlog.take_frame(), self._clock.monotonic_ns())
+
+    # --- the conversation with the sidecar
+
+    def _on_message(self, message: Message) -> None:
+        self._unanswered_since_ns = None
+        peer = self._peers.get(getattr(message, "stream", -1))
+        if peer is None:
+            return
+        peer.heard_ns = self._clock.monotonic_ns()
+        match message:
+            case Welcome():
+                peer.stream.on_welcome(message)
+                peer.refusal = ""
+            case Ack():
+                self._release(peer, peer.stream.on_ack(message))
+            case Nack():
+                peer.stream.on_nack(message)
+                self._note_refusal(peer, message)
+            case FinAck():
+                peer.stream.on_fin_ack(message)
+
+    def _note_refusal(self, peer: Peer, message: Nack) -> None:
+        if message.seq >= 0:
+            self.refused["by the sidecar"] += 1
+        elif message.reason != peer.refusal:
+            peer.refusal = message.reason
+            log.info("stream of run %s: %s", peer.stream.run_id, message.reason)
+
+    def _ask(self, connection: Connection, peer: Peer, now: int) -> None:
+        """HELLO: to open, when acknowledgements are overdue, or to say we are alive."""
+        stream, since = peer.stream, now - peer.asked_ns
+        if stream.state in (State.CLOSED, State.ASKED, State.FINISHING):
+            due = since >= HELLO_INTERVAL_NS
+        elif stream.in_flight:
+            due = min(since, now - peer.heard_ns) >= ACK_OVERDUE_NS
+        else:
+            due = since >= KEEPALIVE_NS
+        if due and stream.state is not State.DONE:
+            if stream.state is State.FINISHING:
+                stream.lost()
+            if connection.send(stream.hello()):
+                self._expect_answer(now)
+                peer.asked_ns = now
+
+    def _send_frames(self, connection: Connection, peer: Peer) -> None:
+        for message in peer.stream.sendable():
+            if not connection.send(message):
+                break
+            self._expect_answer(self._clock.monotonic_ns())
+
+    def _finish(self, connection: Connection, peer: Peer, now: int) -> None:
+        """FIN, where a stream has nothing left to say."""
+        stream = peer.stream
+        if peer is self.main and (self._deadline_ns is None or self._queue or len(self.backlog)):
+            return
+        if stream.state is State.OPEN and not stream.frames and connection.send(stream.fin()):
+            self._expect_answer(now)
+            peer.asked_ns = now
+        if stream.state is State.DONE and peer is not self.main:
+            self._forget_orphan(peer)
+
+    def _expect_answer(self, now: int) -> None:
+        if self._unanswered_since_ns is None:
+            self._unanswered_since_ns = now
+
+    def _rebuild_if_silent(self, connection: Connection, now: int) -> None:
+        since = self._unanswered_since_ns
+        if since is not None and now - since > SILENCE_NS:
+            connection.rebuild()
+            self._unanswered_since_ns = None
+            for peer in self._peers.values():
+                peer.stream.lost()
+
+    # --- the spool
+
+    def _spool_overdue(self, now: int) -> None:
+        if self._options.spool_dir is None or now < self._spool_retry_ns:
+            return
+        overdue = int(self._options.spool_after_s * 1e9)
+        for frame in self.main.stream.frames:
+            if now - frame.framed_ns < overdue and self._deadline_ns is None:
+                return
+            if not frame.is_spooled and not self._spool_frame(frame):
+                return
+
+    def _spool_frame(self, frame: Frame) -> bool:
+        try:
+            spool = self._open_spool()
+            body = frame.load()
+            at = spool.append(frame.base_seq, frame.count, body)
+        except SpoolUnavailable as exc:
+            self._spool_retry_ns = self._clock.monotonic_ns() + SPOOL_RETRY_NS
+            self._warn_once("spool", f"telemetry {exc}; events stay in memory")
+            return False
+        self.main.stream.moved_to_spool(frame, _loader(spool, at, len(body)))
+        return True
+
+    def _open_spool(self) -> Spool:
+        stream = self.main.stream
+        if self.main.spool is None:
+            assert self._options.spool_dir is not None
+            self.main.spool = Spool.create(
+                self._options.spool_dir, stream.run_id, stream.session, stream.source
+            )
+        if self.main.spool.size > self._options.spool_max_bytes:
+            raise SpoolUnavailable(f"spool {self.main.spool.path}: full")
+        return self.main.spool
+
+    def _adopt_orphans(self) -> None:
+        """Take over what earlier emitters left in the spool directory."""
+        directory = self._options.spool_dir
+        if directory is None:
+            return
+        for spool in adopt_orphans(directory):
+            entry = spool.entry
+            number = max(self._peers) + 1
+            stream = OutgoingStream(number, entry.run_id, entry.session, entry.source)
+            for header, at in spool.frames():
+                load = _loader(spool, at, header.payload_length)
+                stream.add_frame(
+                    Frame(header.base_seq, header.count, header.payload_length, 0, load, True)
+                )
+            self._peers[number] = Peer(stream, spool)
+
+    def _release(self, peer: Peer, frames: list[Frame]) -> None:
+        """Empty the spool of the main stream as soon as nothing in it is needed."""
+        if peer is not self.main or peer.spool is None or not frames:
+            return
+        if not any(frame.is_spooled for frame in peer.stream.frames):
+            peer.spool.clear()
+
+    def _forget_orphan(self, peer: Peer) -> None:
+        del self._peers[peer.stream.number]
+        if peer.spool is not None:
+            peer.spool.close(delete=True)
+
+    def _leave(self) -> None:
+        """The end: what is not acknowledged goes to the spool."""
+        with contextlib.suppress(Exception):
+            self._take_queue()
+            while len(self.backlog):
+                self.main.stream.add(self.backlog.take_frame(), self._clock.monotonic_ns())
+            self._spool_retry_ns = 0
+            self._spool_overdue(self._clock.monotonic_ns())
+        for peer in self._peers.values():
+            if peer.spool is not None:
+                peer.spool.close(delete=not peer.stream.frames)
+
+    def _warn_once(self, key: str, text: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            log.warning(text)
+
+
+def _loader(spool: Spool, at: int, size: int) -> Callable[[], bytes]:
+    return lambda: spool.load(at, size)
