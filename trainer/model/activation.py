@@ -1,0 +1,157 @@
+"""Activations on a few levels, with ranges that follow a percentile of the data.
+
+In: activations (..., channels) before a linear layer.
+Out: the same on 2^b - 1 levels, stochastically rounded in training, nearest otherwise.
+Never: looks at more than 256 rows to find a range.
+
+    rho_c = EMA of the p-th percentile of |x_c|;   step_c = rho_c / L
+
+Source: Jithin VG, "Orthogonality-Aware Ternary Encoders with Percentile-Scaled Int4
+Activations and Mixed-Precision Attention". Departure: the percentile is taken on a
+sample of the rows by topk, which takes 1.6 ms for 2,048 channels where quantile over
+4,096 rows takes 1,343.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.model.config import ModelConfig
+from trainer.model.integer import largest_level
+from trainer.model.noise import centred_uniform_like
+from trainer.model.precision import ScheduledModule, StageBits
+from trainer.schedule import ScheduleState
+
+SAMPLE_ROWS = 256
+
+# Before the first observation: four standard deviations of a unit-variance activation,
+# so that a model evaluated before it is trained does not see only zeros.
+_UNOBSERVED_RANGE = 4.0
+_MIN_RANGE = 1e-6
+
+
+def sample_rows(valid: Tensor) -> Tensor:
+    """Indices of up to 256 rows, drawn without replacement from the valid ones.
+
+    Shapes: valid (N,) bool -> (min(N, 256),). Where fewer rows are valid, they are
+    repeated in turn, so that the size of the result does not depend on the data.
+    """
+    order = torch.rand(valid.shape, device=valid.device).masked_fill_(~valid, -1.0)
+    rows = order.topk(min(valid.numel(), SAMPLE_ROWS)).indices
+    count = valid.sum().clamp(min=1)
+    return rows[torch.arange(rows.numel(), device=rows.device) % count]
+
+
+def upper_percentile(magnitudes: Tensor, percentile: float) -> Tensor:
+    """The percentile of each row by linear interpolation, as torch.quantile has it.
+
+    Shapes: magnitudes (G, N) -> (G,). Only the few largest values are ordered.
+    """
+    n = magnitudes.shape[1]
+    position = (n - 1) * percentile / 100.0
+    below = min(math.floor(position), n - 1)
+    largest = magnitudes.topk(n - below, dim=1).values
+    upper = largest[:, max(n - below - 2, 0)]
+    return torch.lerp(largest[:, n - below - 1], upper, position - below)
+
+
+class ActivationQuantizer(ScheduledModule):
+    """Q_b with one moving range for each channel, or for each head's channels.
+
+    Persistent state: rho (ranges), observed (whether any data was seen). Both are part
+    of the state dict, since a resumed run needs the ranges it was trained with.
+    """
+
+    rho: Tensor
+    observed: Tensor
+    overload_rate: Tensor
+    bypassed: Tensor
+
+    def __init__(
+        self, config: ModelConfig, channels: int, bits: StageBits, channels_per_range: int = 1
+    ) -> None:
+        super().__init__()
+        self.stage_bits = bits
+        self.bits = bits.full_ternary
+        self.qdrop_probability = 0.0
+        self.percentile = config.percentile
+        self.momentum = config.percentile_momentum
+        self.channels_per_range = channels_per_range
+        ranges = channels // channels_per_range
+        self.register_buffer("rho", torch.full((ranges,), _UNOBSERVED_RANGE))
+        self.register_buffer("observed", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("overload_rate", torch.zeros(()), persistent=False)
+        self.register_buffer("bypassed", torch.zeros(()), persistent=False)
+
+    def apply_schedule(self, state: ScheduleState) -> None:
+        """Take over bits and QDrop's probability."""
+        self.bits = self.stage_bits.in_stage(state.stage)
+        self.qdrop_probability = state.qdrop_probability
+        if state.qdrop_probability == 0.0:
+            self.bypassed.zero_()
+
+    def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Quantize x (..., channels); rows name the sample, None draws from all rows."""
+        if self.training:
+            self._observe(x.detach().flatten(0, -2), rows)
+        quantized = quantize_activation(x, self.steps(), self.bits, stochastic=self.training)
+        if not (self.training and self.qdrop_probability > 0.0):
+            return quantized
+        # The choice stays on the device: read by the host, it would stall every forward.
+        bypass = torch.rand((), device=x.device) < self.qdrop_probability
+        self.bypassed.copy_(bypass)
+        return torch.where(bypass, x, quantized)
+
+    def steps(self) -> Tensor:
+        """Distance of two levels of each channel, (channels,)."""
+        step = self.rho.clamp(min=_MIN_RANGE) / largest_level(self.bits)
+        return step[:, None].expand(-1, self.channels_per_range).flatten()
+
+    @torch.no_grad()
+    def _observe(self, x: Tensor, rows: Tensor | None) -> None:
+        """Move rho towards the percentile of this batch; x is (N, channels)."""
+        if x.shape[0] == 0:
+            return
+        if rows is None and x.shape[0] > SAMPLE_ROWS:
+            rows = torch.randint(x.shape[0], (SAMPLE_ROWS,), device=x.device)
+        sample = x if rows is None else x.index_select(0, rows)
+        sample = sample.abs().to(self.rho.dtype)
+        grouped = torch.unflatten(sample, 1, (-1, self.channels_per_range))
+        # One contiguous row a range: topk along a strided dimension takes twice as long.
+        magnitudes = grouped.transpose(0, 1).flatten(1).contiguous()
+        found = upper_percentile(magnitudes, self.percentile)
+        moved = torch.lerp(found, self.rho, self.momentum)
+        self.rho.copy_(torch.where(self.observed, moved, found))
+        self.observed.fill_(True)
+        self.overload_rate.copy_((magnitudes > self.rho[:, None]).float().mean())
+
+
+def quantize_activation(x: Tensor, steps: Tensor, bits: int, *, stochastic: bool) -> Tensor:
+    """x on its levels, (..., channels), with steps (channels,).
+
+    The gradient passes straight through where |x / step| <= L and is 0 elsewhere.
+    """
+    apply: Callable[..., Tensor] = _QuantizeActivation.apply
+    return apply(x, steps, largest_level(bits), stochastic)
+
+
+class _QuantizeActivation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, steps: Tensor, level: int, stochastic: bool) -> Tensor:
+        # steps is float32 also under autocast: in half precision the rounding noise
+        # itself would be rounded, at 127 levels to a sixteenth of a step.
+        scaled = x / steps
+        ctx.save_for_backward(scaled.abs() <= level)
+        if stochastic:
+            scaled += centred_uniform_like(scaled)
+        return scaled.round_().clamp_(-level, level).mul_(steps).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (inside,) = ctx.saved_tensors
+        return grads[0] * inside, None, None, None

@@ -1,0 +1,168 @@
+"""The masked-language-model encoder: embedding, blocks, head, and what is set from outside.
+
+In: token ids with a mask and labels; the step number, between steps.
+Out: a loss, logits of the predicted positions, and diagnostics, all on the device.
+Never: waits for the device, as far as it is told which positions to predict.
+
+Source: Jithin VG, "Orthogonality-Aware Ternary Encoders with Percentile-Scaled Int4
+Activations and Mixed-Precision Attention".
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.model import diagnostics
+from trainer.model.activation import ActivationQuantizer, sample_rows
+from trainer.model.block import Block
+from trainer.model.config import ModelConfig
+from trainer.model.ends import Embedding, LanguageModelHead
+from trainer.model.linear import QuantizedLinear
+from trainer.model.precision import ScheduledModule
+from trainer.model.qdyt import QDyT
+from trainer.schedule import ScheduleState, schedule_state
+
+NOT_PREDICTED = -100
+
+_QUANTIZER_COLUMNS = ("raw_scale", "threshold", "dead_zone")
+
+
+class MaskedLMOutput(NamedTuple):
+    """Of M predicted positions: mean loss (), logits (M, V) and how many were right ()."""
+
+    loss: Tensor
+    logits: Tensor
+    correct: Tensor | None  # counted in evaluation only, 0-d int64
+
+
+class BitNetQDyT(nn.Module):
+    """A bidirectional encoder with ternary weights and int4 activations.
+
+    seed decides the fixed signs and permutations, which are saved as buffers; initial
+    weights come from torch's global generator. Until apply_schedule is called, the
+    bits are those of the last stage. Not thread-safe.
+    """
+
+    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        generator = torch.Generator(device="cpu").manual_seed(seed)
+        self.embedding = Embedding(config)
+        self.blocks = nn.ModuleList(
+            Block(config, layer, generator) for layer in range(config.layers)
+        )
+        self.head = LanguageModelHead(config)
+        self._has_observed = False
+
+    def apply_schedule(self, step: int, total_steps: int) -> ScheduleState:
+        """Set bits, QDrop, alpha ramp, dither and dropout for one optimizer step.
+
+        Call it before each step and before an evaluation. The first call in which a
+        layer is ternary starts its scale, threshold and dead zone from its weights.
+
+        Raises:
+            ValueError: step below 0 or total_steps below 1.
+        """
+        state = schedule_state(self.config, step, total_steps)
+        for module in self.modules():
+            if isinstance(module, ScheduledModule):
+                module.apply_schedule(state)
+        return state
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+        predicted: Tensor | None = None,
+    ) -> MaskedLMOutput:
+        """Loss and logits of the positions whose label is not -100.
+
+        Shapes: input_ids (B, S) int64, attention_mask (B, S) bool, labels (B, S) int64,
+        predicted (M,) int64: the flat indices of those positions, where the caller
+        knows them. Without it they are looked for here, and since their number decides
+        a shape, that is the one place where the host waits for an accelerator.
+
+        A batch with nothing to predict has a loss of 0 and gradients of 0.
+
+        Raises:
+            ValueError: the rows are longer than max_length.
+        """
+        if input_ids.shape[1] > self.config.max_length:
+            raise ValueError(
+                f"rows of {input_ids.shape[1]} tokens are longer than max_length "
+                f"{self.config.max_length}"
+            )
+        if predicted is None:
+            predicted = (labels.flatten() != NOT_PREDICTED).nonzero().squeeze(1)
+        hidden = self._hidden(input_ids, attention_mask)
+        logits = self.head(hidden.flatten(0, 1).index_select(0, predicted))
+        targets = labels.flatten().index_select(0, predicted)
+        # The sum over no positions is 0 where their mean would be NaN.
+        loss = F.cross_entropy(logits.float(), targets, reduction="sum") / max(len(targets), 1)
+        correct = None if self.training else (logits.argmax(dim=-1) == targets).sum()
+        return MaskedLMOutput(loss, logits, correct)
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Groups for AdamW: matrices and tables decay, all else does not.
+
+        Each group has a name and an lr_scale, by which the loop multiplies the learning
+        rate it sets; that of the quantizers' columns is quantizer_lr_scale.
+        """
+        matrices: list[nn.Parameter] = []
+        vectors: list[nn.Parameter] = []
+        columns: list[nn.Parameter] = []
+        for name, parameter in self.named_parameters():
+            if name.rpartition(".")[2] in _QUANTIZER_COLUMNS:
+                columns.append(parameter)
+            else:
+                (matrices if parameter.dim() > 1 else vectors).append(parameter)
+        quiet = {"weight_decay": 0.0}
+        scale = self.config.quantizer_lr_scale
+        groups: list[dict[str, Any]] = [
+            {"name": "matrices", "params": matrices, "weight_decay": weight_decay, "lr_scale": 1.0},
+            {"name": "vectors", "params": vectors, "lr_scale": 1.0, **quiet},
+            {"name": "quantizers", "params": columns, "lr_scale": scale, **quiet},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Aggregate quantization diagnostics: 0-d tensors on the device, by metric name.
+
+        What a stage has no value for is left out: occupancy without a ternary layer,
+        and what training forwards observe before there was one.
+        """
+        linears = [m for m in self.modules() if isinstance(m, QuantizedLinear)]
+        quantizers = [m for m in self.modules() if isinstance(m, ActivationQuantizer)]
+        norms = [m for m in self.modules() if isinstance(m, QDyT)]
+        found = diagnostics.weight_diagnostics(linears)
+        found |= diagnostics.precision_diagnostics(linears, quantizers)
+        if self._has_observed:
+            found |= diagnostics.activation_diagnostics(quantizers, norms)
+        return found
+
+    def _hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, S) -> (B, S, d_model), up to the norm before the head."""
+        rows = None
+        if self.training:
+            # One sample for all quantizers: each would otherwise order its own.
+            rows = sample_rows(attention_mask.flatten())
+            self._has_observed = True
+        key_mask = _key_mask(attention_mask)
+        x: Tensor = self.embedding(input_ids, rows)
+        for block in self.blocks:
+            x = block(x, key_mask, rows)
+        return x
+
+
+def _key_mask(attention_mask: Tensor) -> Tensor:
+    """(B, S) bool -> (B, 1, 1, S); a row of nothing but padding attends to all of it.
+
+    A softmax over no keys at all would be NaN, and reach every parameter.
+    """
+    usable = attention_mask | ~attention_mask.any(dim=1, keepdim=True)
+    return usable[:, None, None, :]

@@ -1,0 +1,91 @@
+"""Both ends of the encoder: token and position embedding, and the language-model head.
+
+In: token ids, or the hidden states of the positions to be predicted.
+Out: the residual stream, or logits over the vocabulary.
+Never: ternary. Their weights are integers with one scale for each group of a row.
+
+Source: Jithin VG, "Orthogonality-Aware Ternary Encoders with Percentile-Scaled Int4
+Activations and Mixed-Precision Attention". Ours is LayerNorm after the embedding and
+before the head; the source has QDyT there too, which learns far more slowly.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.model.activation import ActivationQuantizer
+from trainer.model.config import ModelConfig, NormKind
+from trainer.model.integer import integer_weights
+from trainer.model.mixing import largest_block
+from trainer.model.precision import ScheduledModule, end_stage_bits
+from trainer.model.qdyt import QDyT
+from trainer.schedule import ScheduleState
+
+_ROW_GROUP = 64
+
+
+class EndNorm(nn.Module):
+    """LayerNorm or QDyT, called alike."""
+
+    def __init__(self, config: ModelConfig, kind: NormKind) -> None:
+        super().__init__()
+        self.norm = QDyT(config) if kind == "qdyt" else nn.LayerNorm(config.d_model)
+
+    def forward(self, x: Tensor, rows: Tensor | None) -> Tensor:
+        """(..., d_model) -> (..., d_model)."""
+        out: Tensor = self.norm(x, rows) if isinstance(self.norm, QDyT) else self.norm(x)
+        return out
+
+
+class Embedding(ScheduledModule):
+    """Token plus learned position, both quantized in groups of a row."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.stage_bits = end_stage_bits(config.embedding_bits)
+        self.bits = self.stage_bits.full_ternary
+        self.group = largest_block(config.d_model, _ROW_GROUP)
+        self.token = nn.Parameter(torch.empty(config.vocab_size, config.d_model))
+        self.position = nn.Parameter(torch.empty(config.max_length, config.d_model))
+        for table in (self.token, self.position):
+            nn.init.normal_(table, std=config.d_model**-0.5)
+        self.norm = EndNorm(config, config.embed_norm)
+
+    def apply_schedule(self, state: ScheduleState) -> None:
+        """Take over the bits."""
+        self.bits = self.stage_bits.in_stage(state.stage)
+
+    def forward(self, input_ids: Tensor, rows: Tensor | None) -> Tensor:
+        """(B, S) int64 -> (B, S, d_model)."""
+        # Rows are quantized one by one, so only those that were looked up need be.
+        token = integer_weights(F.embedding(input_ids, self.token), self.bits, group=self.group)
+        position = integer_weights(self.position[: input_ids.shape[1]], self.bits, group=self.group)
+        out: Tensor = self.norm(token + position, rows)
+        return out
+
+
+class LanguageModelHead(ScheduledModule):
+    """Norm, then logits by a matrix of its own; it is not tied to the embedding."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.stage_bits = end_stage_bits(config.head_bits)
+        self.bits = self.stage_bits.full_ternary
+        self.group = largest_block(config.d_model, _ROW_GROUP)
+        self.norm = EndNorm(config, config.final_norm)
+        self.input = ActivationQuantizer(config, config.d_model, self.stage_bits)
+        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.d_model))
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        nn.init.normal_(self.weight, std=config.d_model**-0.5)
+
+    def apply_schedule(self, state: ScheduleState) -> None:
+        """Take over the bits; the input's quantizer has its own."""
+        self.bits = self.stage_bits.in_stage(state.stage)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(M, d_model) -> (M, vocab_size)."""
+        quantized = self.input(self.norm(hidden, None))
+        weight = integer_weights(self.weight, self.bits, group=self.group)
+        return F.linear(quantized, weight, self.bias)

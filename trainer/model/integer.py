@@ -1,0 +1,78 @@
+"""Symmetric integer weights: Q_b with one scale for each group of a row.
+
+In: weights (..., in) and a number of bits.
+Out: the same weights on 2^b - 1 evenly spaced levels, straight-through gradients.
+Never: learns anything; the scale is the largest magnitude of its group.
+
+    Q_b(u; step) = step * clip(round(u / step), -L, L),   L = 2^(b-1) - 1
+
+Source: Jithin VG, "Orthogonality-Aware Ternary Encoders with Percentile-Scaled Int4
+Activations and Mixed-Precision Attention", notation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.model.noise import centred_uniform_like
+
+_MIN_STEP = 1e-8
+
+
+def largest_level(bits: int) -> int:
+    """L, the largest code of a symmetric quantizer of so many bits."""
+    return (1 << (bits - 1)) - 1
+
+
+def integer_codes(
+    w: Tensor, bits: int, group: int | None = None, dither: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Codes in [-L, L] and their step.
+
+    Shapes: w (..., in) -> codes (..., in / group, group), step (..., in / group, 1);
+    group None means the whole row. dither adds a uniform +-step/2 before rounding.
+    """
+    grouped = torch.unflatten(w, -1, (-1, group or w.shape[-1]))
+    level = largest_level(bits)
+    step = (grouped.abs().amax(dim=-1, keepdim=True) / level).clamp(min=_MIN_STEP)
+    codes = grouped / step
+    if dither:
+        codes += centred_uniform_like(codes)
+    return codes.round_().clamp_(-level, level), step
+
+
+def integer_weights(
+    w: Tensor,
+    bits: int,
+    *,
+    group: int | None = None,
+    dither: bool = False,
+    idle: tuple[Tensor, ...] = (),
+) -> Tensor:
+    """w on its levels, shape (..., in); the gradient passes straight through to w.
+
+    The tensors in idle get a gradient of zero. The columns of a ternary weight are
+    idle in the int8 stages, and a parameter that has no gradient at all stops a
+    distributed reduction.
+    """
+    apply: Callable[..., Tensor] = _IntegerWeights.apply
+    return apply(w, bits, group, dither, *idle)
+
+
+class _IntegerWeights(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, w: Tensor, bits: int, group: int | None, dither: bool, *idle: Tensor
+    ) -> Tensor:
+        ctx.idle = [(tensor.shape, tensor.dtype, tensor.device) for tensor in idle]
+        codes, step = integer_codes(w, bits, group, dither)
+        return codes.mul_(step).flatten(-2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        zeros = [torch.zeros(s, dtype=dtype, device=device) for s, dtype, device in ctx.idle]
+        return (grads[0], None, None, None, *zeros)

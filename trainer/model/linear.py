@@ -1,0 +1,160 @@
+"""A linear layer whose weight is quantized anew, and once, in every forward pass.
+
+In: activations that are quantized already.
+Out: their product with the weight at the bits in force.
+Never: quantizes activations, and has no bias.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.model.config import TERNARY_BITS, ModelConfig
+from trainer.model.integer import integer_codes, integer_weights
+from trainer.model.noise import random_mask_like
+from trainer.model.precision import ScheduledModule, StageBits
+from trainer.model.ternary import (
+    TernaryStart,
+    absmean_ternary,
+    inverse_softplus,
+    learned_ternary,
+    paper_start,
+    symmetric_start,
+    ternary_codes,
+)
+from trainer.schedule import ScheduleState
+
+
+class QuantizedLinear(ScheduledModule):
+    """Int8 or ternary, as the schedule says. Weights start as N(0, 1 / d_in).
+
+    raw_scale, threshold and dead_zone, each (out, 1), are there where the layer has a
+    ternary stage and its mode learns them. They start from the weights as these are
+    when the layer first turns ternary; ternary_started says, also to a resumed run,
+    that this has happened.
+    """
+
+    raw_scale: nn.Parameter | None
+    threshold: nn.Parameter | None
+    dead_zone: nn.Parameter | None
+    ternary_started: Tensor
+    bypassed: Tensor
+
+    def __init__(self, config: ModelConfig, d_in: int, d_out: int, bits: StageBits) -> None:
+        super().__init__()
+        self.mode = config.weight_mode
+        self.grad_clip: float | Tensor = config.lsq_grad_clip
+        self.stage_bits = bits
+        self.bits = bits.full_ternary
+        self.qdrop_probability = 0.0
+        self.dither = False
+        self.ternary_dropout = 0.0
+        self.weight = nn.Parameter(torch.empty(d_out, d_in))
+        nn.init.normal_(self.weight, std=d_in**-0.5)
+        self._add_columns(learned=TERNARY_BITS in bits and self.mode != "absmean")
+        self.register_buffer("ternary_started", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("bypassed", torch.zeros(()), persistent=False)
+
+    def apply_schedule(self, state: ScheduleState) -> None:
+        """Take over bits, dither, ternary dropout and QDrop's probability."""
+        bits = self.stage_bits.in_stage(state.stage)
+        if bits == TERNARY_BITS and self.bits != TERNARY_BITS:
+            self._start_ternary()
+        self.bits = bits
+        self.dither = state.dither
+        self.ternary_dropout = state.ternary_dropout
+        self.qdrop_probability = state.qdrop_probability
+        if state.qdrop_probability == 0.0:
+            self.bypassed.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d_in) -> (..., d_out)."""
+        return F.linear(x, self._weight_in_force())
+
+    @property
+    def is_ternary(self) -> bool:
+        """Whether the bits in force are the ternary ones."""
+        return self.bits == TERNARY_BITS
+
+    @torch.no_grad()
+    def codes(self) -> tuple[Tensor, Tensor]:
+        """Codes (out, in) and scale, broadcastable to them, of the bits in force.
+
+        Without the noise of training: codes * scale is the weight of an evaluation.
+        """
+        if not self.is_ternary:
+            codes, step = integer_codes(self.weight, self.bits)
+            return codes.flatten(-2), step.flatten(-2)
+        if self.raw_scale is None or self.threshold is None or self.dead_zone is None:
+            return absmean_ternary(self.weight)
+        codes = ternary_codes(self.weight, self.threshold, self.dead_zone)
+        return codes, F.softplus(self.raw_scale)
+
+    def _weight_in_force(self) -> Tensor:
+        quantized = self._ternary_weight() if self.is_ternary else self._integer_weight()
+        if not (self.training and self.qdrop_probability > 0.0):
+            return quantized
+        bypass = torch.rand((), device=self.weight.device) < self.qdrop_probability
+        self.bypassed.copy_(bypass)
+        return torch.where(bypass, self.weight, quantized)
+
+    def _integer_weight(self) -> Tensor:
+        columns = (self.raw_scale, self.threshold, self.dead_zone)
+        return integer_weights(
+            self.weight,
+            self.bits,
+            dither=self.dither and self.training,
+            idle=tuple(column for column in columns if column is not None),
+        )
+
+    def _ternary_weight(self) -> Tensor:
+        dropped = None
+        if self.training and self.ternary_dropout > 0.0:
+            dropped = random_mask_like(self.weight, self.ternary_dropout)
+        if self.raw_scale is None or self.threshold is None or self.dead_zone is None:
+            return self._absmean_weight(dropped)
+        return learned_ternary(
+            self.weight,
+            self.raw_scale,
+            self.threshold,
+            self.dead_zone,
+            grad_clip=self.grad_clip,
+            dropped=dropped,
+        )
+
+    def _absmean_weight(self, dropped: Tensor | None) -> Tensor:
+        codes, scale = absmean_ternary(self.weight.detach())
+        if dropped is not None:
+            codes.masked_fill_(dropped, 0)
+        # Nothing here is learned but the weight, so plain straight-through will do.
+        return self.weight + (codes * scale - self.weight).detach()
+
+    def _start(self) -> TernaryStart:
+        start = paper_start if self.mode == "paper" else symmetric_start
+        return start(self.weight.detach())
+
+    def _add_columns(self, learned: bool) -> None:
+        self.raw_scale = self.threshold = self.dead_zone = None
+        if learned:
+            scale, threshold, dead_zone = self._start()
+            self.raw_scale = nn.Parameter(inverse_softplus(scale))
+            self.threshold = nn.Parameter(threshold)
+            self.dead_zone = nn.Parameter(dead_zone)
+
+    @torch.no_grad()
+    def _start_ternary(self) -> None:
+        """Start the columns from the weights as they are now, unless they have started.
+
+        Decided on the device by a buffer, since a run resumed in a ternary stage
+        comes through here with columns that are trained already.
+        """
+        if self.raw_scale is None or self.threshold is None or self.dead_zone is None:
+            return
+        scale, threshold, dead_zone = self._start()
+        started = self.ternary_started
+        self.raw_scale.copy_(torch.where(started, self.raw_scale, inverse_softplus(scale)))
+        self.threshold.copy_(torch.where(started, self.threshold, threshold))
+        self.dead_zone.copy_(torch.where(started, self.dead_zone, dead_zone))
+        started.fill_(True)

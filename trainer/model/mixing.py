@@ -1,0 +1,113 @@
+"""Fixed orthogonal mixers, which spread outliers over channels before a projection.
+
+In: activations (..., channels).
+Out: the same activations in another orthonormal basis.
+Never: learns, or changes after it is built; signs and permutations are buffers.
+
+Source: Jithin VG, "Orthogonality-Aware Ternary Encoders with Percentile-Scaled Int4
+Activations and Mixed-Precision Attention": block Hadamard H = (+) H_b / sqrt(b), and
+DPD = D2 P D1 with signs D and a permutation P.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.model.config import ModelConfig
+
+
+def hadamard_matrix(block: int) -> Tensor:
+    """H_b / sqrt(b), (block, block), by Sylvester's doubling. block is a power of two."""
+    h = torch.ones(1, 1, device="cpu")
+    while h.shape[0] < block:
+        h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)], 0)
+    return h / math.sqrt(block)
+
+
+def largest_block(channels: int, most: int) -> int:
+    """The largest power of two that divides channels and is not above most."""
+    return min(channels & -channels, most)
+
+
+class BlockHadamard(nn.Module):
+    """Multiply each block of channels by one Hadamard matrix."""
+
+    matrix: Tensor
+
+    def __init__(self, block: int) -> None:
+        super().__init__()
+        # Not saved: it follows from the block size alone.
+        self.register_buffer("matrix", hadamard_matrix(block), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., channels) -> (..., channels)."""
+        blocks = torch.unflatten(x, -1, (-1, self.matrix.shape[0]))
+        return torch.matmul(blocks, self.matrix).flatten(-2)
+
+
+class SignedPermutation(nn.Module):
+    """DPD: change signs, permute within each span of channels, change signs again.
+
+    Both sign changes are applied as one, behind the permutation. A permutation keeps
+    to its span, so that with the head size as span no two heads are mixed.
+    """
+
+    order: Tensor
+    inverse: Tensor
+    signs: Tensor
+
+    def __init__(self, channels: int, span: int, generator: torch.Generator) -> None:
+        super().__init__()
+        starts = range(0, channels, span)
+        parts = [
+            start + torch.randperm(span, generator=generator, device="cpu") for start in starts
+        ]
+        order = torch.cat(parts)
+        first, second = (
+            torch.randint(2, (channels,), generator=generator, device="cpu") * 2.0 - 1.0
+            for _ in range(2)
+        )
+        self.register_buffer("order", order)
+        self.register_buffer("inverse", order.argsort(), persistent=True)
+        self.register_buffer("signs", second * first[order])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., channels) -> (..., channels)."""
+        apply: Callable[..., Tensor] = _PermuteSigns.apply
+        return apply(x, self.order, self.inverse, self.signs)
+
+
+class _PermuteSigns(torch.autograd.Function):
+    """Gathers in both directions; autograd's own backward would scatter and add."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor, signs: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse, signs)
+        return x.index_select(-1, order) * signs.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        inverse, signs = ctx.saved_tensors
+        g = grads[0] * signs.to(grads[0].dtype)
+        return g.index_select(-1, inverse), None, None, None
+
+
+def make_mixer(
+    config: ModelConfig, channels: int, span: int, hadamard: bool, generator: torch.Generator
+) -> nn.Module:
+    """DPD, then block Hadamard, as far as the configuration and the site have them.
+
+    DPD alone does nothing that a row-wise quantized projection could see, other than
+    to name its columns anew; it works by what the Hadamard blocks then mix.
+    """
+    parts: list[nn.Module] = []
+    if config.mixers in ("hadamard_dpd", "dpd"):
+        parts.append(SignedPermutation(channels, span, generator))
+    if hadamard and config.mixers in ("hadamard_dpd", "hadamard"):
+        parts.append(BlockHadamard(largest_block(span, config.hadamard_block)))
+    return nn.Sequential(*parts)

@@ -1,0 +1,123 @@
+"""What the step number decides: stage, QDrop, ramps and the learning rate.
+
+In: a step, the number of all steps, and the settings that name the spans.
+Out: plain values, so that any step can be asked for in any order.
+Never: keeps state, or touches a model. Steps are optimizer steps, whatever the
+accumulation, and are counted from 0.
+
+Source: Jithin VG, "Orthogonality-Aware Ternary Encoders with Percentile-Scaled Int4
+Activations and Mixed-Precision Attention", progressive quantization and QDrop.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:  # the model imports this module
+    from trainer.model.config import ModelConfig, Steps
+
+Stage = Literal["warmup", "partial_ternary", "full_ternary"]
+
+FULL_TERNARY_LR_FACTOR = 0.7
+
+
+@dataclass(frozen=True)
+class ScheduleState:
+    """All that changes with the step number, at one step."""
+
+    stage: Stage
+    qdrop_probability: float
+    alpha_ramp: float  # multiplies the learned alpha of every QDyT
+    dither: bool
+    ternary_dropout: float
+    learning_rate_factor: float
+
+
+def schedule_state(config: ModelConfig, step: int, total_steps: int) -> ScheduleState:
+    """The state in force while optimizer step number `step` is taken.
+
+    A step at or past total_steps has the final state, which is also what a model
+    is evaluated with after training.
+
+    Raises:
+        ValueError: step below 0 or total_steps below 1.
+    """
+    if step < 0 or total_steps < 1:
+        raise ValueError(f"step {step} of {total_steps} steps is outside of any training")
+    stage = _stage(config, step, total_steps)
+    return ScheduleState(
+        stage=stage,
+        qdrop_probability=_qdrop_probability(config, step, total_steps),
+        alpha_ramp=_alpha_ramp(config, step, total_steps),
+        dither=stage == "warmup",
+        ternary_dropout=_ternary_dropout(config, step, total_steps),
+        learning_rate_factor=FULL_TERNARY_LR_FACTOR if stage == "full_ternary" else 1.0,
+    )
+
+
+def resolve_steps(span: Steps, total_steps: int) -> int:
+    """Optimizer steps of a span given as steps (int) or as a fraction of all (float)."""
+    return round(span * total_steps) if isinstance(span, float) else span
+
+
+def learning_rate(
+    step: int,
+    *,
+    base: float,
+    warmup_steps: int,
+    total_steps: int,
+    kind: Literal["cosine", "linear"],
+    factor: float,
+) -> float:
+    """Linear warmup to base, then cosine or linear decay to 0 at total_steps.
+
+    The first step already has a rate above 0, base / warmup_steps, for a step at
+    rate 0 is a batch wasted. factor, from ScheduleState, multiplies the result.
+
+    warmup_steps at or above total_steps means that the rate rises to the last step
+    and never reaches base: shorten the warmup before calling if that is not meant.
+
+    Raises:
+        ValueError: kind is neither cosine nor linear.
+    """
+    if kind not in ("cosine", "linear"):
+        raise ValueError(f"scheduler {kind!r} is not one of cosine, linear")
+    if step < warmup_steps:
+        return factor * base * (step + 1) / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    if kind == "linear":
+        return factor * base * (1.0 - progress)
+    return factor * base * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def _stage(config: ModelConfig, step: int, total_steps: int) -> Stage:
+    if step < round(config.stage1 * total_steps):
+        return "warmup"
+    if step < round(config.stage2 * total_steps):
+        return "partial_ternary"
+    return "full_ternary"
+
+
+def _qdrop_probability(config: ModelConfig, step: int, total_steps: int) -> float:
+    span = resolve_steps(config.qdrop_anneal_steps, total_steps)
+    return config.qdrop_prob_initial * max(0.0, 1.0 - step / span) if span else 0.0
+
+
+def _alpha_ramp(config: ModelConfig, step: int, total_steps: int) -> float:
+    """Rises linearly from alpha_init / alpha_target to 1."""
+    span = resolve_steps(config.qdyt_warmup_steps, total_steps)
+    start = config.alpha_init / config.alpha_target
+    return start + (1.0 - start) * min(1.0, step / span) if span else 1.0
+
+
+def _ternary_dropout(config: ModelConfig, step: int, total_steps: int) -> float:
+    """In force for its span from the first ternary step on.
+
+    Counted from step 0, a long warmup stage would use the span up before there is
+    a single ternary weight.
+    """
+    first = round(config.stage1 * total_steps)
+    span = resolve_steps(config.ternary_dropout_steps, total_steps)
+    return config.ternary_dropout if first <= step < first + span else 0.0
