@@ -2,5 +2,226 @@
 
 In: the journal directory of a run, live or finished.
 Out: rows, and what is damaged or missing between them.
-Never: writes, locks, or reads past the durable mark of a live journal.
+Never: writes, locks, or reads past the durable mark.
 """
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Final, NamedTuple
+
+from shared.events import DecodeError, decode_envelopes
+from shared.record import (
+    EVENTS,
+    STREAMS,
+    CorruptRecord,
+    SegmentHeader,
+    StreamEntry,
+    decode_segment_header,
+    decode_table,
+)
+from telemetry.journal.layout import Mark, SegmentFile, read_mark, segments
+from telemetry.journal.scan import CONTENT, HOLE, REST, SEGMENT, TAIL, Damage, Found, scan
+from telemetry.rows import Row
+
+CHUNK_BYTES: Final = 4 * 1024 * 1024
+
+
+class NotAJournal(Exception):
+    """There is no journal in this place; the message names it."""
+
+
+class Batch(NamedTuple):
+    """What one read gave. is_end: nothing more is on disk now."""
+
+    rows: list[Row]
+    damage: list[Damage]
+    is_end: bool
+
+
+class JournalReader:
+    """Reads rows from first_row on. Not thread-safe."""
+
+    def __init__(self, directory: Path, first_row: int = 0) -> None:
+        """Open the journal for reading from first_row.
+
+        Raises:
+            NotAJournal: no such directory, or no segment in it.
+        """
+        if not segments(directory):
+            raise NotAJournal(f"{directory} is not a journal: it has no segment")
+        self.directory = directory
+        self.next_row = first_row
+        self.streams: dict[int, StreamEntry] = {}
+        self._fd = -1
+        self._segment: SegmentFile | None = None
+        self._offset = 0
+        self._expect_row = 0
+        self._closed_segments: int = -1
+
+    def read(self) -> Batch:
+        """Rows that are on disk and were not read yet, up to about 4 MiB of them."""
+        mark = read_mark(self.directory)
+        rows: list[Row] = []
+        damage: list[Damage] = []
+        while not rows and not damage:
+            if self._segment is None and not self._open_next(mark, damage):
+                return Batch(rows, damage, is_end=True)
+            if self._segment is None:
+                continue
+            limit, is_sealed = self._limit(mark)
+            progressed = self._read_chunk(limit, is_sealed, rows, damage)
+            if progressed:
+                continue
+            if not is_sealed:
+                return Batch(rows, damage, is_end=True)
+            self._close_segment()
+        return Batch(rows, damage, is_end=False)
+
+    def close(self) -> None:
+        """Let go of the open segment. May be called twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> JournalReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _read_chunk(
+        self, limit: int, is_sealed: bool, rows: list[Row], damage: list[Damage]
+    ) -> bool:
+        """Scan one chunk from where we are; False where it gave nothing."""
+        size = min(CHUNK_BYTES, limit - self._offset)
+        data = os.pread(self._fd, size, self._offset) if size > 0 else b""
+        is_end = self._offset + len(data) >= limit
+        at = self._offset
+        for item in scan(memoryview(data), self._expect_row, is_end):
+            if isinstance(item, Damage) and item.kind == TAIL and not is_sealed:
+                # Behind the last sync of a crashed writer: not written, as it were.
+                damage.append(_shifted(item, at))
+                self._offset = limit
+                return True
+            self._offset = at + item.end
+            self._take(item, at, rows, damage)
+            if isinstance(item, Damage) and item.kind in (REST, TAIL):
+                self._offset = limit
+                return True
+        return self._offset > at
+
+    def _take(self, item: Found | Damage, at: int, rows: list[Row], damage: list[Damage]) -> None:
+        if isinstance(item, Damage):
+            damage.append(_shifted(item, at))
+            self._expect_row = item.next_row or self._expect_row
+            return
+        header = item.header
+        self._expect_row = header.next_row
+        if header.type == STREAMS:
+            self._learn_streams(item.payload)
+        elif header.type == EVENTS and header.next_row > self.next_row:
+            try:
+                rows.extend(self._rows_of(item))
+            except DecodeError as exc:
+                damage.append(
+                    Damage(
+                        CONTENT,
+                        at + item.offset,
+                        at + item.end,
+                        header.row,
+                        header.next_row,
+                        str(exc),
+                    )
+                )
+            self.next_row = header.next_row
+
+    def _learn_streams(self, payload: bytes) -> None:
+        self.streams.update(decode_table(payload))
+
+    def _rows_of(self, item: Found) -> list[Row]:
+        header = item.header
+        entry = self.streams.get(header.stream)
+        if entry is None:
+            raise DecodeError(f"stream {header.stream} is in no table")
+        return [
+            Row(header.row + i, entry.source, entry.session, header.base_seq + i, envelope)
+            for i, envelope in enumerate(decode_envelopes(item.payload))
+            if header.row + i >= self.next_row
+        ]
+
+    # --- from segment to segment
+
+    def _limit(self, mark: Mark | None) -> tuple[int, bool]:
+        """How far the open segment may be read, and whether nothing will be added to it."""
+        assert self._segment is not None
+        size = os.fstat(self._fd).st_size
+        if mark is not None and mark.segment == self._segment.first_row:
+            return min(mark.offset, size), False
+        is_last = segments(self.directory)[-1].first_row == self._segment.first_row
+        return size, not is_last
+
+    def _open_next(self, mark: Mark | None, damage: list[Damage]) -> bool:
+        """Open the segment that holds the next row, or the next one there is."""
+        found = [
+            segment
+            for segment in segments(self.directory)
+            if segment.first_row > self._closed_segments
+            and (mark is None or segment.first_row <= mark.segment)
+        ]
+        if not found:
+            return False
+        segment = found[0]
+        if self._closed_segments < 0:
+            segment = max((s for s in found if s.first_row <= self.next_row), default=found[0])
+            self._expect_row = segment.first_row
+            if segment == found[0] and segment.first_row > 0:
+                self._expect_row = 0
+        self._enter(segment, damage)
+        return True
+
+    def _enter(self, segment: SegmentFile, damage: list[Damage]) -> None:
+        if segment.first_row > self._expect_row:
+            damage.append(
+                Damage(HOLE, 0, 0, self._expect_row, segment.first_row, segment.path.name)
+            )
+        fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            header = _segment_header(fd)
+        except CorruptRecord as exc:
+            os.close(fd)
+            self._closed_segments = segment.first_row
+            damage.append(Damage(SEGMENT, 0, 0, segment.first_row, None, str(exc)))
+            return
+        self._fd, self._segment = fd, segment
+        self._offset, self._expect_row = header.size, segment.first_row
+        self.streams.update(header.streams)
+
+    def _close_segment(self) -> None:
+        assert self._segment is not None
+        self._closed_segments = self._segment.first_row
+        self._segment = None
+        self.close()
+
+
+def _segment_header(fd: int) -> SegmentHeader:
+    size = 64 * 1024
+    while True:
+        data = os.pread(fd, size, 0)
+        header = decode_segment_header(memoryview(data))
+        if header is not None:
+            return header
+        if len(data) < size:
+            raise CorruptRecord("segment header is cut short")
+        size *= 4
+
+
+def _shifted(damage: Damage, by: int) -> Damage:
+    return damage._replace(offset=damage.offset + by, end=damage.end + by)

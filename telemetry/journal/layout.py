@@ -1,0 +1,86 @@
+"""Layout: which files a journal is made of, and the mark that says how much of it is on disk.
+
+    DATA_DIR/runs/<run_id>/journal/
+      00000000000000000000.seg …   segments, named by their first row number
+      durable                      the durable mark, 28 bytes
+
+    durable mark: first row of the segment u64 | offset in it u64 | next row u64 | crc32 u32
+
+The mark is rewritten in one write after each sync, and is not synced itself:
+an older one on disk after a power cut is still true.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import struct
+import zlib
+from pathlib import Path
+from typing import Final, NamedTuple
+
+MARK_NAME: Final = "durable"
+_SEGMENT_NAME: Final = re.compile(r"(\d{20})\.seg")
+_MARK: Final = struct.Struct("<QQQ")
+_CRC: Final = struct.Struct("<I")
+
+
+class Mark(NamedTuple):
+    """All before this place is on disk."""
+
+    segment: int
+    """First row of the segment that is being written."""
+
+    offset: int
+    next_row: int
+
+
+class SegmentFile(NamedTuple):
+    first_row: int
+    path: Path
+
+
+def segment_path(directory: Path, first_row: int) -> Path:
+    return directory / f"{first_row:020d}.seg"
+
+
+def segments(directory: Path) -> list[SegmentFile]:
+    """The segments there, in the order of their rows."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for path in directory.iterdir():
+            if match := _SEGMENT_NAME.fullmatch(path.name):
+                found.append(SegmentFile(int(match[1]), path))
+    return sorted(found)
+
+
+def encode_mark(mark: Mark) -> bytes:
+    body = _MARK.pack(*mark)
+    return body + _CRC.pack(zlib.crc32(body))
+
+
+def read_mark(directory: Path) -> Mark | None:
+    """The published mark, or None where there is none.
+
+    A reader may meet a mark that is half rewritten: it is read again.
+    """
+    for _ in range(100):
+        try:
+            data = (directory / MARK_NAME).read_bytes()
+        except FileNotFoundError:
+            return None
+        if len(data) == _MARK.size + _CRC.size:
+            body, crc = data[: _MARK.size], data[_MARK.size :]
+            if _CRC.unpack(crc)[0] == zlib.crc32(body):
+                return Mark(*_MARK.unpack(body))
+    return None
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,261 @@
+"""Writing a journal: frames become records, and records become durable, in order.
+
+In: frames of events with their stream and sequence numbers.
+Out: row numbers; and after `sync`, the promise that they are on disk.
+Never: decodes an event, deletes anything, or writes after a failed sync.
+
+Not thread-safe: the ingest thread owns it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from shared.record import (
+    EVENTS,
+    STREAMS,
+    StreamEntry,
+    encode_record,
+    encode_segment_header,
+    encode_table,
+)
+from telemetry.journal.layout import MARK_NAME, Mark, encode_mark, segment_path, sync_directory
+from telemetry.journal.recovery import Recovered, recover
+
+SEGMENT_MAX_BYTES: Final = 64 * 1024 * 1024
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
+
+
+class JournalLocked(Exception):
+    """Another process writes this journal."""
+
+
+class JournalFull(Exception):
+    """No room: nothing of what was pending is durable, and nothing of it is lost."""
+
+
+class JournalFault(Exception):
+    """The disk failed. This journal takes nothing more until it was opened anew."""
+
+
+@dataclass
+class _Stream:
+    run_id: str
+    session: str
+    source: str
+    appended_seq: int = -1
+    durable_seq: int = -1
+
+
+class JournalWriter:
+    """The one writer of a journal, from recovery to close."""
+
+    def __init__(self, directory: Path, segment_max_bytes: int = SEGMENT_MAX_BYTES) -> None:
+        """Open or create the journal, recovering from whatever a crash left.
+
+        Raises:
+            JournalLocked: another process writes it.
+            OSError: the directory can't be made, read or written.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self.pending_bytes = 0
+        self._segment_max_bytes = segment_max_bytes
+        self._lock_fd = _locked(directory)
+        self._fd = self._mark_fd = -1
+        self._segment = self._offset = 0
+        self._next_row = self._durable_row = 0
+        self._is_faulty = False
+        self._pending: list[bytes] = []
+        self._numbers: dict[tuple[str, str, str], int] = {}
+        self._streams: dict[int, _Stream] = {}
+        try:
+            self.recovered = recover(directory)
+            self._resume(self.recovered)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def next_row(self) -> int:
+        """Row of the next event that is appended."""
+        return self._next_row
+
+    @property
+    def durable_row(self) -> int:
+        """Rows before this one are on disk."""
+        return self._durable_row
+
+    def appended_seq(self, run_id: str, session: str, source: str) -> int:
+        """Seq of the last event of this stream that was appended, -1 before the first."""
+        number = self._numbers.get((run_id, session, source))
+        return -1 if number is None else self._streams[number].appended_seq
+
+    def durable_seq(self, run_id: str, session: str, source: str) -> int:
+        """Seq of the last event of this stream that is on disk, -1 before the first."""
+        number = self._numbers.get((run_id, session, source))
+        return -1 if number is None else self._streams[number].durable_seq
+
+    def append(
+        self, run_id: str, session: str, source: str, base_seq: int, count: int, payload: bytes
+    ) -> int:
+        """Add a frame behind the last one, in memory, and return its first row.
+
+        Frames of one stream come in the order of their seq; that is the caller's part.
+        """
+        number = self._number_of(run_id, session, source)
+        row = self._next_row
+        self._push(encode_record(EVENTS, number, row, base_seq, count, payload))
+        self._next_row = row + count
+        self._streams[number].appended_seq = base_seq + count - 1
+        return row
+
+    def sync(self) -> None:
+        """Write what is pending, make it durable, and publish that it is.
+
+        Raises:
+            JournalFull: nothing changed; try again when there is room.
+            JournalFault: nothing pending may be called durable, now or later.
+        """
+        if not self._pending:
+            return
+        if self._is_faulty:
+            raise JournalFault(f"{self.directory}: closed after a failed sync")
+        data = b"".join(self._pending)
+        self._write(data)
+        self._fdatasync()
+        self._offset += len(data)
+        self._pending.clear()
+        self.pending_bytes = 0
+        self._durable_row = self._next_row
+        for stream in self._streams.values():
+            stream.durable_seq = stream.appended_seq
+        if self._offset >= self._segment_max_bytes:
+            # Without room for a new segment the old one goes on growing.
+            with contextlib.suppress(JournalFull):
+                self._start_segment()
+        self._publish()
+
+    def close(self) -> None:
+        """Let go of the files; what was not synced is forgotten. May be called twice."""
+        fds = (self._fd, self._mark_fd, self._lock_fd)
+        self._fd = self._mark_fd = self._lock_fd = -1
+        for fd in fds:
+            if fd >= 0:
+                os.close(fd)
+
+    def __enter__(self) -> JournalWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _resume(self, recovered: Recovered) -> None:
+        self._mark_fd = os.open(
+            self.directory / MARK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
+        )
+        self._uuid = recovered.journal_uuid or uuid.uuid4().bytes
+        self._next_row = self._durable_row = recovered.next_row
+        for number, entry in recovered.streams.items():
+            self._streams[number] = _Stream(
+                entry.run_id, entry.session, entry.source, entry.durable_seq, entry.durable_seq
+            )
+            self._numbers[entry.run_id, entry.session, entry.source] = number
+        if recovered.segment is None or recovered.offset >= self._segment_max_bytes:
+            self._start_segment()
+        else:
+            self._segment = recovered.segment.first_row
+            self._offset = recovered.offset
+            self._fd = os.open(recovered.segment.path, os.O_WRONLY | os.O_CLOEXEC)
+            # The tail that recovery accepted may never have been synced.
+            self._fdatasync()
+        self._publish()
+
+    def _number_of(self, run_id: str, session: str, source: str) -> int:
+        key = (run_id, session, source)
+        number = self._numbers.get(key)
+        if number is None:
+            number = self._numbers[key] = len(self._numbers)
+            self._streams[number] = _Stream(run_id, session, source)
+            table = encode_table({number: StreamEntry(run_id, session, source, -1)})
+            self._push(encode_record(STREAMS, number, self._next_row, 0, 0, table))
+        return number
+
+    def _push(self, record: bytes) -> None:
+        self._pending.append(record)
+        self.pending_bytes += len(record)
+
+    def _write(self, data: bytes) -> None:
+        try:
+            written = 0
+            while written < len(data):
+                written += os.pwrite(self._fd, memoryview(data)[written:], self._offset + written)
+        except OSError as exc:
+            # Nothing torn may stay in the middle: the next write begins at the same place.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self._offset)
+            if exc.errno in NO_ROOM:
+                raise JournalFull(f"{self.directory}: {exc.strerror}") from exc
+            raise self._fault(exc) from exc
+
+    def _fdatasync(self) -> None:
+        try:
+            os.fdatasync(self._fd)
+        except OSError as exc:
+            # The kernel may have dropped the dirty pages: a second fdatasync of this
+            # descriptor would succeed and mean nothing.
+            raise self._fault(exc) from exc
+
+    def _fault(self, exc: OSError) -> JournalFault:
+        self._is_faulty = True
+        return JournalFault(f"{self.directory}: {exc.strerror}")
+
+    def _start_segment(self) -> None:
+        """Begin the next segment; it exists durably before anything refers to it."""
+        table = {
+            number: StreamEntry(s.run_id, s.session, s.source, s.durable_seq)
+            for number, s in self._streams.items()
+        }
+        header = encode_segment_header(self._uuid, self._durable_row, table)
+        path = segment_path(self.directory, self._durable_row)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.pwrite(fd, header, 0)
+            os.ftruncate(fd, len(header))
+            os.fdatasync(fd)
+            sync_directory(self.directory)
+        except OSError as exc:
+            os.close(fd)
+            if exc.errno in NO_ROOM:
+                raise JournalFull(f"{path}: {exc.strerror}") from exc
+            raise self._fault(exc) from exc
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd, self._segment, self._offset = fd, self._durable_row, len(header)
+
+    def _publish(self) -> None:
+        mark = Mark(self._segment, self._offset, self._durable_row)
+        os.pwrite(self._mark_fd, encode_mark(mark), 0)
+
+
+def _locked(directory: Path) -> int:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        os.close(fd)
+        raise JournalLocked(f"{directory} is being written by another process") from exc
+    return fd
