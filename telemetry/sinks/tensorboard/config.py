@@ -1,0 +1,59 @@
+"""A run's configuration for people: flat names, values that any tab can show.
+
+In: the nested configuration of an event.
+Out: flat names and scalars, or a Markdown table of them.
+Never: fails, whatever the configuration holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from shared.events import Scalar
+
+_DEPTH_MAX: Final = 16
+_TOO_DEEP: Final = "…"
+
+
+def flat_config(config: Mapping[str, Any]) -> dict[str, Scalar]:
+    """Nested names joined by dots, and whatever is no scalar as text."""
+    return dict(_flat("", config, 0))
+
+
+def table(values: Mapping[str, Any]) -> str:
+    """A Markdown table of names and values."""
+    lines = [f"| {_cell(name)} | {_cell(_shown(value, 0))} |" for name, value in values.items()]
+    return "\n".join(["| name | value |", "| --- | --- |", *lines])
+
+
+def _flat(prefix: str, value: Any, depth: int) -> Iterator[tuple[str, Scalar]]:
+    if not isinstance(value, Mapping) or not value or depth == _DEPTH_MAX:
+        if prefix:
+            yield prefix, _scalar(value, depth)
+        return
+    for name, inner in value.items():
+        yield from _flat(f"{prefix}.{name}" if prefix else str(name), inner, depth + 1)
+
+
+def _scalar(value: Any, depth: int) -> Scalar:
+    # NaN and infinity as text: neither JSON nor the HPARAMS tab has numbers for them.
+    if isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return _shown(value, depth)
+
+
+def _shown(value: Any, depth: int) -> str:
+    if not isinstance(value, list | tuple | Mapping):
+        return str(value)
+    if depth >= _DEPTH_MAX:
+        return _TOO_DEEP
+    if isinstance(value, Mapping):
+        inner = (f"{name}: {_shown(each, depth + 1)}" for name, each in value.items())
+        return "{" + ", ".join(inner) + "}"
+    return "[" + ", ".join(_shown(each, depth + 1) for each in value) + "]"
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).replace("|", "\\|").split())

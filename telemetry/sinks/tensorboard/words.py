@@ -1,0 +1,47 @@
+"""Words: events that have no values, as lines for people.
+
+In: an event.
+Out: a line of text, or names and values to show.
+Never: leaves out a count.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shared.events import Gap, RunFinished, RunStarted
+from telemetry.sinks.tensorboard.config import flat_config
+
+
+def gap(event: Gap) -> str:
+    """`12 events missing (train 10, val 2): queue full; up to 30 ms unknown`"""
+    kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(event.by_kind.items()))
+    text = f"{event.count:,} events missing{f' ({kinds})' if kinds else ''}: {event.reason}"
+    return text if event.unknown_ms is None else f"{text}; up to {event.unknown_ms:g} ms unknown"
+
+
+def started(event: RunStarted) -> str:
+    """`started: rank 0 of 2 on node1, pid 4711, resumed from step 1,000`"""
+    text = f"started: rank {event.rank} of {event.world_size} on {event.host}, pid {event.pid}"
+    if event.resumed_from_step is None:
+        return text
+    return f"{text}, resumed from step {event.resumed_from_step:,}"
+
+
+def finished(event: RunFinished) -> str:
+    """`failed, exit code 1; best_loss 2.5`"""
+    code = "" if event.exit_code is None else f", exit code {event.exit_code}"
+    summary = ", ".join(f"{name} {value}" for name, value in flat_config(event.summary).items())
+    return f"{event.status}{code}{f'; {summary}' if summary else ''}"
+
+
+def description(event: RunStarted) -> dict[str, Any]:
+    """What a run is called, to stand above its configuration."""
+    about = {
+        "project": event.project,
+        "name": event.name,
+        "group": event.group,
+        "tags": ", ".join(event.tags),
+        "notes": event.notes,
+    }
+    return {f"run.{name}": value for name, value in about.items() if value}
