@@ -40,6 +40,7 @@ from telemetry.sinks.tensorboard.config import flat_config, table
 from telemetry.sinks.tensorboard.entries import (
     ConfigEnd,
     ConfigStart,
+    ConfigTable,
     Entry,
     Extra,
     Histogram,
@@ -50,6 +51,7 @@ from telemetry.sinks.tensorboard.streams import Stream, Streams, StreamsState
 
 CONFIG_TAG: Final = "config"
 LAYOUT_TAG: Final = "custom_scalars__config__"
+TABLE_TAG: Final = "_hparams_/experiment"
 START_TAG: Final = "_hparams_/session_start_info"
 END_TAG: Final = "_hparams_/session_end_info"
 RANK0: Final = "rank0"
@@ -93,7 +95,7 @@ class Policy:
             case RunStarted():
                 entries += _started(row, stream, event)
             case ConfigUpdated(config=config):
-                entries += _config(row, stream, config, {})
+                entries += _config(row, stream, config)
             case RunFinished():
                 entries += _finished(row, stream, event)
         return entries
@@ -153,10 +155,10 @@ def _started(row: Row, stream: Stream, event: RunStarted) -> list[Entry]:
     if row.source == RANK0:
         stream.config = {}
         entries.append(_said(row, stream, LAYOUT_TAG, PanelLayout()))
-    return entries + _config(row, stream, event.config, words.description(event))
+    return entries + _config(row, stream, words.description(event) | event.config)
 
 
-def _config(row: Row, stream: Stream, config: dict[str, Any], about: dict[str, Any]) -> list[Entry]:
+def _config(row: Row, stream: Stream, config: dict[str, Any]) -> list[Entry]:
     """The configuration so far, as a text. Ranks above 0 would only repeat rank 0's."""
     if row.source.startswith("rank") and row.source != RANK0:
         return []
@@ -165,7 +167,7 @@ def _config(row: Row, stream: Stream, config: dict[str, Any], about: dict[str, A
         stream.config |= flat
         flat = stream.config
     tag = stream.tag(CONFIG_TAG, "message")
-    return [_said(row, stream, tag, Text(table(about | flat)))]
+    return [_said(row, stream, tag, Text(table(flat)))]
 
 
 def _config_start(row: Row, stream: Stream) -> list[Entry]:
@@ -176,8 +178,11 @@ def _config_start(row: Row, stream: Stream) -> list[Entry]:
     """
     if stream.config is None:
         return []
-    start, stream.config = ConfigStart(stream.config), None
-    return [_said(row, stream, START_TAG, start)]
+    config, stream.config = stream.config, None
+    return [
+        _said(row, stream, TABLE_TAG, ConfigTable(config)),
+        _said(row, stream, START_TAG, ConfigStart(config)),
+    ]
 
 
 def _finished(row: Row, stream: Stream, event: RunFinished) -> list[Entry]:
