@@ -1,0 +1,241 @@
+"""The one place that calls wandb: starting a run, sending to it, ending it.
+
+In: who the run is, and what to send.
+Out: a run in wandb-core, or one of our two exceptions.
+Never: decides what is sent, retries, or lets a secret into a message.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+from telemetry.rows import STEP
+from telemetry.sinks.base import SinkContext, SinkUnavailable
+from telemetry.sinks.wandb.policy import AXES, RESERVED, Alert, Histogram, Values, plain
+
+Mode = Literal["online", "offline"]
+INSTALL: Final = "wandb is not installed: pip install 'training-telemetry[wandb]'"
+INIT_TIMEOUT_S: Final = 10
+FINISH_TIMEOUT_S: Final = 45
+FLUSH_INTERVAL_S: Final = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class RefusedSettings(Exception):
+    """wandb does not take what it was told of the run; online also: it has no usable key."""
+
+
+class Answer(NamedTuple):
+    """What the server says of the run: whether it has it, and its first free row."""
+
+    resumed: bool
+    first_row: int
+
+
+class Client:
+    """A live wandb run. Not thread-safe."""
+
+    def __init__(self, wandb: Any, run: Any, is_refused: Callable[[], bool]) -> None:
+        self._wandb = wandb
+        self._run = run
+        self._is_refused = is_refused
+        self._known = {*AXES, *RESERVED}
+        for axis in sorted(set(AXES.values())):
+            self._define(axis, None)
+        for name, axis in AXES.items():
+            self._define(name, axis)
+
+    @property
+    def file(self) -> Path:
+        """The `.wandb` file that wandb-core writes."""
+        return Path(self._run.settings.sync_file)
+
+    def answer(self) -> Answer:
+        return Answer(bool(self._run.resumed), int(self._run.starting_step or 0))
+
+    def send(self, row: int, values: Values) -> None:
+        """Send one history row.
+
+        Raises:
+            SinkUnavailable: wandb-core is gone, or the server has refused the upload.
+        """
+        if self._is_refused():
+            raise SinkUnavailable("the W&B server has refused the run's data, or asked to stop")
+        with translated():
+            if STEP in values:
+                self._define_new(values)
+            self._run.log(self._wandb_values(values), step=row, commit=True)
+
+    def update_config(self, config: dict[str, Any]) -> None:
+        with translated():
+            self._run.config.update(config, allow_val_change=True)
+
+    def update_summary(self, summary: dict[str, Any]) -> None:
+        with translated():
+            self._run.summary.update(summary)
+
+    def alert(self, alert: Alert) -> None:
+        with translated():
+            self._run.alert(alert.title, alert.text, level=alert.level)
+
+    def finish(self, exit_code: int) -> None:
+        """Flush and end the run, online until the server has it all.
+
+        Raises:
+            SinkUnavailable: it could not be flushed in time, or was refused.
+        """
+        with translated():
+            self._run.finish(exit_code=exit_code)
+        if self._is_refused():
+            raise SinkUnavailable("the W&B server has refused the run's data, or asked to stop")
+
+    def _wandb_values(self, values: Values) -> dict[str, Any]:
+        return {
+            name: self._wandb.Histogram(np_histogram=(value.counts, value.edges))
+            if isinstance(value, Histogram)
+            else value
+            for name, value in values.items()
+        }
+
+    def _define_new(self, values: Values) -> None:
+        """Give names that no glob covers their x axis when they are first seen."""
+        for name in values.keys() - self._known:
+            self._known.add(name)
+            if f"{name.partition('/')[0]}/*" not in AXES:
+                self._define(name, STEP)
+
+    def _define(self, name: str, axis: str | None) -> None:
+        # step_sync=False: else wandb invents an x of 0, or the last one, for rows without.
+        self._run.define_metric(name, step_metric=axis, step_sync=False if axis else None)
+
+
+def start(context: SinkContext, mode: Mode) -> Client:
+    """Begin, or begin again, the run in wandb.
+
+    Raises:
+        SinkUnavailable: wandb is not installed, or the server not to be had.
+        RefusedSettings: wandb refuses what it was told of the run, or has no key.
+    """
+    wandb = _library()
+    refused: list[bool] = []
+    with translated():
+        try:
+            run = wandb.init(
+                **_identity(context),
+                dir=str(context.out_dir),
+                mode=mode,
+                resume="allow",
+                reinit="create_new",
+                settings=wandb.Settings(
+                    **_SETTINGS,
+                    stop_on_fatal_error=mode == "online",
+                    stop_fn=functools.partial(refused.append, True),
+                ),
+            )
+        # ValueError: pydantic's, for a setting; UsageError: all that wandb checks itself.
+        except (wandb.errors.UsageError, wandb.errors.AuthenticationError, ValueError) as exc:
+            raise RefusedSettings(without_secrets(exc)) from exc
+        client = Client(wandb, run, lambda: bool(refused))
+    if context.out_dir.resolve() not in client.file.resolve().parents:
+        raise SinkUnavailable(f"{context.out_dir} can't be written: wandb went to {client.file}")
+    return client
+
+
+def let_go() -> None:
+    """End wandb-core in this process, so that a failed start leaves nothing behind.
+
+    Without it a second start says that the run id is in use.
+    """
+    with translated():
+        _library().teardown()
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn what wandb raises into SinkUnavailable.
+
+    Raises:
+        SinkUnavailable: wandb-core is gone, too slow, or says no.
+    """
+    failures = _failures()
+    try:
+        yield
+    except failures as exc:
+        raise SinkUnavailable(without_secrets(exc)) from exc
+
+
+def without_secrets(exc: BaseException) -> str:
+    """An exception in one line, without what could be a key or a password."""
+    text = f"{type(exc).__name__}: {' '.join(str(exc).split())}"
+    text = re.sub(r"//[^/@\s]*@", "//", text)
+    return re.sub(r"[A-Za-z0-9_-]{40,}", "[removed]", text)[:300]
+
+
+_SETTINGS: Final[dict[str, Any]] = {
+    "console": "off",
+    "silent": True,
+    "disable_git": True,
+    "save_code": False,
+    "init_timeout": INIT_TIMEOUT_S,
+    "finish_timeout": FINISH_TIMEOUT_S,
+    "finish_timeout_raises": True,
+    "use_dot_wandb": False,
+    "x_disable_stats": True,
+    "x_disable_meta": True,
+    "x_disable_machine_info": True,
+    "x_save_requirements": False,
+    # 15 s by default: commits would lag as far behind, and a crash repeat as much.
+    "x_transaction_log_flush_interval": FLUSH_INTERVAL_S,
+}
+
+
+def _identity(context: SinkContext) -> dict[str, Any]:
+    """Who the run is, for wandb.init; what nobody said is left to wandb's own settings."""
+    run = context.run
+    said = {
+        "project": run.get("project"),
+        "entity": context.options.get("entity"),
+        "name": run.get("name"),
+        "group": run.get("group"),
+        "notes": run.get("notes"),
+        # wandb refuses the whole run for one tag over 64 characters.
+        "tags": [tag[:64] for tag in run.get("tags", []) if tag],
+        "config": plain(run.get("config", {})),
+    }
+    return {"id": context.run_id} | {name: value for name, value in said.items() if value}
+
+
+@functools.cache
+def _library() -> Any:
+    try:
+        return importlib.import_module("wandb")
+    except ModuleNotFoundError as exc:
+        raise SinkUnavailable(INSTALL if exc.name == "wandb" else without_secrets(exc)) from exc
+    # A broken installation raises whatever it likes, a protobuf mismatch TypeError.
+    except Exception as exc:
+        raise SinkUnavailable(f"wandb can't be imported: {without_secrets(exc)}") from exc
+
+
+@functools.cache
+def _failures() -> tuple[type[BaseException], ...]:
+    """All that wandb raises for a service or a server that can't be had."""
+    errors = importlib.import_module("wandb.errors")
+    mailbox = importlib.import_module("wandb.sdk.mailbox.mailbox_handle")
+    closed = importlib.import_module("wandb.sdk.mailbox.mailbox")
+    service = importlib.import_module("wandb.sdk.lib.service.service_token")
+    return (
+        errors.Error,
+        OSError,  # ConnectionResetError, BrokenPipeError, TimeoutError
+        closed.MailboxClosedError,
+        mailbox.HandleAbandonedError,
+        mailbox.ServerResponseError,
+        service.WandbServiceConnectionError,
+    )

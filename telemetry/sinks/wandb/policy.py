@@ -1,0 +1,239 @@
+"""Policy: what Weights & Biases gets to see of a journal, and at which row.
+
+In: rows of a journal, in order.
+Out: for each row what is to be sent for it, mostly nothing or one history row.
+Never: knows wandb, files or clocks, so a live run and a replay select the same.
+
+A history row has its journal row number as `_step`. Metrics, histograms,
+messages and gaps are sent as they come. Hardware is sent as means over windows
+of 15 s of event time, one open window for each source: a window is sent at the
+row of the first sample behind it, which is free because hardware is not sent
+row by row, or at the row that ends the run. A window still open at the end of
+the journal is not sent: the next row decides.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from shared.events import (
+    HARDWARE,
+    ConfigUpdated,
+    DecodeError,
+    Event,
+    HistogramLogged,
+    MessageLogged,
+    RunFinished,
+    RunStarted,
+    Scalar,
+)
+from telemetry.rows import ELAPSED, STEP, Point, Row, RunContext, point_of
+
+WINDOW_NS: Final = 15_000_000_000
+SESSION: Final = "train/session"
+TIMESTAMP: Final = "_timestamp"
+ALERT_LEVELS: Final = {"warning": "WARN", "error": "ERROR", "critical": "ERROR"}
+# Names that are wandb's own: a metric called so would move a row or vanish.
+RESERVED: Final = frozenset({"_step", "_timestamp", "_runtime", "_wandb", ""})
+
+AXES: Final = {
+    "train/*": STEP,
+    "val/*": STEP,
+    "quant/*": STEP,
+    "rank/*": STEP,
+    "hw/*": ELAPSED,
+    "cpu_percent": ELAPSED,
+    "memory_percent": ELAPSED,
+    "gpu_utilization": ELAPSED,
+    "gpu_memory_used": ELAPSED,
+    "gpu_memory_percent": ELAPSED,
+    "gpu_temperature": ELAPSED,
+}
+"""The x axis of each metric. No `*` for all others: which of two globs wins is chance."""
+
+
+class Histogram(NamedTuple):
+    """Counts between edges, for the sink to turn into wandb's own type."""
+
+    edges: list[float]
+    counts: list[float]
+
+
+Values = dict[str, Scalar | Histogram]
+
+
+class Alert(NamedTuple):
+    """What W&B should notify people of; level is one of wandb's."""
+
+    level: str
+    title: str
+    text: str
+
+
+class Selected(NamedTuple):
+    """What is sent for one row. Everything but history may be sent again after a crash."""
+
+    history: Values | None = None
+    config: dict[str, Any] | None = None
+    summary: dict[str, Any] | None = None
+    alert: Alert | None = None
+
+
+NOTHING: Final = Selected()
+
+
+class Mean(msgspec.Struct, frozen=True, array_like=True):
+    """A mean that goes on."""
+
+    count: int
+    total: float
+
+
+class Window(msgspec.Struct, frozen=True):
+    """The samples of one source in one stretch of 15 s, as sums."""
+
+    index: int
+    samples: int = 0
+    offset_sum_ns: int = 0
+    means: dict[str, Mean] = {}
+
+    def with_sample(self, point: Point) -> Window:
+        """The window and one more sample. Texts, NaN and infinity have no mean and are left out."""
+        means = dict(self.means)
+        for name, value in point.values.items():
+            if isinstance(value, str) or name in RESERVED:
+                continue
+            mean = means.get(name, Mean(0, 0.0))
+            total = mean.total + float(value)
+            if math.isfinite(total):
+                means[name] = Mean(mean.count + 1, total)
+        return Window(
+            index=self.index,
+            samples=self.samples + 1,
+            offset_sum_ns=self.offset_sum_ns + point.wall_ns - self.index * WINDOW_NS,
+            means=means,
+        )
+
+    def values(self) -> Values:
+        """The means, at the mean time of the samples."""
+        offset_s = self.offset_sum_ns / self.samples / 1e9
+        means: Values = {name: mean.total / mean.count for name, mean in self.means.items()}
+        return means | {TIMESTAMP: self.index * (WINDOW_NS // 10**9) + offset_s}
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """What the rows so far say about the rows to come."""
+
+    context: RunContext = RunContext()
+    windows: dict[str, Window] = {}
+
+    def after(self, row: Row) -> tuple[Policy, Selected]:
+        """Fold one row: the policy for the rows behind it, and what to send for it."""
+        event = event_of(row)
+        context = self.context.after(row, event)
+        point = point_of(row, event, context)
+        if point is not None and point.kind == HARDWARE:
+            windows, history = _sampled(self.windows, row.source, point)
+            return Policy(context, windows), Selected(history=history)
+        if isinstance(event, RunFinished) and _ends_run(row.source):
+            summary = {**plain(event.summary), "telemetry/run_status": event.status}
+            return Policy(context), Selected(history=_closed(self.windows), summary=summary)
+        return Policy(context, self.windows), _select(row, event, point)
+
+    def to_json(self) -> dict[str, Any]:
+        built: dict[str, Any] = msgspec.to_builtins(self)
+        return built
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Policy:
+        """The policy that `to_json` told of.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        return msgspec.convert(data, cls)
+
+
+def event_of(row: Row) -> Event | None:
+    """The typed event of a row; None where it is of a kind, or a form, not known here."""
+    try:
+        return row.envelope.event()
+    except DecodeError:
+        return None
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can have it, whatever a producer put into its config."""
+    if isinstance(value, dict):
+        return {str(name): plain(item) for name, item in value.items() if name not in RESERVED}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return str(value)
+
+
+def _select(row: Row, event: Event | None, point: Point | None) -> Selected:
+    """What is sent at once, without any window."""
+    if point is not None:
+        return Selected(history=_history(row, dict(point.values)))
+    match event:
+        case HistogramLogged():
+            values: Values = {event.name: Histogram(event.edges, event.counts)}
+            if event.step is not None:
+                values[STEP] = event.step
+            return Selected(history=_history(row, values))
+        case MessageLogged():
+            return _message(row, event)
+        case RunStarted() | ConfigUpdated() if row.source == "rank0":
+            return Selected(config=plain(event.config))
+    return NOTHING
+
+
+def _message(row: Row, event: MessageLogged) -> Selected:
+    texts: Values = {"telemetry/message": event.text, "telemetry/level": event.level}
+    level = ALERT_LEVELS.get(event.level.lower())
+    alert = Alert(level, f"{row.source}: {event.level}", event.text) if level else None
+    return Selected(history=_history(row, texts), alert=alert)
+
+
+def _history(row: Row, values: Values) -> Values | None:
+    """The values of a row as they are sent; None where there are none."""
+    kept = {name: value for name, value in values.items() if name not in RESERVED}
+    if not kept:
+        return None
+    if row.source.startswith("rank"):
+        kept[SESSION] = row.session
+    kept[TIMESTAMP] = row.envelope.wall_ns / 1e9
+    return kept
+
+
+def _sampled(
+    windows: dict[str, Window], source: str, point: Point
+) -> tuple[dict[str, Window], Values | None]:
+    """The windows with one more sample, and the values of the window that it closes."""
+    index = point.wall_ns // WINDOW_NS
+    window = windows.get(source)
+    closed = None
+    # Not `<`: a wall clock that was set back begins a window of its own.
+    if window is None or window.index != index:
+        closed = _closed({source: window}) if window is not None else None
+        window = Window(index=index)
+    return {**windows, source: window.with_sample(point)}, closed
+
+
+def _closed(windows: dict[str, Window]) -> Values | None:
+    """All windows as one row, or None without any mean."""
+    values: Values = {}
+    for source in sorted(windows):
+        if windows[source].means:
+            values.update(windows[source].values())
+    return values or None
+
+
+def _ends_run(source: str) -> bool:
+    """Rank 0 ends its run, and so does whoever says it in place of a lost one."""
+    return source == "rank0" or not source.startswith("rank")

@@ -1,0 +1,191 @@
+"""Reads the `.wandb` file in which wandb-core keeps what a run has logged.
+
+In: the path of a `.wandb` file, finished, torn, or being written.
+Out: its records in order, up to the last whole one.
+Never: writes, or reads past the first damage. `wandb sync` does not either, so
+what is found here is what it can upload.
+
+The file begins with ":W&B", the magic 0xBEE1 and a version byte, then holds
+chunks in blocks of 32 KiB, counted from the start of the file (LevelDB's log):
+
+    chunk   crc u32 | length u16 | type u8 | payload
+
+The crc is zlib's crc32 over type and payload (LevelDB has a masked crc32c). A
+record is one FULL chunk, or FIRST, any MIDDLE, and LAST; each is a protobuf
+`Record`. A block's last 6 bytes or fewer hold no chunk.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+HEADER: Final = b":W&B\xe1\xbe\x00"
+BLOCK_BYTES: Final = 32 * 1024
+READ_BYTES: Final = 4 * 1024 * 1024
+_CHUNK: Final = struct.Struct("<IHB")
+_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+
+
+class DamagedFile(Exception):
+    """Bytes that are not what wandb writes; the message says where."""
+
+
+def split_records(data: bytes, base: int) -> Iterator[tuple[bytes, int]]:
+    """Yield each whole record in data, and the place in the file behind it.
+
+    base is the place of data in its file, where a record begins. Ends without
+    a word where data ends in the middle of a record.
+
+    Raises:
+        DamagedFile: a bad checksum, or chunks out of order.
+    """
+    at, parts = base, list[bytes]()
+    while True:
+        if BLOCK_BYTES - at % BLOCK_BYTES < _CHUNK.size:
+            at += BLOCK_BYTES - at % BLOCK_BYTES
+        start = at - base
+        if start + _CHUNK.size > len(data):
+            return
+        crc, length, kind = _CHUNK.unpack_from(data, start)
+        if at % BLOCK_BYTES + _CHUNK.size + length > BLOCK_BYTES:
+            raise DamagedFile(f"chunk at byte {at}: longer than its block")
+        end = start + _CHUNK.size + length
+        if end > len(data):
+            return
+        if zlib.crc32(data[start + 6 : end]) != crc:
+            raise DamagedFile(f"chunk at byte {at}: checksum mismatch")
+        if kind not in ((_MIDDLE, _LAST) if parts else (_FULL, _FIRST)):
+            raise DamagedFile(f"chunk at byte {at}: type {kind} is out of order")
+        parts.append(data[start + _CHUNK.size : end])
+        at = base + end
+        if kind in (_FULL, _LAST):
+            yield b"".join(parts), at
+            parts.clear()
+
+
+class RecordTail:
+    """A `.wandb` file that is read on from where the last call stopped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.offset = 0
+
+    def read(self) -> Iterator[Any]:
+        """Yield the `Record`s written since the last call.
+
+        Raises:
+            DamagedFile: what follows the last record yielded is not a record.
+        """
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            size = READ_BYTES
+            while data := self._chunk(file, size):
+                before = self.offset
+                for payload, end in split_records(data, before):
+                    self.offset = end
+                    yield _record(payload, end)
+                if self.offset == before and len(data) < size:
+                    return
+                # A record longer than what was read needs a longer read.
+                size = READ_BYTES if self.offset > before else size * 2
+
+    def _chunk(self, file: Any, size: int) -> bytes:
+        if self.offset == 0:
+            header = file.read(len(HEADER))
+            if not HEADER.startswith(header):
+                raise DamagedFile(f"{self.path.name} does not begin like a .wandb file")
+            if len(header) < len(HEADER):
+                return b""
+            self.offset = len(HEADER)
+        file.seek(self.offset)
+        data: bytes = file.read(size)
+        return data
+
+
+def clean_records(path: Path) -> Iterator[Any]:
+    """Yield the records of a file that nobody writes any more, up to the first damage."""
+    try:
+        yield from RecordTail(path).read()
+    except DamagedFile:
+        # What is behind it can't be reached by `wandb sync` either.
+        return
+
+
+def history_steps(path: Path) -> Iterator[int]:
+    """Yield the `_step` of each history row, in order."""
+    for record in clean_records(path):
+        if record.HasField("history"):
+            yield record.history.step.num
+
+
+def history_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the history rows, in order: names to values, `_step` among them.
+
+    What wandb nests (a histogram's fields) has its names joined with dots.
+    """
+    for record in clean_records(path):
+        if record.HasField("history"):
+            yield {_name(item): json.loads(item.value_json) for item in record.history.item}
+
+
+def config(path: Path) -> dict[str, Any]:
+    """The config that the file ends up with, without wandb's own part."""
+    merged: dict[str, Any] = {}
+    for record in clean_records(path):
+        update = record.run.config if record.HasField("run") else record.config
+        for item in update.update:
+            merged[_name(item)] = json.loads(item.value_json)
+    merged.pop("_wandb", None)
+    return merged
+
+
+def summary(path: Path) -> dict[str, Any]:
+    """The summary that the file ends up with, nested names joined with dots."""
+    merged: dict[str, Any] = {}
+    for record in clean_records(path):
+        for item in record.summary.update:
+            merged[_name(item)] = json.loads(item.value_json)
+    return merged
+
+
+def exit_code(path: Path) -> int | None:
+    """The exit code that ends the file, or None where it was never finished."""
+    code = None
+    for record in clean_records(path):
+        if record.HasField("exit"):
+            code = record.exit.exit_code
+    return code
+
+
+def _name(item: Any) -> str:
+    return item.key or ".".join(item.nested_key)
+
+
+def _record(payload: bytes, end: int) -> Any:
+    schema = _schema()
+    try:
+        return schema.Record.FromString(payload)
+    except schema.DecodeError as exc:
+        raise DamagedFile(f"record before byte {end}: {exc}") from exc
+
+
+class _Schema(NamedTuple):
+    Record: Any
+    DecodeError: type[Exception]
+
+
+@cache
+def _schema() -> _Schema:
+    """wandb's protobuf types, imported when the first file is read."""
+    return _Schema(
+        import_module("wandb.proto.wandb_internal_pb2").Record,
+        import_module("google.protobuf.message").DecodeError,
+    )
