@@ -21,6 +21,7 @@ from trainer.model.ternary import (
     inverse_softplus,
     learned_ternary,
     paper_start,
+    straight_through,
     symmetric_start,
     ternary_codes,
 )
@@ -129,7 +130,7 @@ class QuantizedLinear(ScheduledModule):
         if dropped is not None:
             codes.masked_fill_(dropped, 0)
         # Nothing here is learned but the weight, so plain straight-through will do.
-        return self.weight + (codes * scale - self.weight).detach()
+        return straight_through(self.weight, codes * scale)
 
     def _start(self) -> TernaryStart:
         start = paper_start if self.mode == "paper" else symmetric_start
