@@ -1,0 +1,1 @@
+"""Training of a ternary masked-language encoder: `python -m trainer --help`."""

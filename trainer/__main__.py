@@ -1,0 +1,37 @@
+"""`python -m trainer`: reads the arguments, runs, and says in one line what cannot be done."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from trainer.args import parse_args
+from trainer.errors import BadInput, TrainingDiverged
+
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train as the command line says; returns the exit code."""
+    try:
+        args = parse_args(sys.argv[1:] if argv is None else argv)
+        # Here, so that --help and a mistyped flag do not wait for torch.
+        from trainer.run import run
+
+        return run(args, os.environ)
+    except BadInput as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except TrainingDiverged as exc:
+        print(f"Training stopped: {exc}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""Configuration: from arguments and data to the plan of a run, and to what is said about it.
+
+In: TrainArgs, the packed rows, the model.
+Out: plain values, and one sentence for each that is not as the user might expect.
+Never: builds a model or reads a file.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, cast
+
+from torch import Tensor, nn
+
+from trainer.args import TrainArgs
+from trainer.corpus import Corpus
+from trainer.errors import BadInput
+from trainer.loop import Plan
+from trainer.model import ModelConfig
+from trainer.tokenizer import LoadedTokenizer
+
+DEFAULT_WARMUP_SHARE_MAX = 0.5
+SHORT_WARMUP_SHARE = 0.1
+
+Say = Callable[[str], None]
+
+
+def build_model_config(args: TrainArgs, vocabulary_size: int) -> ModelConfig:
+    """The model's configuration.
+
+    Raises:
+        BadInput: it cannot be built, or is too short for the rows that were asked for.
+    """
+    options = _parse_model_options(args.model_option)
+    try:
+        config = ModelConfig.for_size(args.model_size, vocabulary_size, **options)
+    except (ValueError, TypeError) as exc:
+        raise BadInput(f"--model_option cannot be used: {exc}") from exc
+    if "max_length" in args.given and args.max_length > config.max_length:
+        raise BadInput(
+            f"--max_length {args.max_length} is more than the {config.max_length} tokens of "
+            f"--model_size {args.model_size}; give at most {config.max_length}, or another size"
+        )
+    return config
+
+
+def row_length(args: TrainArgs, config: ModelConfig, say: Say) -> int:
+    """Tokens in a row: what was asked for, or the default as far as the model goes."""
+    if args.max_length > config.max_length:
+        say(f"Rows have {config.max_length} tokens, the most that size {args.model_size} takes.")
+    return min(args.max_length, config.max_length)
+
+
+def build_plan(args: TrainArgs, training_rows: int, say: Say) -> Plan:
+    """The numbers that the loop follows.
+
+    Raises:
+        BadInput: a warmup that the run would never leave.
+    """
+    rows_per_step = args.batch_size * args.gradient_accumulation_steps
+    total_steps = args.max_steps or math.ceil(args.num_epochs * training_rows / rows_per_step)
+    return Plan(
+        total_steps=total_steps,
+        warmup_steps=_warmup_steps(args, total_steps, say),
+        batch_size=args.batch_size,
+        accumulation=args.gradient_accumulation_steps,
+        rows_per_epoch=training_rows,
+        learning_rate=args.learning_rate,
+        scheduler=cast(Literal["linear", "cosine"], args.scheduler),
+        grad_clip=args.grad_clip,
+        fp16=args.fp16,
+        log_interval=args.log_interval,
+        eval_interval=args.eval_interval,
+        quant_interval=args.quant_interval,
+        save_interval=args.save_interval,
+    )
+
+
+def describe_data(
+    corpus: Corpus, tokenizer: LoadedTokenizer, rows: Mapping[str, Tensor], plan: Plan
+) -> dict[str, Any]:
+    """What a run's config says about text, vocabulary and batches."""
+    counts = {f"{split}_rows": len(part) for split, part in rows.items()}
+    batches = {
+        f"{split}_batches": math.ceil(len(part) / plan.batch_size) for split, part in rows.items()
+    }
+    rows_per_step = plan.batch_size * plan.accumulation
+    return {
+        "dataset_sha256": corpus.sha256,
+        "dataset_paragraphs": sum(map(len, corpus.splits.values())),
+        "tokenizer_name": tokenizer.name,
+        "tokenizer_sha256": tokenizer.sha256,
+        "vocab_size": tokenizer.vocabulary_size,
+        "row_tokens": next(iter(rows.values())).shape[1],
+        **counts,
+        **batches,
+        "steps_per_epoch": math.ceil(plan.rows_per_epoch / rows_per_step),
+        "total_steps": plan.total_steps,
+        "effective_warmup_steps": plan.warmup_steps,
+        "effective_batch_size": rows_per_step,
+    }
+
+
+def describe_model(model: nn.Module, config: ModelConfig) -> dict[str, Any]:
+    """What a run's config says about the model: dimensions, settings, true sizes."""
+    parameters = list(model.parameters())
+    return {
+        "total_parameters": sum(p.numel() for p in parameters),
+        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        **{f"model/{name}": value for name, value in dataclasses.asdict(config).items()},
+    }
+
+
+def run_identity(
+    config: ModelConfig, seed: int, corpus: Corpus, tokenizer: LoadedTokenizer, row_tokens: int
+) -> dict[str, Any]:
+    """What a run must have in common with the checkpoint that it goes on from."""
+    return {
+        "seed": seed,
+        "row length": row_tokens,
+        "dataset": f"{corpus.name} {corpus.sha256[:16]}",
+        "tokenizer": f"{tokenizer.name} {tokenizer.sha256[:16]}",
+        **dataclasses.asdict(config),
+    }
+
+
+def _parse_model_options(options: Sequence[str]) -> dict[str, Any]:
+    parsed = {}
+    for option in options:
+        name, equals, text = option.partition("=")
+        if not equals or name == "vocab_size":
+            raise BadInput(
+                f"--model_option {option!r} is not FIELD=VALUE with a field of the model's "
+                "configuration other than vocab_size; for example weight_mode=absmean"
+            )
+        try:
+            parsed[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            parsed[name] = text
+    return parsed
+
+
+def _warmup_steps(args: TrainArgs, total_steps: int, say: Say) -> int:
+    warmup = args.warmup_steps
+    if "warmup_steps" in args.given:
+        if warmup >= total_steps:
+            raise BadInput(
+                f"--warmup_steps {warmup} is not less than the {total_steps} steps of this run; "
+                "give fewer, or train longer with --max_steps or --num_epochs"
+            )
+        return warmup
+    if warmup > DEFAULT_WARMUP_SHARE_MAX * total_steps:
+        warmup = round(SHORT_WARMUP_SHARE * total_steps)
+        say(
+            f"Warmup takes {warmup:,} steps, a tenth of this run of {total_steps:,}, "
+            f"in place of the default {args.warmup_steps:,}."
+        )
+    return warmup

@@ -1,0 +1,192 @@
+"""Data: token ids packed into rows, rows into masked batches.
+
+In: token ids of paragraphs; a position in the endless order of rows.
+Out: batches on the CPU; the batch at a position is the same in every process and every restart.
+Never: uses the global random state, so that training's own noise does not depend on loading.
+
+Letters: B rows in a batch, T tokens in a row, V tokens in the vocabulary.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+IGNORED = -100
+"""The label of a position that is not to be predicted."""
+
+
+class Batch(NamedTuple):
+    """Masked rows, and what the host knows of them without asking a device.
+
+    Shapes: input_ids, labels (B, T) int64; attention_mask (B, T) bool; predicted (M,) int64,
+    the flat indices of what is to be predicted. tokens counts those that are not padding.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    predicted: Tensor
+    tokens: int
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device; asynchronous from pinned memory."""
+        return Batch(
+            self.input_ids.to(device, non_blocking=True),
+            self.attention_mask.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+            self.predicted.to(device, non_blocking=True),
+            self.tokens,
+        )
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Which tokens are predicted, and what stands in their place.
+
+    Shapes: special_ids (few,), ordinary_ids (V - few,), both int64.
+    """
+
+    probability: float
+    mask_id: int
+    pad_id: int
+    special_ids: Tensor
+    ordinary_ids: Tensor
+
+    @classmethod
+    def of(
+        cls, vocabulary_size: int, special_ids: Sequence[int], mask_id: int, pad_id: int, p: float
+    ) -> Masking:
+        special = torch.tensor(sorted(special_ids))
+        every = torch.arange(vocabulary_size)
+        return cls(p, mask_id, pad_id, special, every[~torch.isin(every, special)])
+
+
+def pack_rows(
+    paragraphs: Iterable[NDArray[np.int32]], length: int, *, cls_id: int, sep_id: int, pad_id: int
+) -> Tensor:
+    """Lay paragraphs one after another into rows; only the end of the last row is padding.
+
+    A row is [CLS] and length - 1 tokens of the stream; a [SEP] ends every paragraph.
+    Shapes: -> (rows, length) int32.
+    """
+    separator = np.array([sep_id], dtype=np.int32)
+    parts = [part for ids in paragraphs for part in (ids, separator)]
+    stream = np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
+    count = -(-len(stream) // (length - 1))
+    body = np.full(count * (length - 1), pad_id, dtype=np.int32)
+    body[: len(stream)] = stream
+    rows = np.full((count, length), cls_id, dtype=np.int32)
+    rows[:, 1:] = body.reshape(count, length - 1)
+    return torch.from_numpy(rows)
+
+
+def mask_for_training(rows: Tensor, masking: Masking, generator: torch.Generator) -> Batch:
+    """Choose tokens to predict: 80 % become [MASK], 10 % another token, 10 % stay.
+
+    Source: Devlin et al. 2018, arXiv:1810.04805, section 3.1; other tokens are drawn from the
+    ordinary ones only. At least one token of a batch is chosen, so its loss is a number.
+    """
+    rows = rows.long()
+    chosen = _choose(rows, masking, generator)
+    kind = torch.rand(rows.shape, generator=generator)
+    drawn = torch.randint(len(masking.ordinary_ids), rows.shape, generator=generator)
+    inputs = torch.where(chosen & (kind < 0.8), masking.mask_id, rows)
+    inputs = torch.where(chosen & (kind >= 0.9), masking.ordinary_ids[drawn], inputs)
+    return _batch(rows, inputs, chosen, masking.pad_id)
+
+
+def mask_for_evaluation(rows: Tensor, masking: Masking, generator: torch.Generator) -> Batch:
+    """Choose tokens to predict; every one becomes [MASK], since a visible one could be copied."""
+    rows = rows.long()
+    chosen = _choose(rows, masking, generator)
+    return _batch(rows, torch.where(chosen, masking.mask_id, rows), chosen, masking.pad_id)
+
+
+def _choose(rows: Tensor, masking: Masking, generator: torch.Generator) -> Tensor:
+    eligible = ~torch.isin(rows, masking.special_ids)
+    chosen = eligible & (torch.rand(rows.shape, generator=generator) < masking.probability)
+    if not chosen.any():
+        chosen.view(-1)[eligible.view(-1).nonzero()[:1]] = True
+    return chosen
+
+
+def _batch(rows: Tensor, inputs: Tensor, chosen: Tensor, pad_id: int) -> Batch:
+    visible = rows != pad_id
+    labels = torch.where(chosen, rows, IGNORED)
+    predicted = chosen.flatten().nonzero().squeeze(1)
+    return Batch(inputs, visible, labels, predicted, int(visible.sum()))
+
+
+class TrainingBatches(Dataset[Batch]):
+    """The batch at every position of an endless order: each epoch in its own permutation.
+
+    A position counts rows from the start of training. Batches are always full; the one at the
+    end of an epoch goes on into the next, so no row is left out.
+    """
+
+    def __init__(self, rows: Tensor, batch_size: int, masking: Masking, seed: int) -> None:
+        self.rows, self.batch_size, self.masking, self.seed = rows, batch_size, masking, seed
+        self._orders: dict[int, Tensor] = {}
+
+    def __getitem__(self, position: int) -> Batch:
+        places = range(position, position + self.batch_size)
+        index = torch.tensor([self._row_at(place) for place in places])
+        generator = _generator(self.seed, 1, position)
+        return mask_for_training(self.rows[index], self.masking, generator)
+
+    def _row_at(self, place: int) -> int:
+        epoch, offset = divmod(place, len(self.rows))
+        if epoch not in self._orders:
+            order = torch.randperm(len(self.rows), generator=_generator(self.seed, 2, epoch))
+            self._orders = {epoch - 1: self._orders.get(epoch - 1, order), epoch: order}
+        return int(self._orders[epoch][offset])
+
+
+def load_batches(
+    source: TrainingBatches, position: int, num_workers: int, pin_memory: bool
+) -> Iterator[Batch]:
+    """Batches from a position on, without end; the same for any number of workers."""
+    loader = DataLoader(
+        source,
+        batch_size=None,
+        sampler=range(position, 2**62, source.batch_size),
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_ignore_signals if num_workers else None,
+        # Its own generator: otherwise every start of a loader draws from the global one,
+        # and a resumed run would go on with other noise than the run it continues.
+        generator=torch.Generator(),
+    )
+    return iter(loader)
+
+
+def _ignore_signals(worker: int) -> None:
+    # A terminal and some batch systems signal the whole process group; the trainer decides
+    # when its workers end, and needs them to finish the current step.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def evaluation_batches(
+    rows: Tensor, batch_size: int, masking: Masking, seed: int, limit: int = 0
+) -> Iterator[Batch]:
+    """The rows in order with the same masks at every call; at most limit batches unless 0."""
+    starts = range(0, len(rows), batch_size)
+    for number, start in enumerate(starts[: limit or None]):
+        chunk = rows[start : start + batch_size]
+        yield mask_for_evaluation(chunk, masking, _generator(seed, 3, number))
+
+
+def _generator(*entropy: int) -> torch.Generator:
+    """A generator of its own for each tuple of numbers."""
+    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))

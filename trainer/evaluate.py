@@ -1,0 +1,45 @@
+"""Evaluation: the loss on held-out rows, always on the same [MASK] positions.
+
+In: a model and batches on the CPU.
+Out: the mean loss a predicted token, still on the device.
+Never: moves the random state of training, so that runs with and without it are alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from trainer.data import Batch
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[object]],
+    is_stopping: Callable[[], bool] = lambda: False,
+) -> Tensor | None:
+    """Mean cross entropy in nats over all predicted tokens, or None if it was interrupted.
+
+    Shapes: -> ().
+    """
+    total = torch.zeros((), device=device)
+    predicted = 0
+    model.eval()
+    # A model may draw numbers in evaluation too; those of training must not shift by it.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for cpu_batch in batches:
+            if is_stopping():
+                break
+            batch = cpu_batch.to(device)
+            with autocast():
+                out = model(*batch[:4])
+            total += out.loss * len(batch.predicted)
+            predicted += len(batch.predicted)
+    model.train()
+    return total / predicted if predicted and not is_stopping() else None

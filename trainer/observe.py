@@ -1,0 +1,132 @@
+"""Observing: turns what happens in training into events, and hands them to the emitter.
+
+In: facts of the run and numbers that are already on the host.
+Out: events.
+Never: raises into training, waits for telemetry, or touches a tensor.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.emitter import Emitter, EventSink, NullEmitter
+from shared.events import (
+    ConfigUpdated,
+    Event,
+    MessageLogged,
+    MetricsLogged,
+    RunFinished,
+    RunStarted,
+)
+
+Scalar = float | int | bool | str
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a run is called and where it belongs."""
+
+    project: str
+    name: str
+    tags: Sequence[str]
+    notes: str
+    wandb_mode: str
+    rank: int
+    world_size: int
+    gpu_uuids: Sequence[str]
+    resumed_from_step: int | None
+
+
+class Observer:
+    """Tells the emitter what happens. Not thread-safe."""
+
+    def __init__(self, emitter: EventSink) -> None:
+        self._emitter = emitter
+        self._is_failing = False
+
+    def run_started(self, facts: RunFacts, config: Mapping[str, Any]) -> None:
+        """The run begins, or goes on after resumed_from_step."""
+        self._emit(
+            lambda: RunStarted(
+                project=facts.project,
+                name=facts.name,
+                tags=list(facts.tags),
+                notes=facts.notes,
+                wandb_mode=facts.wandb_mode,
+                config=dict(config),
+                rank=facts.rank,
+                world_size=facts.world_size,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                process_start_ns=process_start_ns(),
+                gpu_uuids=list(facts.gpu_uuids),
+                resumed_from_step=facts.resumed_from_step,
+            )
+        )
+
+    def config_updated(self, config: Mapping[str, Any]) -> None:
+        """What is known of the configuration only now."""
+        self._emit(lambda: ConfigUpdated(config=dict(config)))
+
+    def metrics(self, kind: str, step: int, values: Mapping[str, Scalar]) -> None:
+        """Numbers of one optimizer step; kind is train, val or quant."""
+        self._emit(lambda: MetricsLogged(kind=kind, step=step, values=dict(values)))
+
+    def message(self, text: str, level: str = "info") -> None:
+        """A line for people."""
+        self._emit(lambda: MessageLogged(level=level, text=text))
+
+    def finished(self, status: str, exit_code: int, summary: Mapping[str, Any]) -> None:
+        """The run's last word; status is finished, failed or preempted."""
+        self._emit(lambda: RunFinished(status=status, exit_code=exit_code, summary=dict(summary)))
+
+    def _emit(self, build: Callable[[], Event]) -> None:
+        # The emitter promises not to raise; training outranks telemetry even where that
+        # promise is broken, so this is the one place that catches everything.
+        try:
+            self._emitter.emit(build())
+        except Exception:
+            if not self._is_failing:
+                self._is_failing = True
+                print("Telemetry failed; training goes on without it:", file=sys.stderr)
+                traceback.print_exc()
+
+
+def open_emitter(
+    endpoint: str, run_id: str, spool_dir: Path, close_timeout_s: float, say: Callable[[str], None]
+) -> EventSink:
+    """The emitter of this process, or one that keeps nothing if it cannot start."""
+    try:
+        return Emitter(
+            endpoint,
+            run_id=run_id,
+            source="rank0",
+            spool_dir=spool_dir,
+            close_timeout_s=close_timeout_s,
+        )
+    # No thread, no socket, no memory: none of them is a reason not to train.
+    except Exception as exc:
+        say(f"The emitter cannot start ({exc}): nothing of this run is recorded.")
+        return NullEmitter(run_id)
+
+
+def process_start_ns() -> int:
+    """When this process started, by the wall clock; 0 where /proc does not tell.
+
+    The time of boot plus the start in clock ticks since then, as psutil's create_time() has it.
+    """
+    try:
+        # The name in field 2 may hold spaces and brackets; fields are counted after its end.
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        lines = Path("/proc/stat").read_text().splitlines()
+        boot_s = next(int(line.split()[1]) for line in lines if line.startswith("btime "))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return 0
+    return boot_s * 10**9 + ticks * 10**9 // os.sysconf("SC_CLK_TCK")

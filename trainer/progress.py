@@ -1,0 +1,101 @@
+"""Progress: what a person at the terminal sees of a run.
+
+In: sentences, and the numbers of logged steps.
+Out: standard error: a progress bar on a terminal, one line a logged step elsewhere.
+Never: shows a number that training would have to wait for.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+
+class Progress:
+    """A context from the first sentence of a run to its last. Not thread-safe."""
+
+    def __init__(
+        self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._stream = stream or sys.stderr
+        self._clock = clock
+        self._bar: Any = None
+        self._total = self._first = 0
+        self._started_s = 0.0
+
+    def say(self, text: str) -> None:
+        """One line, above the bar if there is one."""
+        if self._bar is None:
+            print(text, file=self._stream, flush=True)
+        else:
+            tqdm.write(text, file=self._stream)
+
+    def begin(self, step: int, total_steps: int) -> None:
+        """Training starts after step."""
+        self._first, self._total, self._started_s = step, total_steps, self._clock()
+        if self._stream.isatty():
+            self._bar = tqdm(
+                total=total_steps,
+                initial=step,
+                unit="step",
+                file=self._stream,
+                dynamic_ncols=True,
+                leave=False,
+            )
+
+    def advance(self) -> None:
+        """One more step is done."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def show(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """The numbers of a logged step: kind is train or val, others are not shown."""
+        if kind == "val":
+            loss, perplexity = values["val/loss"], values["val/perplexity"]
+            self.say(f"step {step:,}: validation loss {loss:.4f}, perplexity {perplexity:,.1f}")
+        elif kind == "train" and self._bar is not None:
+            self._bar.set_postfix_str(_describe(values))
+        elif kind == "train":
+            self.say(
+                f"step {step:,}/{self._total:,}: {_describe(values)}, "
+                f"{_clock_time(self._left_s(step))} left"
+            )
+
+    def close(self) -> None:
+        """Take the bar off the screen; may be called twice."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _left_s(self, step: int) -> float:
+        done = max(1, step - self._first)
+        return (self._clock() - self._started_s) / done * (self._total - step)
+
+
+def _describe(values: Mapping[str, Any]) -> str:
+    return (
+        f"loss {values['train/loss']:.4f}, {values['train/training_stage']}, "
+        f"{values['train/tokens_per_second']:,.0f} tokens/s"
+    )
+
+
+def _clock_time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,73 @@
+"""Scalars: values that leave the device without the loop waiting for them.
+
+In: zero-dimensional tensors on the training device, and a label that says what they are.
+Out: their numbers, in the order they were sent, once they have arrived.
+Never: makes the loop wait, except in wait(), which is for the end and for checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+Label = TypeVar("Label")
+
+
+@dataclass(frozen=True)
+class _Sent(Generic[Label]):
+    label: Label
+    names: tuple[str, ...]
+    buffer: Tensor
+    copied: Any  # a torch.cuda.Event, which torch leaves untyped, or None on a CPU
+
+    def has_arrived(self) -> bool:
+        return self.copied is None or bool(self.copied.query())
+
+    def numbers(self) -> dict[str, float]:
+        return dict(zip(self.names, self.buffer.tolist(), strict=True))
+
+
+class ScalarCopies(Generic[Label]):
+    """One copy a call from the device to the host, polled and never waited for.
+
+    On a GPU the values are stacked into one vector and copied to pinned memory on the current
+    stream; an event behind the copy tells when it is done. On a CPU they have arrived at once.
+    Not thread-safe.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._sent: deque[_Sent[Label]] = deque()
+
+    def send(self, label: Label, values: Mapping[str, Tensor]) -> None:
+        """Start the copy of the values as they are now."""
+        if not values:
+            return
+        vector = torch.stack([value.detach().float().reshape(()) for value in values.values()])
+        copied: Any = None
+        if self._on_gpu:
+            pinned = torch.empty(vector.shape, pin_memory=True)
+            vector = pinned.copy_(vector, non_blocking=True)
+            copied = cast(Any, torch.cuda.Event)()
+            copied.record()
+        self._sent.append(_Sent(label, tuple(values), vector, copied))
+
+    def arrived(self) -> list[tuple[Label, dict[str, float]]]:
+        """What has arrived since the last call, oldest first."""
+        done = []
+        while self._sent and self._sent[0].has_arrived():
+            sent = self._sent.popleft()
+            done.append((sent.label, sent.numbers()))
+        return done
+
+    def wait(self) -> list[tuple[Label, dict[str, float]]]:
+        """Everything that was sent; waits for the device."""
+        for sent in self._sent:
+            if sent.copied is not None:
+                sent.copied.synchronize()
+        return self.arrived()

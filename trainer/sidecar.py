@@ -1,0 +1,117 @@
+"""Sidecar: a telemetry service of this run's own, as a child process.
+
+In: a directory for its data.
+Out: the address it will listen on.
+Never: imports the service, waits for it to be ready, or changes how the run ends.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+SOCKET_PATH_MAX_BYTES = 107
+DRAIN_TIMEOUT_S = 25.0
+"""The service drains for 20 s at most; the rest is for its own ending."""
+
+Say = Callable[[str], None]
+
+
+class PrivateAddress:
+    """A context with an ipc address that only this user can reach."""
+
+    def __enter__(self) -> str:
+        self._directory = tempfile.mkdtemp(prefix="trainer-")
+        path = os.path.join(self._directory, "telemetry.sock")
+        if len(os.fsencode(path)) > SOCKET_PATH_MAX_BYTES:
+            os.rmdir(self._directory)
+            self._directory = tempfile.mkdtemp(prefix="trainer-", dir="/tmp")
+            path = os.path.join(self._directory, "telemetry.sock")
+        return f"ipc://{path}"
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+class Sidecar:
+    """A running child. It drains and ends when its standard input closes.
+
+    That input is a pipe whose other end this process holds, so the child ends by itself
+    however the trainer dies.
+    """
+
+    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+        self._child = child
+        self._was_told_dead = False
+        # A forked loader worker inherits the pipe, and would hold it open past our death.
+        pipe = weakref.ref(child.stdin) if child.stdin else lambda: None
+        os.register_at_fork(after_in_child=lambda: _close_raw(pipe()))
+
+    def check(self, say: Say) -> None:
+        """Say once if the child has ended too early. Does not wait."""
+        if not self._was_told_dead and self._child.poll() is not None:
+            self._was_told_dead = True
+            say(
+                f"The sidecar has ended (exit code {self._child.returncode}): "
+                "from here on nothing is recorded but the spool."
+            )
+
+    def close(self, say: Say, timeout_s: float = DRAIN_TIMEOUT_S) -> None:
+        """Let the child drain and end; kill it when it takes longer. May be called twice."""
+        self.check(say)
+        if self._child.stdin is None or self._child.stdin.closed:
+            return
+        self._child.stdin.close()
+        if self._was_told_dead:
+            return
+        say("Finishing the records …")
+        try:
+            self._child.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+            say(f"The sidecar did not end within {timeout_s:.0f} s and was killed.")
+
+
+def start_sidecar(address: str, data_dir: Path, say: Say) -> Sidecar | None:
+    """Start the service if it is installed; None, with a line that says so, if not."""
+    if not is_installed():
+        say("The sidecar is not installed: nothing is recorded but the spool.")
+        return None
+    command = [sys.executable, "-m", "telemetry", "serve", "--bind", address]
+    command += ["--data-dir", str(data_dir), "--sinks", "tensorboard,wandb"]
+    command += ["--http", "off", "--exit-with-stdin"]
+    try:
+        # A session of its own: the terminal's Ctrl-C is for the trainer, which ends it in order.
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    except OSError as exc:
+        say(f"The sidecar cannot start ({exc}): nothing is recorded but the spool.")
+        return None
+    return Sidecar(child)
+
+
+def is_installed() -> bool:
+    """Whether there is a package `telemetry` to run; an empty directory is none."""
+    spec = importlib.util.find_spec("telemetry")
+    return spec is not None and spec.origin is not None
+
+
+def _close_raw(pipe: object) -> None:
+    """Close a file's descriptor under it, without a flush."""
+    try:
+        os.close(pipe.fileno())  # type: ignore[attr-defined]
+    except (AttributeError, OSError, ValueError):
+        pass

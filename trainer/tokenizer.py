@@ -1,0 +1,117 @@
+"""Tokenizer: text to token ids, and the hash that says by which vocabulary.
+
+In: the name that --tokenizer takes, and the dataset's.
+Out: a LoadedTokenizer.
+Never: falls back to the shipped vocabulary without saying so, nor for a name that was chosen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.errors import BadInput
+
+SHIPPED_PATH = Path(__file__).parent / "assets" / "tokenizer.json"
+SHIPPED = "shipped"
+DEFAULT = "bert-base-uncased"
+CHUNK_PARAGRAPHS = 2000
+
+
+@dataclass(frozen=True)
+class LoadedTokenizer:
+    """A tokenizer with the ids that packing and masking need."""
+
+    name: str
+    sha256: str
+    vocabulary_size: int
+    pad_id: int
+    cls_id: int
+    sep_id: int
+    mask_id: int
+    special_ids: tuple[int, ...]
+    backend: Any
+
+    def encode(self, paragraphs: Sequence[str]) -> Iterator[NDArray[np.int32]]:
+        """Token ids of each paragraph, without special tokens."""
+        for start in range(0, len(paragraphs), CHUNK_PARAGRAPHS):
+            chunk = list(paragraphs[start : start + CHUNK_PARAGRAPHS])
+            encoded = self.backend(
+                chunk, add_special_tokens=False, return_attention_mask=False, verbose=False
+            )
+            for ids in encoded["input_ids"]:
+                yield np.asarray(ids, dtype=np.int32)
+
+
+def load_tokenizer(name: str, dataset: str, say: Callable[[str], None]) -> LoadedTokenizer:
+    """Load the tokenizer of a run.
+
+    Raises:
+        BadInput: a tokenizer other than the default one could not be loaded.
+    """
+    if name == SHIPPED:
+        return _load_shipped()
+    if name == DEFAULT and dataset == "sample":
+        say(f"Tokenizer: the shipped one (8,192 tokens, made for the sample), not {DEFAULT}.")
+        return _load_shipped()
+    say(f"Loading the tokenizer {name} (without a connection this takes up to a minute to fail).")
+    from transformers import AutoTokenizer  # here: takes most of a second
+
+    try:
+        backend = AutoTokenizer.from_pretrained(name, use_fast=True)
+    # Which exceptions a missing hub raises is not documented and differs between versions;
+    # all of them mean that this tokenizer is not to be had now.
+    except Exception as exc:
+        if name == DEFAULT:
+            say(
+                f"Tokenizer {DEFAULT} cannot be loaded ({type(exc).__name__}): "
+                "the shipped one (8,192 tokens, trained on Jane Austen) takes its place."
+            )
+            return _load_shipped()
+        raise BadInput(
+            f"tokenizer {name} cannot be loaded ({type(exc).__name__}); check the name and the "
+            f"connection, or take the embedded one with --tokenizer {SHIPPED}"
+        ) from exc
+    return _describe(name, backend, backend.backend_tokenizer.to_str().encode())
+
+
+def _load_shipped() -> LoadedTokenizer:
+    from transformers import PreTrainedTokenizerFast
+
+    make: Any = PreTrainedTokenizerFast  # untyped
+    backend = make(
+        tokenizer_file=str(SHIPPED_PATH),
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+    return _describe(SHIPPED, backend, SHIPPED_PATH.read_bytes())
+
+
+def _describe(name: str, backend: Any, definition: bytes) -> LoadedTokenizer:
+    ids = {role: getattr(backend, f"{role}_token_id") for role in ("pad", "cls", "sep", "mask")}
+    missing = [role for role, token_id in ids.items() if token_id is None]
+    if missing:
+        raise BadInput(
+            f"tokenizer {name} has no {' or '.join(missing)} token, which masked training needs; "
+            f"take one of BERT's kind, or --tokenizer {SHIPPED}"
+        )
+    return LoadedTokenizer(
+        name=name,
+        sha256=hashlib.sha256(definition).hexdigest(),
+        vocabulary_size=len(backend),
+        pad_id=ids["pad"],
+        cls_id=ids["cls"],
+        sep_id=ids["sep"],
+        mask_id=ids["mask"],
+        special_ids=tuple(sorted(backend.all_special_ids)),
+        backend=backend,
+    )
