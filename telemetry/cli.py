@@ -1,0 +1,196 @@
+"""The command line: what was asked for, checked, and handed to the part that does it.
+
+In: arguments and the environment.
+Out: an exit code; one clear sentence on stderr where something can't be done.
+Never: shows a traceback for a mistake in a command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn, TypeAlias
+
+from telemetry.config import ServeConfig, check_sinks, load
+from telemetry.errors import EXIT_USAGE, CommandError
+
+DESCRIPTION = "Telemetry sidecar: records what a training run says, and forwards it."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="telemetry: %(message)s", stream=sys.stderr)
+    try:
+        code: int = args.act(args)
+        return code
+    except CommandError as exc:
+        print(f"telemetry: {exc}", file=sys.stderr)
+        return exc.exit_code
+    except BrokenPipeError:
+        # Whoever read our output has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, and where help is."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"telemetry: {message}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(EXIT_USAGE)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m telemetry", description=DESCRIPTION, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_serve(commands)
+    _add_run(commands)
+    _add_sink(commands)
+    _add_replay(commands)
+    _add_inspect(commands)
+    return parser
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
+
+
+RUN_DEFAULTS = {"http": "off", "host_run": False}
+"""Of a sidecar that lives as long as one command: several may on one machine."""
+
+
+def _add_config_flags(parser: argparse.ArgumentParser) -> None:
+    for field in dataclasses.fields(ServeConfig):
+        flag, text = "--" + field.name.replace("_", "-"), field.metadata["help"]
+        if isinstance(field.default, bool):
+            parser.add_argument(
+                flag,
+                dest=field.name,
+                default=None,
+                action=argparse.BooleanOptionalAction,
+                help=text,
+            )
+            continue
+        default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+        shown = text if default == "" else f"{text} (default: {default})"
+        parser.add_argument(flag, dest=field.name, metavar="VALUE", help=shown)
+    parser.add_argument("--config", type=Path, metavar="FILE", help="a TOML file with settings")
+
+
+def _config(args: argparse.Namespace) -> ServeConfig:
+    return load(vars(args), os.environ, args.config)
+
+
+def _add_serve(commands: Commands) -> None:
+    parser = commands.add_parser("serve", help="run the sidecar", allow_abbrev=False)
+    _add_config_flags(parser)
+    parser.set_defaults(act=_serve)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from telemetry.service import Service, watch_stdin
+
+    config = _config(args)
+    with Service(config) as service:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: service.stop.set())
+        if config.exit_with_stdin:
+            watch_stdin(service)
+        return service.run()
+
+
+def _add_run(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "run", help="run a command together with a sidecar", allow_abbrev=False
+    )
+    _add_config_flags(parser)
+    parser.add_argument("cmd", nargs=argparse.REMAINDER, metavar="-- CMD ...")
+    parser.set_defaults(act=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from telemetry.launch import launch
+
+    command = args.cmd[1:] if args.cmd[:1] == ["--"] else args.cmd
+    if not command:
+        raise CommandError("run: no command given; use: python -m telemetry run -- CMD ...")
+    return launch(command, load(vars(args), os.environ, args.config, RUN_DEFAULTS))
+
+
+def _add_sink(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "sink", help="bring one sink of one run up to date", allow_abbrev=False
+    )
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--follow", action="store_true", help="go on until the run has ended")
+    parser.add_argument("--exit-with-stdin", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--report-fd", type=int, help=argparse.SUPPRESS)
+    parser.set_defaults(act=_sink)
+
+
+def _sink(args: argparse.Namespace) -> int:
+    from telemetry.sinks.runner import Reporter, SinkJob, run_sink
+
+    check_sinks((args.name,), "sink")
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    if args.exit_with_stdin:
+        _stop_with_stdin(stop)
+    job = SinkJob(args.name, args.run_dir, args.run_dir, args.follow, {})
+    return run_sink(job, stop, Reporter(args.report_fd))
+
+
+def _stop_with_stdin(stop: threading.Event) -> None:
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        stop.set()
+
+    threading.Thread(target=watch, name="stdin", daemon=True).start()
+
+
+def _add_replay(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "replay", help="carry recorded runs into a sink", allow_abbrev=False
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--to", required=True, metavar="SINK")
+    parser.add_argument(
+        "--out", type=Path, default=Path("replay"), metavar="DIR",
+        help="where its files go, in DIR/<run id> (default: ./replay)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--wandb-mode", choices=("online", "offline"), help="default: as the run was recorded"
+    )
+    parser.set_defaults(act=_replay)
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from telemetry.replay import replay
+
+    check_sinks((args.to,), "--to")
+    return replay(args.runs, args.to, args.out, args.wandb_mode)
+
+
+def _add_inspect(commands: Commands) -> None:
+    parser = commands.add_parser("inspect", help="what is in a journal", allow_abbrev=False)
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.set_defaults(act=_inspect)
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from telemetry.inspect import inspect
+
+    return inspect(args.run)

@@ -1,0 +1,169 @@
+"""Configuration of the sidecar: flags over environment over one TOML file over defaults.
+
+In: parsed flags, the environment, a file.
+Out: one frozen object, checked.
+Never: read again after the start.
+"""
+
+# ruff: noqa: RUF009 - _setting is a dataclass field with what the command line says of it
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from telemetry.errors import CommandError
+from telemetry.sinks.registry import SINK_NAMES
+
+PREFIX: Final = "TELEMETRY_"
+
+
+def _setting(default: Any, help: str, low: float | None = None, high: float | None = None) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Everything that `serve` can be told."""
+
+    data_dir: Path = _setting(Path("telemetry-data"), "where runs are kept, in DIR/runs")
+    bind: str = _setting("", "address to listen on: ipc://PATH or tcp://HOST:PORT "
+                         "(default: ipc://DATA_DIR/telemetry.sock)")  # fmt: skip
+    http: str = _setting("127.0.0.1:9464", "address of /livez, /readyz and /metrics, or 'off'")
+    sinks: tuple[str, ...] = _setting(("tensorboard", "wandb"), "sinks to run, with commas")
+    sample_hz: float = _setting(1.0, "hardware samples a second, 0 for none", 0, 20)
+    host: str = _setting("", "name of this host in the metrics (default: its own)")
+    host_run: bool = _setting(True, "record the hardware as a run of its own while nothing trains")
+    wandb_mode: str = _setting("online", "of the host's own run: online, offline or disabled")
+    insecure_network: bool = _setting(False, "allow an address that other machines can reach")
+    exit_with_stdin: bool = _setting(False, "drain and end when standard input closes")
+    commit_interval_ms: float = _setting(50.0, "longest wait before a sync", 1, 10_000)
+    commit_bytes: int = _setting(1024 * 1024, "most bytes before a sync", 1, 64 * 1024 * 1024)
+    min_free_bytes: int = _setting(256 * 1024 * 1024, "stop acknowledging below this", 0, 2**62)
+    lost_after_s: float = _setting(300.0, "a run without a trainer is lost after this", 1, 10**7)
+    max_sink_processes: int = _setting(16, "sink processes at a time", 1, 1024)
+    sink_timeout_s: float = _setting(60.0, "a call of a sink hangs after this", 1, 86_400)
+    drain_grace_s: float = _setting(20.0, "time to drain on SIGTERM", 0, 86_400)
+
+    @property
+    def address(self) -> str:
+        return self.bind or f"ipc://{self.data_dir.resolve()}/telemetry.sock"
+
+
+def load(
+    flags: Mapping[str, Any],
+    environ: Mapping[str, str],
+    file: Path | None,
+    defaults: Mapping[str, Any] | None = None,
+) -> ServeConfig:
+    """The configuration that these sources give together; defaults go beneath them all.
+
+    Raises:
+        CommandError: an unknown or bad value, with its name, value and range.
+    """
+    values: dict[str, Any] = dict(defaults or {})
+    from_file = _read_file(file) if file else {}
+    for field in dataclasses.fields(ServeConfig):
+        variable = PREFIX + field.name.upper()
+        if flags.get(field.name) is not None:
+            values[field.name] = _parsed(field, flags[field.name], "--" + _flag(field.name))
+        elif environ.get(variable):
+            values[field.name] = _parsed(field, environ[variable], variable)
+        elif field.name in from_file:
+            values[field.name] = _parsed(field, from_file[field.name], f"{file}: {field.name}")
+    return ServeConfig(**values)
+
+
+def as_flags(config: ServeConfig) -> list[str]:
+    """The flags of `serve` that give this configuration."""
+    flags = []
+    for field in dataclasses.fields(config):
+        flag, value = "--" + _flag(field.name), getattr(config, field.name)
+        if isinstance(value, bool):
+            flags.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            flags.append(f"{flag}={','.join(value) if isinstance(value, tuple) else value}")
+    return flags
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(file.read_text())
+    except OSError as exc:
+        raise CommandError(f"configuration file {file}: {exc.strerror}") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise CommandError(f"configuration file {file} is not TOML: {exc}") from exc
+    known = {field.name for field in dataclasses.fields(ServeConfig)}
+    for name in values:
+        if name not in known:
+            raise CommandError(f"{file}: unknown setting {name!r}; known: {', '.join(known)}")
+    return values
+
+
+def _parsed(field: dataclasses.Field[Any], value: Any, name: str) -> Any:
+    kind = type(field.default)
+    try:
+        parsed = _TYPES[kind](value)
+    except (ValueError, TypeError) as exc:
+        what = {bool: "true or false", int: "a whole number", float: "a number"}
+        raise CommandError(f"{name}={value!r} must be {what.get(kind, 'text')}") from exc
+    low, high = field.metadata["low"], field.metadata["high"]
+    if low is not None and not low <= parsed <= high:
+        raise CommandError(f"{name}={value} is out of range: {low:g} to {high:g}")
+    _check_choice(field.name, name, parsed)
+    return parsed
+
+
+def _check_choice(field_name: str, name: str, value: Any) -> None:
+    if field_name == "sinks":
+        check_sinks(value, name)
+    elif field_name == "wandb_mode" and value not in ("online", "offline", "disabled"):
+        raise CommandError(f"{name}={value!r} must be online, offline or disabled")
+    elif field_name == "http" and value != "off" and not value.rpartition(":")[2].isdigit():
+        raise CommandError(f"{name}={value!r} must be HOST:PORT or 'off'")
+
+
+def check_sinks(names: tuple[str, ...], flag: str) -> None:
+    """Refuse the name of a sink that there is not.
+
+    Raises:
+        CommandError: it names those that there are.
+    """
+    for sink in names:
+        if sink not in SINK_NAMES:
+            raise CommandError(f"{flag}: unknown sink {sink!r}; known: {', '.join(SINK_NAMES)}")
+
+
+def _as_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    words = {"1": True, "true": True, "yes": True, "on": True}
+    words |= {"0": False, "false": False, "no": False, "off": False}
+    return words[str(value).lower()] if str(value).lower() in words else _raise(value)
+
+
+def _raise(value: Any) -> bool:
+    raise ValueError(value)
+
+
+def _as_names(value: Any) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else list(value)
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+_TYPES: Final[dict[type, Any]] = {
+    bool: _as_bool,
+    int: int,
+    float: float,
+    str: str,
+    tuple: _as_names,
+    type(Path()): lambda value: Path(value).expanduser(),
+}

@@ -1,0 +1,17 @@
+"""Errors that end a command, each with one sentence for the person who gave it."""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_USAGE = 2
+EXIT_BACKLOG = 3
+EXIT_FAULT = 4
+EXIT_RUNNING = 5
+
+
+class CommandError(Exception):
+    """The command can't be done as given. The message names the thing and the way out."""
+
+    def __init__(self, message: str, exit_code: int = EXIT_USAGE) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -1,0 +1,143 @@
+"""Gateway: the ROUTER socket through which emitters reach the sidecar.
+
+In: frames from anyone who can connect.
+Out: messages, each with the peer it came from.
+Never: trusts a frame, or blocks on a peer that does not read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import ipaddress
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+import zmq
+
+from shared.connection import check_endpoint
+from shared.events import DecodeError
+from shared.wire import FRAME_MAX_BYTES, Message, decode, encode
+
+BATCH_MESSAGES: Final = 512
+_OPTIONS: Final = (
+    (zmq.LINGER, 200),
+    (zmq.SNDTIMEO, 0),
+    (zmq.HEARTBEAT_IVL, 2_000),
+    (zmq.HEARTBEAT_TIMEOUT, 10_000),
+    (zmq.HANDSHAKE_IVL, 5_000),
+    (zmq.MAXMSGSIZE, FRAME_MAX_BYTES),
+    (zmq.ROUTER_HANDOVER, 0),
+)
+
+
+class AddressInUse(Exception):
+    """Another sidecar listens there."""
+
+
+class Gateway:
+    """A bound ROUTER socket. Not thread-safe: the ingest thread owns it."""
+
+    def __init__(self, address: str, *, allow_insecure: bool = False) -> None:
+        """Bind.
+
+        Raises:
+            ValueError: not an address, or one that strangers could reach.
+            AddressInUse: another process is bound there.
+            OSError: the path of an ipc socket can't be used.
+        """
+        check_bind(address, allow_insecure=allow_insecure)
+        self.address = address
+        self.counts: Counter[str] = Counter()
+        self._lock_fd = _locked_ipc(address)
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        for option, value in _OPTIONS:
+            self._socket.setsockopt(option, value)
+        try:
+            self._socket.bind(address)
+        except zmq.ZMQError as exc:
+            self.close()
+            if exc.errno == zmq.EADDRINUSE:
+                raise AddressInUse(f"{address} is in use") from exc
+            raise OSError(f"{address}: {exc.strerror}") from exc
+
+    def receive(self, timeout_s: float) -> Iterator[tuple[bytes, Message]]:
+        """Wait for messages at most timeout_s, then yield those that are there, to a bound."""
+        if not self._socket.poll(max(0, int(timeout_s * 1000))):
+            return
+        for _ in range(BATCH_MESSAGES):
+            try:
+                peer, *frames = self._socket.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            try:
+                yield peer, decode(frames)
+            except DecodeError:
+                self.counts["malformed_messages_total"] += 1
+
+    def send(self, peer: bytes, message: Message) -> None:
+        """Answer a peer; one that is gone or does not read goes without."""
+        try:
+            self._socket.send_multipart([peer, *encode(message)], zmq.DONTWAIT)
+        except zmq.ZMQError:
+            self.counts["unsent_replies_total"] += 1
+
+    def close(self) -> None:
+        """Unbind. May be called twice."""
+        self._socket.close()
+        self._context.destroy()
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def __enter__(self) -> Gateway:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def check_bind(address: str, *, allow_insecure: bool) -> None:
+    """Refuse what is no address, and what others than this machine could reach.
+
+    Raises:
+        ValueError: with the way out.
+    """
+    check_endpoint(address)
+    transport, _, rest = address.partition("://")
+    if transport != "tcp" or allow_insecure:
+        return
+    host = rest.rpartition(":")[0].strip("[]")
+    is_loopback = host == "localhost"
+    with contextlib.suppress(ValueError):
+        is_loopback = ipaddress.ip_address(host).is_loopback
+    if not is_loopback:
+        raise ValueError(
+            f"bind address {address!r} can be reached from other machines and is not encrypted; "
+            "bind to 127.0.0.1 or an ipc path, or say --insecure-network"
+        )
+
+
+def _locked_ipc(address: str) -> int:
+    """Hold a lock beside an ipc path: a second bind would steal the path without a word."""
+    transport, _, path = address.partition("://")
+    if transport != "ipc":
+        return -1
+    Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        os.close(fd)
+        raise AddressInUse(f"{address} is in use") from exc
+    return fd

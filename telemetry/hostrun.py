@@ -1,0 +1,50 @@
+"""The host's own run: where hardware goes while nothing trains."""
+
+from __future__ import annotations
+
+import os
+
+from shared.events import FINISHED, RunFinished, RunStarted
+from shared.ids import host_run_id
+from telemetry.runs import Run, Runs
+
+PROJECT = "hardware"
+
+
+class HostRun:
+    """Opens the host's run when it is first needed. Not thread-safe."""
+
+    def __init__(self, host: str, wandb_mode: str, *, is_enabled: bool) -> None:
+        self.host = host
+        self.run_id = host_run_id(host)
+        self._wandb_mode = wandb_mode
+        self._is_enabled = is_enabled
+        self._is_open = False
+
+    def opened(self, runs: Runs) -> list[Run]:
+        """The host's run, introduced by the sidecar; none where it is not wanted."""
+        if not self._is_enabled:
+            return []
+        run = runs.open(self.run_id)
+        if not self._is_open:
+            self._is_open = True
+            run.reopen(is_new_session=True)
+            run.say(
+                RunStarted(
+                    project=PROJECT,
+                    name=self.host,
+                    tags=["hardware"],
+                    wandb_mode=self._wandb_mode,
+                    host=self.host,
+                    pid=os.getpid(),
+                )
+            )
+        return [run]
+
+    def finish(self, runs: Runs) -> None:
+        """The sidecar stops watching."""
+        run = runs.get(self.run_id) if self._is_open else None
+        if run is not None:
+            run.say(RunFinished(status=FINISHED, exit_code=0))
+            run.sync()
+            run.end()

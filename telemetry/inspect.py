@@ -1,0 +1,163 @@
+"""Inspect: what is in a journal, and whether all of it can be read.
+
+In: the directory of a run.
+Out: tables on stdout; exit code 1 if anything is damaged or missing.
+Never: changes anything.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from shared.events import Gap, HistogramLogged, MetricsLogged
+from shared.packing import kind_of
+from telemetry.errors import CommandError
+from telemetry.files import read_json
+from telemetry.journal.reader import JournalReader, NotAJournal
+from telemetry.journal.scan import TAIL, Damage
+from telemetry.rows import Row
+from telemetry.runs import RUN_FILE
+
+EXIT_DAMAGED = 1
+
+
+@dataclass
+class Tally:
+    """What was found of one kind of event from one source."""
+
+    count: int = 0
+    first_ns: int | None = None
+    last_ns: int = 0
+    first_step: int | None = None
+    last_step: int | None = None
+
+
+@dataclass
+class Contents:
+    """All that inspect tells."""
+
+    tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)
+    sessions: dict[str, set[str]] = field(default_factory=dict)
+    missing: Counter[tuple[str, str]] = field(default_factory=Counter)
+    unknown_ms: float = 0.0
+    damage: list[Damage] = field(default_factory=list)
+    rows: int = 0
+
+
+def inspect(run_dir: Path) -> int:
+    """Print what is in the run's journal.
+
+    Raises:
+        CommandError: it has none.
+    """
+    try:
+        contents = read_contents(run_dir / "journal")
+    except NotAJournal as exc:
+        raise CommandError(str(exc)) from exc
+    console = Console(soft_wrap=True)
+    _print_run(console, run_dir, contents)
+    _print_events(console, contents)
+    _print_missing(console, contents)
+    _print_sinks(console, run_dir, contents)
+    return EXIT_DAMAGED if _print_damage(console, contents) else 0
+
+
+def read_contents(journal: Path) -> Contents:
+    """Read a journal from its first row to its last."""
+    contents = Contents()
+    with JournalReader(journal) as reader:
+        while True:
+            batch = reader.read()
+            for row in batch.rows:
+                _count(contents, row)
+            contents.damage += batch.damage
+            if batch.is_end:
+                contents.rows = reader.next_row
+                return contents
+
+
+def _count(contents: Contents, row: Row) -> None:
+    event = row.envelope.event()
+    kind = row.envelope.tag if event is None else kind_of(event)
+    tally = contents.tallies.setdefault((row.source, kind), Tally())
+    wall_ns = row.envelope.wall_ns
+    tally.count += 1
+    tally.first_ns = wall_ns if tally.first_ns is None else tally.first_ns
+    tally.last_ns = wall_ns
+    if isinstance(event, MetricsLogged | HistogramLogged) and event.step is not None:
+        tally.first_step = event.step if tally.first_step is None else tally.first_step
+        tally.last_step = event.step
+    contents.sessions.setdefault(row.source, set()).add(row.session)
+    if isinstance(event, Gap):
+        for kind, count in event.by_kind.items():
+            contents.missing[kind, event.reason] += count
+        contents.unknown_ms += event.unknown_ms or 0.0
+
+
+def _print_run(console: Console, run_dir: Path, contents: Contents) -> None:
+    info = read_json(run_dir / RUN_FILE) or {}
+    state = info.get("status") or info.get("state") or "unknown"
+    size = sum(path.stat().st_size for path in (run_dir / "journal").iterdir())
+    name = f" ({info['name']})" if "name" in info else ""
+    console.print(
+        f"run {info.get('run_id', run_dir.resolve().name)}{name}: {contents.rows:,} rows, "
+        f"{size / 1e6:.1f} MB, {state}",
+        highlight=False,
+    )
+
+
+def _print_events(console: Console, contents: Contents) -> None:
+    table = Table("source", "kind", "sessions")
+    for name in ("events", "per second", "first step", "last step"):
+        table.add_column(name, justify="right")
+    for (source, kind), tally in sorted(contents.tallies.items()):
+        span_s = (tally.last_ns - (tally.first_ns or 0)) / 1e9
+        rate = f"{(tally.count - 1) / span_s:.2f}" if span_s > 0 and tally.count > 1 else ""
+        table.add_row(
+            source, kind, str(len(contents.sessions[source])), f"{tally.count:,}", rate,
+            _or_blank(tally.first_step), _or_blank(tally.last_step),
+        )  # fmt: skip
+    console.print(table)
+
+
+def _print_missing(console: Console, contents: Contents) -> None:
+    if not contents.missing and not contents.unknown_ms:
+        console.print("missing: nothing, as far as its producers could count")
+        return
+    for (kind, reason), count in sorted(contents.missing.items()):
+        console.print(f"missing: {count:,} events of kind {kind}: {reason}", highlight=False)
+    if contents.unknown_ms:
+        console.print(f"missing: up to {contents.unknown_ms:.0f} ms unknown", highlight=False)
+
+
+def _print_sinks(console: Console, run_dir: Path, contents: Contents) -> None:
+    for path in sorted((run_dir / "cursors").glob("*.json")):
+        cursor: dict[str, Any] = read_json(path) or {}
+        row = int(cursor.get("row", 0))
+        state = "has all of it" if cursor.get("done") else f"{contents.rows - row:,} rows behind"
+        console.print(f"sink {path.stem}: at row {row:,}, {state}", highlight=False)
+
+
+def _print_damage(console: Console, contents: Contents) -> bool:
+    is_damaged = False
+    for damage in contents.damage:
+        # A torn tail was never acknowledged: it is how a crash looks, not damage.
+        is_damaged = is_damaged or damage.kind != TAIL
+        last = "?" if damage.next_row is None else str(damage.next_row - 1)
+        console.print(
+            f"{damage.kind}: rows {damage.first_row} to {last}, "
+            f"bytes {damage.offset} to {damage.end} {damage.detail}",
+            highlight=False,
+        )
+    console.print("damage: " + ("see above" if is_damaged else "none"))
+    return is_damaged
+
+
+def _or_blank(step: int | None) -> str:
+    return "" if step is None else f"{step:,}"

@@ -1,0 +1,257 @@
+"""The service: the one place that knows all parts of the sidecar, and their order.
+
+In: a configuration, and a stop.
+Out: an exit code, after everything was drained or the grace time was over.
+
+Data moves from the gateway through ingest into journals, and on by the sinks'
+own processes. Shutdown follows it: sampler, ingest, journal, sinks.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from types import TracebackType
+from typing import Final
+
+from shared.clock import Clock, SystemClock
+from shared.ids import new_session, sanitized_host
+from telemetry.config import ServeConfig
+from telemetry.datadir import DataDir
+from telemetry.errors import EXIT_BACKLOG, EXIT_FAULT, EXIT_OK, EXIT_RUNNING, CommandError
+from telemetry.gateway import AddressInUse, Gateway
+from telemetry.hostrun import HostRun
+from telemetry.ingest import Ingest
+from telemetry.journal.writer import JournalFault
+from telemetry.runs import Runs
+from telemetry.status import Health, StatusServer
+from telemetry.summary import print_summary
+from telemetry.supervisor import Supervisor
+
+log = logging.getLogger("telemetry.service")
+
+IDLE_WAIT_S: Final = 0.25
+TICK_NS: Final = 1_000_000_000
+SETTLE_S: Final = 0.3
+"""After the last producer is gone: what is still in the socket arrives within this."""
+
+SAMPLER_RESTART_NS: Final = 5_000_000_000
+LAST_WORDS_SHARE: Final = 0.5
+"""Share of the grace time in which trainers may still say their last."""
+
+
+class Service:
+    """The sidecar, from start to drained. Everything here runs on the ingest thread."""
+
+    def __init__(self, config: ServeConfig, clock: Clock | None = None) -> None:
+        self.config = config
+        self.stop = threading.Event()
+        self.are_producers_gone = False
+        self._clock = clock or SystemClock()
+        self._host = sanitized_host(config.host or socket.gethostname())
+        self._data_dir = DataDir(config.data_dir)
+        try:
+            self._open_parts()
+        except BaseException:
+            self._data_dir.close()
+            raise
+
+    def _open_parts(self) -> None:
+        config = self.config
+        try:
+            self._gateway = Gateway(config.address, allow_insecure=config.insecure_network)
+        except AddressInUse as exc:
+            raise CommandError(f"--bind: {exc} by another process", EXIT_RUNNING) from exc
+        except (ValueError, OSError) as exc:
+            raise CommandError(f"--bind: {exc}") from exc
+        self._runs = Runs(config.data_dir, new_session(), self._clock)
+        self._host_run = HostRun(self._host, config.wandb_mode, is_enabled=config.host_run)
+        self._ingest = Ingest(self._runs, self._clock, self._host_run, config.lost_after_s)
+        self._supervisor = Supervisor(
+            self._runs.directory,
+            config.sinks,
+            self._clock,
+            max_processes=config.max_sink_processes,
+            sink_timeout_s=config.sink_timeout_s,
+        )
+        self._sampler: subprocess.Popen[bytes] | None = None
+        self._sampler_not_before_ns = 0
+        self._turned_ns = self._clock.monotonic_ns()
+        self._ticked_ns = 0
+        self._health = Health()
+        self._seen: set[str] = set()
+        self._status = None if config.http == "off" else StatusServer(config.http, self.health)
+
+    def run(self) -> int:
+        """Serve until `stop` is set, then drain. Returns the exit code of `serve`."""
+        self._runs.open_unfinished()
+        self._supervisor.start()
+        self._data_dir.publish(self.config.address)
+        log.info("listening on %s, data in %s", self.config.address, self.config.data_dir)
+        try:
+            while not self.stop.is_set():
+                self._turn()
+            return self._drain()
+        except JournalFault as exc:
+            log.error("journal fault, stopping: %s", exc)
+            self._supervisor.end(0)
+            return EXIT_FAULT
+
+    def health(self) -> Health:
+        """How things are; may be called from any thread."""
+        age_s = (self._clock.monotonic_ns() - self._turned_ns) / 1e9
+        return replace(self._health, loop_age_s=age_s, sinks=self._supervisor.snapshot())
+
+    def close(self) -> None:
+        """Let go of everything. May be called twice."""
+        self._end_sampler()
+        if self._status is not None:
+            self._status.close()
+            self._status = None
+        self._gateway.close()
+        self._runs.close()
+        self._data_dir.close()
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- serving
+
+    def _turn(self) -> None:
+        """Take in messages until a commit is due; commit; look after the rest."""
+        commit_ns = int(self.config.commit_interval_ms * 1e6)
+        began_ns = self._clock.monotonic_ns()
+        got_any = False
+        while True:
+            now = self._clock.monotonic_ns()
+            left_s = (began_ns + commit_ns - now) / 1e9 if got_any else IDLE_WAIT_S
+            got_now = False
+            for peer, message in self._gateway.receive(left_s):
+                got_now = True
+                for reply in self._ingest.handle(peer, message):
+                    self._gateway.send(*reply)
+            if not got_now and not got_any:
+                break
+            if got_now and not got_any:
+                began_ns, got_any = self._clock.monotonic_ns(), True
+            is_due = self._clock.monotonic_ns() - began_ns >= commit_ns
+            if is_due or self._ingest.pending_bytes >= self.config.commit_bytes:
+                break
+        self._turned_ns = self._clock.monotonic_ns()
+        for reply in self._ingest.commit():
+            self._gateway.send(*reply)
+        if self._turned_ns - self._ticked_ns >= TICK_NS:
+            self._ticked_ns = self._turned_ns
+            self._tick()
+
+    def _tick(self) -> None:
+        self._check_room()
+        self._ingest.tick()
+        if not self.stop.is_set():
+            self._keep_sampler()
+        active = [run for run in self._runs if not run.is_ended]
+        self._seen |= {run.run_id for run in self._runs if run.is_started}
+        self._health = Health(
+            is_writable=self._ingest.has_room,
+            detail="" if self._ingest.has_room else "no room on disk",
+            counts={**self._ingest.counts, **self._gateway.counts},
+            active_runs=len(active),
+            durable_rows={run.run_id: run.writer.durable_row for run in self._runs},
+        )
+
+    def _check_room(self) -> None:
+        free = shutil.disk_usage(self.config.data_dir).free
+        has_room = free >= self.config.min_free_bytes
+        if has_room != self._ingest.has_room:
+            level = logging.INFO if has_room else logging.ERROR
+            log.log(level, "%d MB free: %s", free >> 20, "going on" if has_room else "pausing")
+        self._ingest.has_room = has_room
+        self._supervisor.pause(not has_room)
+
+    # --- the sampler
+
+    def _keep_sampler(self) -> None:
+        """Start the sampler, again if it went away."""
+        if self.config.sample_hz == 0:
+            return
+        now = self._clock.monotonic_ns()
+        if self._sampler is not None and self._sampler.poll() is not None:
+            log.warning("sampler ended with exit code %s", self._sampler.returncode)
+            self._end_sampler()
+            self._sampler_not_before_ns = now + SAMPLER_RESTART_NS
+        if self._sampler is None and now >= self._sampler_not_before_ns:
+            command = [sys.executable, "-m", "telemetry.sampler"]
+            command += ["--endpoint", self.config.address, "--host", self._host]
+            command += ["--hz", str(self.config.sample_hz)]
+            self._sampler = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+    def _end_sampler(self) -> None:
+        if self._sampler is not None:
+            assert self._sampler.stdin is not None
+            self._sampler.stdin.close()
+            self._sampler.terminate()
+            try:
+                self._sampler.wait(2)
+            except subprocess.TimeoutExpired:
+                self._sampler.kill()
+                self._sampler.wait()
+            self._sampler = None
+
+    # --- draining
+
+    def _drain(self) -> int:
+        """Last words, last sync, last rows; bounded by the grace time."""
+        began_ns = self._clock.monotonic_ns()
+
+        def left_s(share: float = 1.0) -> float:
+            spent_s = (self._clock.monotonic_ns() - began_ns) / 1e9
+            return max(0.0, self.config.drain_grace_s * share - spent_s)
+
+        if self._sampler is not None and self._sampler.stdin is not None:
+            self._sampler.stdin.close()
+        settle = min(SETTLE_S, self.config.drain_grace_s / 4)
+        while True:
+            self._turn()
+            is_waited_for = self._ingest.has_live_trainers and not self.are_producers_gone
+            spent_s = self.config.drain_grace_s - left_s()
+            if spent_s >= settle and not (is_waited_for and left_s(LAST_WORDS_SHARE)):
+                break
+        self._end_sampler()
+        if self.are_producers_gone:
+            self._ingest.declare_abandoned_lost()
+        self._host_run.finish(self._runs)
+        self._ingest.tick()
+        self._turn()
+        self._tick()
+        self._supervisor.end(left_s())
+        backlog = {pair for pair in self._supervisor.backlog if pair[0] in self._seen}
+        open_runs = {run.run_id for run in self._runs if not run.is_ended}
+        backlog = {pair for pair in backlog if pair[0] not in open_runs}
+        print_summary(self._runs.directory, sorted(self._seen), backlog)
+        return EXIT_BACKLOG if backlog else EXIT_OK
+
+
+def watch_stdin(service: Service) -> None:
+    """Stop the service when standard input closes: whoever started it is gone."""
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        service.are_producers_gone = True
+        service.stop.set()
+
+    threading.Thread(target=watch, name="stdin", daemon=True).start()

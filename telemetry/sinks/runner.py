@@ -1,0 +1,165 @@
+"""The runner: carries one run's journal into one sink, and commits how far it has got.
+
+In: the journal of a run, and the sink's cursor.
+Out: the sink, holding each event that its policy selects exactly once.
+Never: writes to the journal, or moves the cursor past what the sink vouches for.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from telemetry.errors import EXIT_BACKLOG, EXIT_FAULT, EXIT_OK, EXIT_RUNNING, CommandError
+from telemetry.files import read_json
+from telemetry.journal.layout import segments
+from telemetry.journal.reader import JournalReader
+from telemetry.rows import Row
+from telemetry.runs import RUN_FILE
+from telemetry.sinks.base import Sink, SinkContext, SinkRejected, SinkUnavailable
+from telemetry.sinks.cursor import Cursor, CursorLocked
+from telemetry.sinks.registry import make_sink
+
+log = logging.getLogger("telemetry.sink")
+
+POLL_S: Final = 0.2
+COMMIT_INTERVAL_S: Final = 1.0
+WRITE_ROWS: Final = 500
+"""Rows a call: a call that hangs is told from one that has much to do."""
+
+
+@dataclass(frozen=True)
+class SinkJob:
+    """What to carry where."""
+
+    sink: str
+    run_dir: Path
+    out_dir: Path
+    follow: bool
+    options: dict[str, str]
+
+
+class Reporter:
+    """Tells the supervisor, a JSON line at a time, that this process is alive and where it is."""
+
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd
+
+    def __call__(self, state: str, row: int, detail: str = "") -> None:
+        if self._fd is None:
+            return
+        line = json.dumps({"state": state, "row": row, "detail": detail}) + "\n"
+        try:
+            os.write(self._fd, line.encode())
+        except OSError:
+            self._fd = None  # nobody listens any more
+
+
+def run_sink(job: SinkJob, stop: threading.Event, report: Reporter) -> int:
+    """Carry rows until the run is over (or, without follow, to the end of its journal).
+
+    Returns the exit code of the command: 0 done, 3 try again later, 4 never.
+
+    Raises:
+        CommandError: not a run, or the sink is at work already.
+    """
+    info = _await_run(job, stop)
+    if info is None:
+        return EXIT_OK
+    run_id = str(info["run_id"])
+    try:
+        cursor = Cursor(job.out_dir, job.sink, run_id)
+    except CursorLocked as exc:
+        raise CommandError(f"sink {job.sink} of run {run_id}: {exc}", EXIT_RUNNING) from exc
+    except (OSError, ValueError) as exc:
+        raise CommandError(f"sink {job.sink} of run {run_id}: {exc}") from exc
+    with cursor:
+        return _guarded(job, info, cursor, stop, report)
+
+
+def _guarded(
+    job: SinkJob,
+    info: dict[str, Any],
+    cursor: Cursor,
+    stop: threading.Event,
+    report: Reporter,
+) -> int:
+    report("opening", cursor.position.row)
+    try:
+        sink = make_sink(job.sink, SinkContext(info["run_id"], job.out_dir, info, job.options))
+        try:
+            _carry(job, sink, cursor, stop, report)
+        finally:
+            sink.close()
+    except (SinkUnavailable, ImportError) as exc:
+        report("unavailable", cursor.position.row, str(exc)[:300])
+        log.warning("sink=%s run=%s unavailable: %s", job.sink, info["run_id"], exc)
+        return EXIT_BACKLOG
+    except SinkRejected as exc:
+        report("rejected", cursor.position.row, str(exc)[:300])
+        log.error("sink=%s run=%s rejected: %s", job.sink, info["run_id"], exc)
+        return EXIT_FAULT
+    return EXIT_OK
+
+
+def _carry(
+    job: SinkJob, sink: Sink, cursor: Cursor, stop: threading.Event, report: Reporter
+) -> None:
+    first_row = sink.open(cursor.position)
+    committed_s = time.monotonic()
+    with JournalReader(job.run_dir / "journal", first_row) as reader:
+        while True:
+            info = read_json(job.run_dir / RUN_FILE) or {}
+            is_stopping = stop.is_set()
+            batch = reader.read()
+            for rows in _chunks(batch.rows):
+                sink.write(rows)
+                report("running", rows[-1].row + 1)
+            if (
+                batch.rows
+                and not batch.is_end
+                and time.monotonic() - committed_s < (COMMIT_INTERVAL_S)
+            ):
+                continue
+            if batch.is_end and _is_over(job, info):
+                report("finishing", reader.next_row)
+                position = sink.finish(info.get("status"), info.get("exit_code"))
+                cursor.commit(position, is_done=True)
+                report("done", position.row)
+                return
+            if time.monotonic() - committed_s >= COMMIT_INTERVAL_S or is_stopping:
+                cursor.commit(sink.commit())
+                committed_s = time.monotonic()
+            report("running", reader.next_row)
+            if batch.is_end:
+                if is_stopping:
+                    return
+                stop.wait(POLL_S)
+
+
+def _is_over(job: SinkJob, info: dict[str, Any]) -> bool:
+    """Nothing will be added: asked before the read that found the end."""
+    return not job.follow or info.get("state") == "ended"
+
+
+def _chunks(rows: Sequence[Row]) -> list[Sequence[Row]]:
+    return [rows[at : at + WRITE_ROWS] for at in range(0, len(rows), WRITE_ROWS)]
+
+
+def _await_run(job: SinkJob, stop: threading.Event) -> dict[str, Any] | None:
+    """The run's run.json, once it says what the run is called."""
+    while True:
+        info = read_json(job.run_dir / RUN_FILE)
+        if info is not None and "name" in info and segments(job.run_dir / "journal"):
+            return info
+        if not job.follow:
+            raise CommandError(f"{job.run_dir} is not a recorded run: it has no journal")
+        if stop.wait(POLL_S):
+            return None

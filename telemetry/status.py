@@ -1,0 +1,142 @@
+"""Status over HTTP: is the sidecar alive, is it ready, and what does it count.
+
+In: a function that says how things are now.
+Out: /livez, /readyz and /metrics (Prometheus text format).
+Never: touches the ingest thread's state; it reads what that thread publishes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from telemetry.errors import CommandError
+from telemetry.supervisor import SinkStatus
+
+LOOP_MAX_AGE_S: Final = 10.0
+
+
+@dataclass(frozen=True)
+class Health:
+    """How the sidecar is, published once a turn by the ingest thread."""
+
+    loop_age_s: float = 0.0
+    """Time since the ingest loop last turned."""
+
+    is_writable: bool = True
+    detail: str = ""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    active_runs: int = 0
+    durable_rows: Mapping[str, int] = field(default_factory=dict)
+    sinks: list[SinkStatus] = field(default_factory=list)
+
+    @property
+    def is_live(self) -> bool:
+        return self.loop_age_s < LOOP_MAX_AGE_S
+
+
+class StatusServer:
+    """An HTTP server on a thread of its own."""
+
+    def __init__(self, address: str, health: Callable[[], Health]) -> None:
+        """Bind and serve.
+
+        Raises:
+            CommandError: the address can't be had.
+        """
+        host, _, port = address.rpartition(":")
+        registry = CollectorRegistry()
+        registry.register(_Collector(health))
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                status, content_type, body = _answer(self.path, health(), registry)
+                self.send_response(status)
+                self.send_header("Content-Type", content_type)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Requests are not news."""
+
+        try:
+            self._server = ThreadingHTTPServer(
+                (host.strip("[]") or "127.0.0.1", int(port)), Handler
+            )
+        except OSError as exc:
+            raise CommandError(
+                f"--http {address}: {exc.strerror}; choose another address, or 'off'"
+            ) from exc
+        self._server.daemon_threads = True
+        self.address = "{}:{}".format(*self._server.server_address[:2])
+        threading.Thread(target=self._server.serve_forever, name="status", daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _answer(path: str, health: Health, registry: CollectorRegistry) -> tuple[int, str, bytes]:
+    text = "text/plain; charset=utf-8"
+    if path == "/livez":
+        return (200, text, b"ok\n") if health.is_live else (503, text, b"the loop stands still\n")
+    if path == "/readyz":
+        if health.is_live and health.is_writable:
+            return 200, text, b"ok\n"
+        return 503, text, f"{health.detail or 'the loop stands still'}\n".encode()
+    if path == "/metrics":
+        return 200, "text/plain; version=0.0.4; charset=utf-8", generate_latest(registry)
+    return 404, text, b"/livez, /readyz, /metrics\n"
+
+
+class _Collector:
+    """The published state as metric families."""
+
+    def __init__(self, health: Callable[[], Health]) -> None:
+        self._health = health
+
+    def collect(self) -> Iterable[Metric]:
+        health = self._health()
+        for name, count in sorted(health.counts.items()):
+            base = name.removesuffix("_total")
+            yield CounterMetricFamily(f"telemetry_{base}", f"Count of {base}", value=count)
+        yield GaugeMetricFamily(
+            "telemetry_active_runs", "Runs that have not ended", value=health.active_runs
+        )
+        yield GaugeMetricFamily(
+            "telemetry_journal_writable",
+            "1 if events can be made durable",
+            value=int(health.is_writable),
+        )
+        yield from self._per_run(health)
+
+    def _per_run(self, health: Health) -> Iterable[Metric]:
+        rows = GaugeMetricFamily("telemetry_journal_rows", "Durable rows", labels=["run_id"])
+        for run_id, row in health.durable_rows.items():
+            rows.add_metric([run_id], row)
+        yield rows
+        at = GaugeMetricFamily(
+            "telemetry_sink_row", "Next row of a sink", labels=["run_id", "sink"]
+        )
+        restarts = CounterMetricFamily(
+            "telemetry_sink_restarts", "Restarts of a sink", labels=["run_id", "sink"]
+        )
+        states = GaugeMetricFamily(
+            "telemetry_sink_state",
+            "1 for the state that a sink is in",
+            labels=["run_id", "sink", "state"],
+        )
+        for sink in health.sinks:
+            at.add_metric([sink.run_id, sink.sink], sink.row)
+            restarts.add_metric([sink.run_id, sink.sink], sink.restarts)
+            states.add_metric([sink.run_id, sink.sink, sink.state], 1)
+        yield at
+        yield restarts
+        yield states
