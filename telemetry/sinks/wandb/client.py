@@ -149,6 +149,15 @@ def start(context: SinkContext, mode: Mode) -> Client:
     return client
 
 
+def check_installed() -> None:
+    """Import wandb.
+
+    Raises:
+        SinkUnavailable: it is not installed, or broken; the message says what to do.
+    """
+    _library()
+
+
 def let_go() -> None:
     """End wandb-core in this process, so that a failed start leaves nothing behind.
 

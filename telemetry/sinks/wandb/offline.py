@@ -28,6 +28,7 @@ from telemetry.sinks.wandb.wandb_file import DamagedFile, RecordTail, history_st
 
 _FRAGMENT = re.compile(r"offline-run-\d{8}_\d{6}-.+")
 WRITER_GONE_S = 5.0
+WRITTEN_S = 10.0
 
 
 class Ledger(msgspec.Struct, frozen=True):
@@ -120,6 +121,7 @@ class Confirmation:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.row = -1
+        self.is_ended = False
         self._tail = RecordTail(path)
         self._sent: deque[int] = deque()
 
@@ -138,6 +140,7 @@ class Confirmation:
             for record in self._tail.read():
                 if record.HasField("history"):
                     found = self._expect(record.history.step.num)
+                self.is_ended |= record.HasField("exit")
         except DamagedFile as exc:
             raise SinkUnavailable(f"wandb wrote a damaged file, {self.path.name}: {exc}") from exc
         if found != self.row:
@@ -146,10 +149,24 @@ class Confirmation:
             self.row = found
         return self.row
 
-    @property
-    def missing(self) -> int:
-        """How many rows have been sent and not been read back."""
-        return len(self._sent)
+    def wait_for_end(self, clock: Clock, pause: Callable[[float], None]) -> None:
+        """Wait until a finished run's last record is in the file, and all rows before it.
+
+        wandb's finish returns before wandb-core has written the file to its end.
+
+        Raises:
+            SinkUnavailable: it is not there after 10 s, or rows are missing.
+        """
+        deadline_ns = clock.monotonic_ns() + int(WRITTEN_S * 1e9)
+        self.read_back()
+        while not self.is_ended:
+            if clock.monotonic_ns() >= deadline_ns:
+                raise SinkUnavailable(f"{self.path} was not written to its end")
+            pause(0.01)
+            self.read_back()
+        if self._sent:
+            raise SinkUnavailable(f"{len(self._sent)} rows are missing in {self.path}")
+        sync_file(self.path)
 
     def _expect(self, row: int) -> int:
         if not self._sent or self._sent[0] != row:

@@ -168,7 +168,7 @@ def event_of(row: Row) -> Event | None:
 def plain(value: Any) -> Any:
     """A value as JSON can have it, whatever a producer put into its config."""
     if isinstance(value, dict):
-        return {str(name): plain(item) for name, item in value.items() if name not in RESERVED}
+        return {str(name): plain(item) for name, item in value.items() if name != "_wandb"}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if value is None or isinstance(value, str | int | float):

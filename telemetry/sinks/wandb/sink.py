@@ -75,6 +75,7 @@ class WandbSink:
         self._go_on_from(position)
         if self._mode == "disabled":
             return position.row
+        client.check_installed()
         self._read_files()
         if self._mode == "online":
             self._open_online()
@@ -229,11 +230,10 @@ class WandbSink:
         fragments = offline.read_fragments(self._dir, self._context.run_id)
         is_ended = bool(fragments) and wandb_file.exit_code(fragments[-1].path) == code
         if self._client is not None or not is_ended:
-            running = self._running()
-            running.finish(code)
-            self._read_back()
-            offline.sync_file(running.file)
-            self._client = self._confirmation = None
+            self._running().finish(code)
+            self._client = None
+            if self._confirmation is not None:
+                self._confirmation.wait_for_end(self._clock, self._pause)
             fragments = offline.read_fragments(self._dir, self._context.run_id)
         found = Ledger().plus(offline.rows_of(fragments))
         if found != self._ledger:

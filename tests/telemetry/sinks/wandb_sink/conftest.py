@@ -1,0 +1,72 @@
+"""A wandb that sees nothing but the test's own directory, and no network."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from telemetry.sinks.base import SinkContext
+
+RUN_ID = "20260101-120000-abcd1234"
+
+
+@pytest.fixture(autouse=True)
+def own_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No key, no settings of the person who runs the tests; no wandb-core left behind."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        if not name.startswith("WANDB_TEST_"):
+            monkeypatch.delenv(name)
+    for name, folder in hermetic(tmp_path).items():
+        monkeypatch.setenv(name, folder)
+    yield
+    if sys.modules.get("wandb"):
+        teardown_wandb()
+
+
+def teardown_wandb() -> None:
+    import wandb
+
+    try:
+        wandb.teardown()
+    except ConnectionError:
+        # A test has killed wandb-core: there is nothing to end.
+        pass
+
+
+def hermetic(tmp_path: Path) -> dict[str, str]:
+    home = tmp_path / "home"
+    home.mkdir(exist_ok=True)
+    return {
+        "HOME": str(home),
+        "NETRC": str(home / "netrc"),
+        "WANDB_CONFIG_DIR": str(home / "config"),
+        "WANDB_CACHE_DIR": str(home / "cache"),
+        "WANDB_DATA_DIR": str(home / "data"),
+        "WANDB_DIR": str(home / "elsewhere"),
+        "WANDB_BASE_URL": "http://127.0.0.1:1",
+    }
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> SinkContext:
+    return make_context(tmp_path / "run")
+
+
+def make_context(out_dir: Path, mode: str = "offline", **run: Any) -> SinkContext:
+    said = {
+        "run_id": RUN_ID,
+        "project": "tests",
+        "name": "a run",
+        "tags": ["tiny", "t" * 80],
+        "notes": "",
+        "group": "",
+        "wandb_mode": mode,
+        "config": {"lr": 0.1, "model": {"layers": 2}},
+    }
+    out_dir.mkdir(parents=True, exist_ok=True)
+    return SinkContext(RUN_ID, out_dir, said | run, {})
