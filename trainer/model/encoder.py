@@ -130,6 +130,16 @@ class BitNetQDyT(nn.Module):
         ]
         return [group for group in groups if group["params"]]
 
+    def set_loss_scale(self, scale: float | Tensor) -> None:
+        """Tell by what the loss is multiplied before backward; 1 until it is called.
+
+        The clip of the gradients of s, t and delta acts inside of backward, where a
+        scaled loss would push all of them over it. A 0-d tensor stays on its device.
+        """
+        for module in self.modules():
+            if isinstance(module, QuantizedLinear):
+                module.grad_clip = self.config.lsq_grad_clip * scale
+
     def diagnostics(self) -> dict[str, Tensor]:
         """Aggregate quantization diagnostics: 0-d tensors on the device, by metric name.
 

@@ -247,6 +247,37 @@ def test_adamw_takes_the_groups_as_they_are():
     assert [group["lr_scale"] for group in optimizer.param_groups] == [1.0, 1.0, 0.1]
 
 
+@pytest.mark.parametrize("as_scale", [float, torch.tensor])
+def test_a_scaled_loss_gives_scaled_gradients_of_scale_threshold_and_dead_zone(as_scale):
+    """Their clip knows the loss scale, so that unscaling gives back what they were."""
+    gradients = []
+    for scale in (1.0, 1024.0):
+        model = make_model(lsq_grad_clip=0.001)
+        model.apply_schedule(60, 100)
+        model.set_loss_scale(as_scale(scale))
+        torch.manual_seed(1)
+        (model(*make_batch()).loss * scale).backward()
+        gradients.append(model.blocks[0].ffn.down.threshold.grad / scale)
+
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-9)
+    assert gradients[0].abs().max().item() == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize("step", [0, 60])
+def test_half_precision_autocast_trains_and_leaves_the_state_in_float32(step):
+    """Weights, ranges and gradients stay in full precision."""
+    model = make_model(qdrop_prob_initial=0.3)
+    model.apply_schedule(step, 100)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(*make_batch())
+    out.loss.backward()
+
+    assert out.loss.dtype == torch.float32
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters())
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
 class HostReads(TorchDispatchMode):
     """Records every operation by which the host would wait for a device's value."""
 
