@@ -111,7 +111,8 @@ def test_the_tightest_limit_on_the_way_up_is_the_one_that_counts(write, probe):
 
 @pytest.mark.parametrize("path", ["/docker/0123abcd", "/../other"])
 def test_a_path_of_the_host_that_is_not_here_means_the_mount_itself(write, probe, path):
-    """A container may see the host's path of its group, but not the host's tree."""
+    """A container may see the host's path of its group, but nothing outside its mount is ours."""
+    write({"../other/memory.max": "16\n"})
     write({**V2_CONTAINER, **v2_group("", memory_max="4096")}, membership=f"0::{path}\n")
 
     assert probe.read()["cgroup/memory_limit_bytes"] == 4096

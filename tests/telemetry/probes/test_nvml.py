@@ -118,6 +118,22 @@ def test_a_lost_gpu_does_not_take_its_neighbours_along(make_probe, reports):
     assert reports[1:] == [("info", "gpu 0 answers again")]
 
 
+def test_a_gpu_that_returns_has_no_rate_over_the_time_it_was_away(make_probe, clock):
+    """Its counters began again, and nobody knows when."""
+    nvml = FakeNvml(FakeGpu("GPU-aaa"), FakeGpu("GPU-bbb"))
+    probe = make_probe(nvml)
+    probe.read()
+    nvml.gpus[0].lost = True
+    probe.read()
+    nvml.gpus[0].lost = False
+    clock.advance(1)
+
+    values = probe.read()
+
+    assert "pcie_rx_bytes_per_second" not in names(values, 0)
+    assert "pcie_rx_bytes_per_second" in names(values, 1)
+
+
 def test_a_gpu_that_is_lost_in_mid_reading_keeps_what_it_said_before(make_probe):
     """Those readings were taken, and are true."""
     lost = {"nvmlDeviceGetPowerUsage": pynvml.NVML_ERROR_GPU_IS_LOST}
@@ -178,6 +194,22 @@ def test_after_a_driver_reload_the_readings_come_back(make_probe, clock, reports
 
     assert [level for level, _ in reports] == ["warning", "info"]
     assert reports[1][1] == "nvml available again"
+
+
+def test_a_driver_that_only_remembers_the_uuid_is_gone(make_probe, clock):
+    """The library answers some questions from memory; that is no sign of life."""
+    gpu = FakeGpu("GPU-aaa")
+    nvml = FakeNvml(gpu)
+    probe = make_probe(nvml)
+    probe.read()
+    gpu.errors["nvmlDeviceGetPowerUsage"] = pynvml.NVML_ERROR_DRIVER_NOT_LOADED
+
+    assert probe.read() == {}
+
+    gpu.errors.clear()
+    clock.advance(1)
+    assert "power_watts" in names(probe.read())
+    assert nvml.calls.count("nvmlInit") == 2
 
 
 def test_back_off_starts_small_again_after_a_good_session(make_probe, clock):
