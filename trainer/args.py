@@ -5,6 +5,7 @@ Out: TrainArgs, every value inside its range.
 Never: imports torch, so that --help and a mistyped flag are answered at once.
 """
 
+# ruff: noqa: RUF009  (the defaults that _flag wraps are immutable)
 from __future__ import annotations
 
 import argparse

@@ -8,6 +8,7 @@ A checkpoint is a dict:
 
     format         1
     run_id         str
+    run_name       str
     step           optimizer steps done
     position       rows read, in the order that the seed gives them
     best_val_loss  float or None

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from trainer.args import TrainArgs
 from trainer.corpus import Corpus
 from trainer.errors import BadInput
-from trainer.loop import Plan
 from trainer.model import ModelConfig
+from trainer.plan import Plan
 from trainer.tokenizer import LoadedTokenizer
 
 DEFAULT_WARMUP_SHARE_MAX = 0.5
@@ -155,7 +155,7 @@ def _warmup_steps(args: TrainArgs, total_steps: int, say: Say) -> int:
     if warmup > DEFAULT_WARMUP_SHARE_MAX * total_steps:
         warmup = round(SHORT_WARMUP_SHARE * total_steps)
         say(
-            f"Warmup takes {warmup:,} steps, a tenth of this run of {total_steps:,}, "
+            f"--warmup_steps is {warmup:,}, a tenth of the {total_steps:,} steps of this run, "
             f"in place of the default {args.warmup_steps:,}."
         )
     return warmup

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,29 +28,12 @@ from trainer.data import Batch
 from trainer.errors import TrainingDiverged
 from trainer.evaluate import evaluate
 from trainer.observe import Observer
+from trainer.plan import Plan
 from trainer.progress import Progress
 from trainer.scalars import ScalarCopies
 from trainer.schedule import ScheduleState, learning_rate
 from trainer.stop import StopRequest
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The numbers that the loop follows. Steps are optimizer steps."""
-
-    total_steps: int
-    warmup_steps: int
-    batch_size: int
-    accumulation: int
-    rows_per_epoch: int
-    learning_rate: float
-    scheduler: Literal["linear", "cosine"]
-    grad_clip: float
-    fp16: bool
-    log_interval: int
-    eval_interval: int
-    quant_interval: int
-    save_interval: int
+from trainer.window import Window
 
 
 @dataclass(frozen=True)
@@ -60,40 +43,6 @@ class Reading:
     kind: str
     step: int
     values: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Window:
-    """What has been added up since the last logged step.
-
-    The sum and its count go into a checkpoint; the clock starts anew in every process.
-    """
-
-    loss_sum: Tensor
-    steps: int = 0
-    tokens: int = 0
-    timed_steps: int = 0
-    started_s: float = field(default_factory=time.perf_counter)
-
-    def add(self, loss: Tensor, tokens: int) -> None:
-        self.loss_sum += loss
-        self.steps += 1
-        self.timed_steps += 1
-        self.tokens += tokens
-
-    def speed(self) -> dict[str, float]:
-        """Tokens a second and seconds a step, without the time of pauses."""
-        elapsed_s = max(time.perf_counter() - self.started_s, 1e-9)
-        return {
-            "train/tokens_per_second": self.tokens / elapsed_s,
-            "train/step_seconds": elapsed_s / self.timed_steps,
-        }
-
-    def pause(self, pausing: Callable[[], None]) -> None:
-        """Do something that is not training."""
-        began_s = time.perf_counter()
-        pausing()
-        self.started_s += time.perf_counter() - began_s
 
 
 class Training:
@@ -113,6 +62,7 @@ class Training:
         validation: Callable[[], Iterator[Batch]],
         identity: dict[str, Any],
         run_id: str,
+        run_name: str,
         observer: Observer,
         progress: Progress,
         checkpoints: CheckpointDirectory,
@@ -120,7 +70,7 @@ class Training:
     ) -> None:
         self.plan, self.model, self.optimizer, self.device = plan, model, optimizer, device
         self.batches_from, self.validation = batches_from, validation
-        self.identity, self.run_id = identity, run_id
+        self.identity, self.run_id, self.run_name = identity, run_id, run_name
         self.observer, self.progress = observer, progress
         self.checkpoints, self.stop = checkpoints, stop
         self.scaler = torch.amp.GradScaler(device.type, enabled=plan.fp16)
@@ -216,6 +166,7 @@ class Training:
         return {
             "format": FORMAT,
             "run_id": self.run_id,
+            "run_name": self.run_name,
             "step": self.step,
             "position": self.position,
             "best_val_loss": self.best_val_loss,
@@ -232,8 +183,14 @@ class Training:
         self.step, self.position = checkpoint["step"], checkpoint["position"]
         self.best_val_loss = checkpoint["best_val_loss"]
         self.model.load_state_dict(checkpoint["model"])
+        # What the arguments and the device decide is this session's, not the checkpoint's.
+        for ours, saved in zip(
+            self.optimizer.param_groups, checkpoint["optimizer"]["param_groups"], strict=True
+        ):
+            saved |= {name: ours[name] for name in ("weight_decay", "fused")}
         self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.scaler.load_state_dict(checkpoint["scaler"])
+        if checkpoint["scaler"]:  # empty if the run was not in fp16 then
+            self.scaler.load_state_dict(checkpoint["scaler"])
         self.window.loss_sum.copy_(checkpoint["window"]["loss_sum"])
         self.window.steps = checkpoint["window"]["steps"]
         restore_random_states(checkpoint["random"])
@@ -266,8 +223,7 @@ class Training:
         if self.device.type == "cuda":
             values["torch_gpu_memory_allocated"] = torch.cuda.memory_allocated(self.device) / 1e9
             values["torch_gpu_memory_reserved"] = torch.cuda.memory_reserved(self.device) / 1e9
-        mean_loss = self.window.loss_sum / self.window.steps
-        numbers = {"train/loss": mean_loss, "train/grad_norm": grad_norm}
+        numbers = {"train/loss": self.window.mean_loss(), "train/grad_norm": grad_norm}
         self.copies.send(Reading("train", self.step, values), numbers)
         self.window = Window(torch.zeros((), device=self.device))
 

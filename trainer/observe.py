@@ -45,10 +45,14 @@ class RunFacts:
 
 
 class Observer:
-    """Tells the emitter what happens. Not thread-safe."""
+    """Tells the emitter what happens. Not thread-safe.
 
-    def __init__(self, emitter: EventSink) -> None:
+    watch is called now and then, to notice that nobody listens any more.
+    """
+
+    def __init__(self, emitter: EventSink, watch: Callable[[], None] = lambda: None) -> None:
         self._emitter = emitter
+        self._watch = watch
         self._is_failing = False
 
     def run_started(self, facts: RunFacts, config: Mapping[str, Any]) -> None:
@@ -92,6 +96,7 @@ class Observer:
         # promise is broken, so this is the one place that catches everything.
         try:
             self._emitter.emit(build())
+            self._watch()
         except Exception:
             if not self._is_failing:
                 self._is_failing = True

@@ -7,6 +7,7 @@ Never: imports the service, waits for it to be ready, or changes how the run end
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -17,6 +18,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 SOCKET_PATH_MAX_BYTES = 107
 DRAIN_TIMEOUT_S = 25.0
@@ -29,13 +31,14 @@ class PrivateAddress:
     """A context with an ipc address that only this user can reach."""
 
     def __enter__(self) -> str:
-        self._directory = tempfile.mkdtemp(prefix="trainer-")
-        path = os.path.join(self._directory, "telemetry.sock")
-        if len(os.fsencode(path)) > SOCKET_PATH_MAX_BYTES:
-            os.rmdir(self._directory)
-            self._directory = tempfile.mkdtemp(prefix="trainer-", dir="/tmp")
-            path = os.path.join(self._directory, "telemetry.sock")
-        return f"ipc://{path}"
+        self._directory = Path(tempfile.mkdtemp(prefix="trainer-"))
+        if len(os.fsencode(self._socket())) > SOCKET_PATH_MAX_BYTES:
+            self._directory.rmdir()
+            self._directory = Path(tempfile.mkdtemp(prefix="trainer-", dir="/tmp"))
+        return f"ipc://{self._socket()}"
+
+    def _socket(self) -> Path:
+        return self._directory / "telemetry.sock"
 
     def __exit__(
         self,
@@ -57,8 +60,9 @@ class Sidecar:
         self._child = child
         self._was_told_dead = False
         # A forked loader worker inherits the pipe, and would hold it open past our death.
-        pipe = weakref.ref(child.stdin) if child.stdin else lambda: None
-        os.register_at_fork(after_in_child=lambda: _close_raw(pipe()))
+        if child.stdin is not None:
+            pipe = weakref.ref(child.stdin)
+            os.register_at_fork(after_in_child=lambda: _close_raw(pipe()))
 
     def check(self, say: Say) -> None:
         """Say once if the child has ended too early. Does not wait."""
@@ -91,16 +95,22 @@ def start_sidecar(address: str, data_dir: Path, say: Say) -> Sidecar | None:
     if not is_installed():
         say("The sidecar is not installed: nothing is recorded but the spool.")
         return None
-    command = [sys.executable, "-m", "telemetry", "serve", "--bind", address]
-    command += ["--data-dir", str(data_dir), "--sinks", "tensorboard,wandb"]
-    command += ["--http", "off", "--exit-with-stdin"]
     try:
         # A session of its own: the terminal's Ctrl-C is for the trainer, which ends it in order.
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        child = subprocess.Popen(
+            serve_command(address, data_dir), stdin=subprocess.PIPE, start_new_session=True
+        )
     except OSError as exc:
         say(f"The sidecar cannot start ({exc}): nothing is recorded but the spool.")
         return None
     return Sidecar(child)
+
+
+def serve_command(address: str, data_dir: Path) -> list[str]:
+    """The service for one run: no HTTP, and an end when its standard input closes."""
+    command = [sys.executable, "-m", "telemetry", "serve", "--bind", address]
+    command += ["--data-dir", str(data_dir), "--sinks", "tensorboard,wandb"]
+    return [*command, "--http", "off", "--exit-with-stdin"]
 
 
 def is_installed() -> bool:
@@ -109,9 +119,8 @@ def is_installed() -> bool:
     return spec is not None and spec.origin is not None
 
 
-def _close_raw(pipe: object) -> None:
+def _close_raw(pipe: IO[bytes] | None) -> None:
     """Close a file's descriptor under it, without a flush."""
-    try:
-        os.close(pipe.fileno())  # type: ignore[attr-defined]
-    except (AttributeError, OSError, ValueError):
-        pass
+    if pipe is not None and not pipe.closed:
+        with contextlib.suppress(OSError):
+            os.close(pipe.fileno())

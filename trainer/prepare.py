@@ -1,0 +1,230 @@
+"""Preparation: everything that a user can get wrong is checked and loaded before a run begins.
+
+In: TrainArgs and the environment.
+Out: Prepared, from which the run can be built.
+Never: records anything; what fails here leaves no run behind.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shared.connection import check_endpoint
+from shared.ids import check_run_id, new_run_id
+from trainer.args import TrainArgs
+from trainer.checkpoint import Checkpoint, CheckpointDirectory, check_identity, read_checkpoint
+from trainer.configure import (
+    build_model_config,
+    build_plan,
+    describe_data,
+    row_length,
+    run_identity,
+)
+from trainer.corpus import load_corpus
+from trainer.data import Masking
+from trainer.errors import BadInput
+from trainer.model import ModelConfig
+from trainer.observe import RunFacts
+from trainer.plan import Plan
+from trainer.progress import Progress
+from trainer.token_cache import load_rows
+from trainer.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known before anything is recorded: nothing here can fail any more."""
+
+    args: TrainArgs
+    run_id: str
+    run_name: str
+    device: torch.device
+    checkpoints: CheckpointDirectory
+    checkpoint: Checkpoint | None
+    model_config: ModelConfig
+    plan: Plan
+    rows: dict[str, Tensor]
+    masking: Masking
+    identity: dict[str, Any]
+    data_config: dict[str, Any]
+
+
+def prepare(args: TrainArgs, environ: Mapping[str, str], progress: Progress) -> Prepared:
+    """Check and load everything that a user can get wrong.
+
+    Raises:
+        BadInput: the first thing found wrong.
+    """
+    say = progress.say
+    _refuse_several_processes(environ)
+    device = resolve_device(args.device, args.fp16)
+    _check_telemetry_arguments(args)
+    build_model_config(args, vocabulary_size=8192)  # before the slow part, to fail early
+    checkpoints = CheckpointDirectory(args.output_dir, args.keep_checkpoints)
+    checkpoint = None
+    if args.resume_from:
+        checkpoint = read_checkpoint(checkpoints.resolve(args.resume_from))
+    run_id = resolve_run_id(args.run_id, checkpoint)
+    check_writable(args.output_dir)
+
+    corpus = load_corpus(args.dataset, say)
+    tokenizer = load_tokenizer(args.tokenizer, args.dataset, say)
+    model_config = build_model_config(args, tokenizer.vocabulary_size)
+    length = row_length(args, model_config, say)
+    rows = load_rows(corpus, tokenizer, length, args.cache_dir, say)
+    plan = build_plan(args, len(rows["train"]), say)
+    identity = run_identity(model_config, args.seed, corpus, tokenizer, length)
+    if checkpoint is not None:
+        check_identity(checkpoint, identity)
+    return Prepared(
+        args=args,
+        run_id=run_id,
+        run_name=resolve_run_name(args, checkpoint),
+        device=device,
+        checkpoints=checkpoints,
+        checkpoint=checkpoint,
+        model_config=model_config,
+        plan=plan,
+        rows=rows,
+        masking=Masking.of(
+            tokenizer.vocabulary_size,
+            tokenizer.special_ids,
+            tokenizer.mask_id,
+            tokenizer.pad_id,
+            args.mlm_probability,
+        ),
+        identity=identity,
+        data_config=describe_data(corpus, tokenizer, rows, plan),
+    )
+
+
+def resolve_device(name: str, fp16: bool) -> torch.device:
+    """The device that --device means.
+
+    Raises:
+        BadInput: there is none of that name, or it has no fp16 to train with.
+    """
+    has_gpu = torch.cuda.is_available()
+    chosen = ("cuda" if has_gpu else "cpu") if name == "auto" else name
+    try:
+        device = torch.device(chosen)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise BadInput(f"--device {name} is none of auto, cpu, cuda, cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise BadInput(f"--device {name}: torch finds {count} GPUs here; give another, or cpu")
+    if fp16 and device.type == "cpu":
+        raise BadInput("--fp16 needs a GPU, and this run is on the CPU; leave --fp16 out")
+    return device
+
+
+def resolve_run_id(asked: str | None, checkpoint: Checkpoint | None) -> str:
+    """The run's name: the checkpoint's, the one asked for, or a new one.
+
+    Raises:
+        BadInput: not a valid name, or not that of the checkpoint.
+    """
+    if asked is not None:
+        try:
+            check_run_id(asked)
+        except ValueError as exc:
+            raise BadInput(f"--run_id: {exc}") from exc
+    if checkpoint is None:
+        return asked or new_run_id()
+    saved: str = checkpoint["run_id"]
+    if asked not in (None, saved):
+        raise BadInput(
+            f"--run_id {asked} is not the checkpoint's run {saved}; leave --run_id out to go on "
+            "with that run, or --resume_from to start another"
+        )
+    return saved
+
+
+def resolve_run_name(args: TrainArgs, checkpoint: Checkpoint | None) -> str:
+    """What people see: the name asked for, the one it had before, or size and time."""
+    if args.wandb_run_name:
+        return args.wandb_run_name
+    if checkpoint is not None:
+        return str(checkpoint["run_name"])
+    return f"{args.model_size}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def check_writable(output_dir: Path) -> None:
+    """Make the output directory and write into it.
+
+    Raises:
+        BadInput: that is not possible.
+    """
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir) as file:
+            file.write(b"?")
+    except OSError as exc:
+        raise BadInput(
+            f"--output_dir {output_dir} cannot be written ({exc.strerror}); "
+            "name another directory, or free it"
+        ) from exc
+
+
+def run_facts(prepared: Prepared) -> RunFacts:
+    """What the run is called and where it belongs."""
+    args, device = prepared.args, prepared.device
+    return RunFacts(
+        project=args.wandb_project,
+        name=prepared.run_name,
+        tags=list(dict.fromkeys([*args.wandb_tags, args.model_size, args.dataset])),
+        notes=args.wandb_notes,
+        wandb_mode=args.effective_wandb_mode(),
+        rank=0,
+        world_size=1,
+        gpu_uuids=gpu_uuids(device),
+        resumed_from_step=prepared.checkpoint["step"] if prepared.checkpoint else None,
+    )
+
+
+def start_config(prepared: Prepared) -> dict[str, Any]:
+    """The run's config as far as it is known before the model is built."""
+    on_gpu = prepared.device.type == "cuda"
+    return {
+        **prepared.args.as_config(),
+        **prepared.data_config,
+        "device": str(prepared.device),
+        "device_name": torch.cuda.get_device_name(prepared.device) if on_gpu else "cpu",
+        "world_size": 1,
+        "torch_version": torch.__version__,
+    }
+
+
+def gpu_uuids(device: torch.device) -> list[str]:
+    """The UUID of the GPU in use, as NVML writes it; empty on a CPU."""
+    if device.type != "cuda":
+        return []
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    return [f"GPU-{uuid}"] if uuid else []
+
+
+def _refuse_several_processes(environ: Mapping[str, str]) -> None:
+    world_size = environ.get("WORLD_SIZE", "1")
+    if world_size != "1":
+        raise BadInput(
+            f"WORLD_SIZE is {world_size}: training in several processes is not possible yet; "
+            "start one process, without torchrun"
+        )
+
+
+def _check_telemetry_arguments(args: TrainArgs) -> None:
+    if args.telemetry_endpoint is not None:
+        try:
+            check_endpoint(args.telemetry_endpoint)
+        except ValueError as exc:
+            raise BadInput(f"--telemetry_endpoint: {exc}") from exc
