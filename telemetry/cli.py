@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
 import os
 import signal
 import sys
@@ -20,6 +19,7 @@ from typing import NoReturn, TypeAlias
 
 from telemetry.config import ServeConfig, check_sinks, load
 from telemetry.errors import EXIT_USAGE, CommandError
+from telemetry.logs import configure_logs
 
 DESCRIPTION = "Telemetry sidecar: records what a training run says, and forwards it."
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     parser = _parser()
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="telemetry: %(message)s", stream=sys.stderr)
+    configure_logs()
     try:
         code: int = args.act(args)
         return code

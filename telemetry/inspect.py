@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -113,16 +114,17 @@ def _print_run(console: Console, run_dir: Path, contents: Contents) -> None:
 
 
 def _print_events(console: Console, contents: Contents) -> None:
-    table = Table("source", "kind", "sessions")
-    for name in ("events", "per second", "first step", "last step"):
-        table.add_column(name, justify="right")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("source", "kind"):
+        table.add_column(name, no_wrap=True)
+    for name in ("events", "per second", "steps"):
+        table.add_column(name, justify="right", no_wrap=True)
     for (source, kind), tally in sorted(contents.tallies.items()):
         span_s = (tally.last_ns - (tally.first_ns or 0)) / 1e9
         rate = f"{(tally.count - 1) / span_s:.2f}" if span_s > 0 and tally.count > 1 else ""
-        table.add_row(
-            source, kind, str(len(contents.sessions[source])), f"{tally.count:,}", rate,
-            _or_blank(tally.first_step), _or_blank(tally.last_step),
-        )  # fmt: skip
+        sessions = len(contents.sessions[source])
+        shown = source if sessions == 1 else f"{source} ({sessions} sessions)"
+        table.add_row(shown, kind, f"{tally.count:,}", rate, _steps(tally))
     console.print(table)
 
 
@@ -159,5 +161,7 @@ def _print_damage(console: Console, contents: Contents) -> bool:
     return is_damaged
 
 
-def _or_blank(step: int | None) -> str:
-    return "" if step is None else f"{step:,}"
+def _steps(tally: Tally) -> str:
+    if tally.first_step is None:
+        return ""
+    return f"{tally.first_step:,} to {tally.last_step:,}"

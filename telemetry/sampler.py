@@ -14,7 +14,6 @@ to stop, 2 bad configuration, 75 a probe hangs and a new process may not.
 from __future__ import annotations
 
 import argparse
-import logging
 import math
 import os
 import select
@@ -33,6 +32,7 @@ from typing import Final
 from shared.clock import SystemClock
 from shared.emitter import Emitter
 from shared.ids import host_run_id, sanitized_host
+from telemetry.logs import configure_logs
 from telemetry.probes.cgroup import CgroupProbe
 from telemetry.probes.guarded import GuardedProbe
 from telemetry.probes.host import host_probes
@@ -207,7 +207,7 @@ def _number(name: str, text: str) -> float:
 
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    configure_logs()
     try:
         return run_sampler(parse_config(argv))
     except BadConfig as exc:
