@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,8 +24,6 @@ INSTALL: Final = "wandb is not installed: pip install 'training-telemetry[wandb]
 INIT_TIMEOUT_S: Final = 10
 FINISH_TIMEOUT_S: Final = 45
 FLUSH_INTERVAL_S: Final = 1.0
-
-log = logging.getLogger(__name__)
 
 
 class RefusedSettings(Exception):

@@ -125,6 +125,8 @@ class WandbSink:
             return
         try:
             running.finish(0)
+            if self._confirmation is not None:
+                self._confirmation.wait_for_end(self._clock, self._pause)
         except SinkUnavailable as exc:
             log.warning("sink=wandb run=%s closed unclean: %s", self._context.run_id, exc)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,13 +32,16 @@ def own_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 
 def teardown_wandb() -> None:
+    """What the end of a process does: let go of wandb-core."""
     import wandb
 
-    try:
-        wandb.teardown()
-    except ConnectionError:
-        # A test has killed wandb-core: there is nothing to end.
-        pass
+    with warnings.catch_warnings():
+        # wandb drops its handle on wandb-core without waiting for its end.
+        warnings.simplefilter("ignore", ResourceWarning)
+        # A test may have killed wandb-core: then there is nothing to end.
+        with contextlib.suppress(ConnectionError):
+            wandb.teardown()
+        gc.collect()
 
 
 def hermetic(tmp_path: Path) -> dict[str, str]:
