@@ -182,6 +182,9 @@ class Training:
         """Go on from a checkpoint of a run with the same identity."""
         self.step, self.position = checkpoint["step"], checkpoint["position"]
         self.best_val_loss = checkpoint["best_val_loss"]
+        # The stage of the last step done is not in the weights, and without it a run that was
+        # stopped between two stages would miss what happens on their border.
+        self.model.apply_schedule(max(0, self.step - 1), self.plan.total_steps)
         self.model.load_state_dict(checkpoint["model"])
         # What the arguments and the device decide is this session's, not the checkpoint's.
         for ours, saved in zip(
@@ -272,8 +275,11 @@ def accumulate_gradients(
     step_loss = torch.zeros((), device=device)
     for cpu_batch in micro_batches:
         batch = cpu_batch.to(device)
+        share = len(batch.predicted) / predicted
+        # As a tensor of the scaler's making: its get_scale() would wait for the device.
+        model.set_loss_scale(scaler.scale(torch.full((), share, device=device)))
         with autocast():
-            loss = model(*batch[:4]).loss * (len(batch.predicted) / predicted)
+            loss = model(*batch[:4]).loss * share
         scaler.scale(loss).backward()
         step_loss += loss.detach()
     return step_loss

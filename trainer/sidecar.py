@@ -75,9 +75,9 @@ class Sidecar:
 
     def close(self, say: Say, timeout_s: float = DRAIN_TIMEOUT_S) -> None:
         """Let the child drain and end; kill it when it takes longer. May be called twice."""
-        self.check(say)
         if self._child.stdin is None or self._child.stdin.closed:
             return
+        self.check(say)
         self._child.stdin.close()
         if self._was_told_dead:
             return

@@ -66,7 +66,18 @@ def test_every_original_size_is_accepted(size):
 def test_every_flag_takes_a_value_of_its_kind():
     """Numbers are numbers, paths are paths, and several tags are a tuple."""
     args = parse_args(
-        "--batch_size 8 --learning_rate 2e-4 --output_dir /x --wandb_tags a b --fp16".split(),
+        [
+            "--batch_size",
+            "8",
+            "--learning_rate",
+            "2e-4",
+            "--output_dir",
+            "/x",
+            "--wandb_tags",
+            "a",
+            "b",
+            "--fp16",
+        ],
         environ={},
     )
 

@@ -1,0 +1,56 @@
+"""What is shown on a terminal and in a log file."""
+
+from __future__ import annotations
+
+import io
+
+from trainer.progress import Progress
+
+TRAIN = {
+    "train/loss": 2.5,
+    "train/training_stage": "warmup",
+    "train/tokens_per_second": 12345.6,
+}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class ManualClock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_a_log_file_gets_one_plain_line_a_logged_step():
+    """With loss, stage, speed and the time that is left at this pace."""
+    stream, clock = io.StringIO(), ManualClock()
+
+    with Progress(stream, clock) as progress:
+        progress.begin(100, 300)
+        clock.now_s = 60.0
+        progress.advance()
+        progress.show("train", 110, TRAIN)
+
+    assert stream.getvalue() == ("step 110/300: loss 2.5000, warmup, 12,346 tokens/s, 19:00 left\n")
+
+
+def test_a_terminal_gets_a_bar_and_sentences_above_it():
+    """The bar goes away at the end; what was said stays."""
+    stream = Terminal()
+
+    with Progress(stream) as progress:
+        progress.begin(0, 10)
+        progress.advance()
+        progress.show("train", 1, TRAIN)
+        progress.say("A sentence.")
+        progress.show("val", 1, {"val/loss": 2.0, "val/perplexity": 7.389})
+
+    shown = stream.getvalue()
+    assert "/10" in shown
+    assert "loss 2.5000, warmup" in shown
+    assert "A sentence.\n" in shown
+    assert "step 1: validation loss 2.0000, perplexity 7.4\n" in shown

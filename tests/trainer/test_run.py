@@ -1,0 +1,226 @@
+"""Whole runs of a tiny model on a few rows of the embedded text."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from shared.events import ConfigUpdated, MessageLogged, MetricsLogged, RunFinished, RunStarted
+from trainer import loop
+from trainer.__main__ import main
+from trainer.checkpoint import read_checkpoint
+
+TRAIN_NAMES = {
+    "train/loss",
+    "train/learning_rate",
+    "train/qdrop_probability",
+    "train/training_stage",
+    "train/epoch",
+    "train/global_step",
+    "train/grad_norm",
+    "train/tokens_per_second",
+    "train/step_seconds",
+}
+
+
+def out(small_run: list[str]) -> Path:
+    return Path(small_run[small_run.index("--output_dir") + 1])
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(path)["model"]
+
+
+def test_a_run_tells_everything_that_happened(small_run, recorder):
+    """Start, config, metrics under their published names, stages, and the end."""
+    code = main([*small_run, "--run_id", "told", "--wandb_tags", "mine", "--disable_wandb"])
+
+    started, finished = recorder.events[0], recorder.events[-1]
+    assert code == 0
+    assert isinstance(started, RunStarted)
+    assert started.wandb_mode == "disabled"
+    assert started.tags == ["mine", "tiny", "sample"]
+    assert started.resumed_from_step is None
+    assert started.pid == os.getpid()
+    assert {"batch_size", "learning_rate", "dataset_sha256", "tokenizer_sha256", "vocab_size",
+            "train_rows", "train_batches", "steps_per_epoch", "total_steps", "device",
+            "world_size"} <= started.config.keys()  # fmt: skip
+    [updated] = recorder.of(ConfigUpdated)
+    assert updated.config["total_parameters"] >= updated.config["trainable_parameters"] > 0
+    assert updated.config["model/layers"] == 4
+    train = [e for e in recorder.of(MetricsLogged) if e.kind == "train"]
+    assert [event.step for event in train] == [1, 2, 3, 4]
+    assert all(event.values.keys() == TRAIN_NAMES for event in train)
+    assert list(recorder.metrics("val", "val/loss")) == [2, 4]
+    assert all(value > 1 for value in recorder.metrics("val", "val/perplexity").values())
+    assert [e.step for e in recorder.of(MetricsLogged) if e.kind == "quant"] == [2, 4]
+    stages = [e.text for e in recorder.of(MessageLogged) if e.text.startswith("Stage")]
+    assert [text.split()[1] for text in stages] == ["partial_ternary", "full_ternary"]
+    assert isinstance(finished, RunFinished)
+    assert (finished.status, finished.exit_code) == ("finished", 0)
+    assert {"steps", "final_val_loss", "best_val_loss", "test_loss"} <= finished.summary.keys()
+
+
+def test_values_are_plain_python(small_run, recorder):
+    """A live tensor in an event would stall the GPU when it is read."""
+    main(small_run)
+
+    values = [v for e in recorder.of(MetricsLogged) for v in e.values.values()]
+    assert values
+    assert {type(value) for value in values} <= {float, int, str, bool}
+
+
+def test_the_loss_falls(small_run, recorder):
+    """The smallest sign that all parts pull in one direction."""
+    run = [*small_run, "--max_steps", "30", "--batch_size", "16", "--learning_rate", "3e-3"]
+
+    main([*run, "--warmup_steps", "3", "--eval_interval", "100"])
+
+    losses = list(recorder.metrics("train", "train/loss").values())
+    assert sum(losses[-5:]) / 5 < sum(losses[:5]) / 5 - 1
+
+
+def test_a_resumed_run_is_the_uninterrupted_run_exactly(small_run, recorder, tmp_path):
+    """Same losses, same weights, same run id, through all stages and in mid-window."""
+    run = [*small_run, "--max_steps", "12", "--save_interval", "5", "--log_interval", "2"]
+    main([*run, "--run_id", "whole"])
+    whole, whole_end = recorder.metrics("train", "train/loss"), weights(last(small_run))
+    whole_val = recorder.metrics("val", "val/loss")
+    recorder.events.clear()
+
+    code = main([*run, "--resume_from", str(out(small_run) / "checkpoints" / "step-000005.pt")])
+
+    resumed, started = recorder.metrics("train", "train/loss"), recorder.events[0]
+    assert code == 0
+    assert started.resumed_from_step == 5
+    assert resumed == {step: loss for step, loss in whole.items() if step > 5}
+    assert recorder.metrics("val", "val/loss") == {s: v for s, v in whole_val.items() if s > 5}
+    resumed_end = read_checkpoint(last(small_run))
+    assert resumed_end["run_id"] == "whole"
+    assert resumed_end["model"].keys() == whole_end.keys()
+    assert all(torch.equal(resumed_end["model"][name], whole_end[name]) for name in whole_end)
+
+
+def last(small_run: list[str]) -> Path:
+    checkpoints = out(small_run) / "checkpoints"
+    return checkpoints / (checkpoints / "latest").read_text().strip()
+
+
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
+)
+def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
+    small_run, recorder, number, exit_code
+):
+    """The run says that it was preempted, and latest goes on from there to the same end."""
+    recorder.on_event = lambda event: (
+        signal.raise_signal(number) if getattr(event, "step", None) == 2 else None
+    )
+
+    code = main([*small_run, "--eval_interval", "100", "--quant_interval", "0"])
+
+    finished = recorder.events[-1]
+    assert code == exit_code
+    assert (finished.status, finished.exit_code) == ("preempted", exit_code)
+    assert finished.summary["steps"] == 2
+    assert read_checkpoint(last(small_run))["step"] == 2
+    recorder.on_event = lambda event: None
+    assert main([*small_run, "--resume_from", "latest"]) == 0
+    assert recorder.events[-1].summary["steps"] == 4
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_a_sentence(
+    small_run, recorder, monkeypatch, capsys
+):
+    """No traceback, no checkpoint of ruins, and the run says that it failed."""
+    accumulate = loop.accumulate_gradients
+
+    def diverge(*args):
+        return accumulate(*args) * float("nan")
+
+    monkeypatch.setattr(loop, "accumulate_gradients", diverge)
+
+    code = main(small_run)
+
+    error = capsys.readouterr().err
+    assert code == 1
+    assert "Training stopped: the loss is not a number any more at step 1" in error
+    assert "Traceback" not in error
+    assert recorder.events[-1].status == "failed"
+    assert not (out(small_run) / "checkpoints").exists()
+
+
+def test_an_error_in_training_is_recorded_and_goes_on_to_the_user(small_run, recorder, monkeypatch):
+    """The record has its text; the traceback is Python's own."""
+
+    def explode(*args):
+        raise RuntimeError("out of everything")
+
+    monkeypatch.setattr(loop, "accumulate_gradients", explode)
+
+    with pytest.raises(RuntimeError, match="out of everything"):
+        main(small_run)
+
+    finished = recorder.events[-1]
+    assert (finished.status, finished.exit_code) == ("failed", 1)
+    assert "out of everything" in finished.summary["error"]
+    assert any("out of everything" in m.text for m in recorder.of(MessageLogged))
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(
+    small_run, recorder, monkeypatch, capsys
+):
+    """A full disk costs the checkpoint, not the days of training; it is said and recorded."""
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trainer.checkpoint.write_atomically", full)
+
+    code = main([*small_run, "--save_interval", "2"])
+
+    assert code == 0
+    assert "cannot be written" in capsys.readouterr().err
+    assert any(message.level == "error" for message in recorder.of(MessageLogged))
+
+
+def test_a_broken_emitter_changes_nothing(small_run, recorder, capsys):
+    """Training goes on, and the trouble is told once."""
+
+    def break_down(event):
+        raise RuntimeError("telemetry is broken")
+
+    recorder.on_event = break_down
+
+    code = main(small_run)
+
+    assert code == 0
+    assert capsys.readouterr().err.count("Telemetry failed") == 1
+
+
+def test_it_trains_without_wandb_and_without_the_sidecar(small_run, tmp_path):
+    """Neither is imported; the events wait in the spool."""
+    block = (
+        "import sys; sys.modules['wandb'] = sys.modules['telemetry'] = None; "
+        "from trainer.__main__ import main; code = main(sys.argv[1:]); "
+        "assert not {'tensorboard', 'psutil'} & sys.modules.keys(); sys.exit(code)"
+    )
+    run = [argument for argument in small_run if argument != "--no_sidecar"]
+
+    done = subprocess.run(
+        [sys.executable, "-c", block, *run],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=120,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "The sidecar is not installed: nothing is recorded but the spool" in done.stderr
+    assert list((out(small_run) / "spool").iterdir())

@@ -1,0 +1,141 @@
+"""The private sidecar: a child that ends with its pipe, and whose troubles are only told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainer import sidecar
+from trainer.__main__ import main
+from trainer.sidecar import SOCKET_PATH_MAX_BYTES, PrivateAddress, is_installed, start_sidecar
+
+READS_TO_THE_END = "import sys; sys.stdin.read(); open(sys.argv[1], 'w').write('drained')"
+IGNORES_THE_END = "import time; time.sleep(600)"
+DIES = "raise SystemExit(4)"
+
+
+class FakeService:
+    """Stands in for the service: another program under the same command."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, program: str, result: Path) -> None:
+        command = [sys.executable, "-c", program, str(result)]
+        monkeypatch.setattr(sidecar, "is_installed", lambda: True)
+        monkeypatch.setattr(sidecar, "serve_command", lambda *args: command)
+
+
+def test_the_child_drains_when_its_pipe_closes(monkeypatch, tmp_path):
+    """close() waits for the child, which then ends by itself."""
+    FakeService(monkeypatch, READS_TO_THE_END, tmp_path / "result")
+    said: list[str] = []
+
+    child = start_sidecar("ipc:///nowhere", tmp_path, said.append)
+    assert child is not None
+    child.close(said.append)
+    child.close(said.append)
+
+    assert (tmp_path / "result").read_text() == "drained"
+    assert said == ["Finishing the records …"]
+
+
+def test_the_child_ends_when_the_trainer_is_killed(monkeypatch, tmp_path):
+    """Even by kill -9, and with a forked worker that outlives it."""
+    os.mkfifo(tmp_path / "result")
+    program = (
+        "import os, signal, sys, time; from pathlib import Path\n"
+        "from trainer import sidecar\n"
+        "sidecar.is_installed = lambda: True\n"
+        f"sidecar.serve_command = lambda *a: [sys.executable, '-c', {READS_TO_THE_END!r}, "
+        f"{str(tmp_path / 'result')!r}]\n"
+        "child = sidecar.start_sidecar('ipc:///nowhere', Path('.'), print)\n"
+        "worker = os.fork()\n"
+        "if worker == 0: time.sleep(600)\n"
+        "print(worker, flush=True); time.sleep(600)\n"
+    )
+    trainer = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert trainer.stdout is not None
+    worker = int(trainer.stdout.readline())
+
+    trainer.kill()
+    trainer.wait()
+
+    try:
+        # Opening the pipe to read waits for the child to open it to write.
+        assert (tmp_path / "result").read_text() == "drained"
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        trainer.stdout.close()
+
+
+def test_a_child_that_does_not_end_is_killed_in_time(monkeypatch, tmp_path):
+    """The end of a run is bounded."""
+    FakeService(monkeypatch, IGNORES_THE_END, tmp_path / "result")
+    said: list[str] = []
+
+    child = start_sidecar("ipc:///nowhere", tmp_path, said.append)
+    assert child is not None
+    child.close(said.append, timeout_s=0.01)
+
+    assert "was killed" in said[-1]
+
+
+def test_a_run_with_a_sidecar_that_dies_ends_as_ever(monkeypatch, tmp_path, small_run, capsys):
+    """Exit code 0, and one line that says since when nothing is recorded."""
+    FakeService(monkeypatch, DIES, tmp_path / "result")
+    run = [argument for argument in small_run if argument != "--no_sidecar"]
+    monkeypatch.setattr("trainer.telemetry_link.CLOSE_TIMEOUT_S", 0.1)
+
+    code = main(run)
+
+    error = capsys.readouterr().err
+    assert code == 0
+    assert error.count("The sidecar has ended (exit code 4)") == 1
+    assert "wait in" in error
+
+
+def test_a_child_that_cannot_start_is_one_line(monkeypatch, tmp_path):
+    """A missing interpreter, or no process to be had."""
+    monkeypatch.setattr(sidecar, "is_installed", lambda: True)
+    monkeypatch.setattr(sidecar, "serve_command", lambda *args: ["/nowhere/python"])
+    said: list[str] = []
+
+    child = start_sidecar("ipc:///nowhere", tmp_path, said.append)
+
+    assert child is None
+    assert "nothing is recorded but the spool" in said[0]
+
+
+def test_an_empty_directory_is_no_installed_sidecar(monkeypatch, tmp_path):
+    """Python takes any directory for a package; there has to be something in it."""
+    (tmp_path / "telemetry").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "telemetry", raising=False)
+
+    assert not is_installed()
+
+
+def test_the_private_address_is_short_and_goes_away(monkeypatch, tmp_path):
+    """A socket's path has at most 107 bytes, however long TMPDIR is."""
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+
+    with PrivateAddress() as address:
+        path = Path(address.removeprefix("ipc://"))
+        is_private = path.parent.stat().st_mode & 0o077 == 0
+
+    assert is_private
+    assert len(os.fsencode(path)) <= SOCKET_PATH_MAX_BYTES
+    assert not path.parent.exists()
+
+
+def test_the_command_asks_for_what_a_single_run_needs():
+    """TensorBoard and wandb, no HTTP, and an end with the pipe."""
+    command = sidecar.serve_command("ipc:///x", Path("/data"))
+
+    assert command[1:4] == ["-m", "telemetry", "serve"]
+    assert {"--exit-with-stdin", "tensorboard,wandb", "ipc:///x", "/data"} <= set(command)
