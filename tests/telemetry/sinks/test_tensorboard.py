@@ -98,6 +98,16 @@ def test_a_text_is_written_where_it_changes(tmp_path: Path, journal: RowMaker) -
     assert len(by_tag(found, "train/loss")) == 5
 
 
+def test_a_text_alone_is_a_point_too(tmp_path: Path, journal: RowMaker) -> None:
+    """Where the step is told already, a text may be all that is left of a row."""
+    journal.metrics(1, {"train/loss": 1.0})
+    journal.metrics(1, {"train/training_stage": "warmup"})
+
+    write_all(tmp_path, journal.rows)
+
+    assert by_tag(read_all(tmp_path), "train/training_stage", "rank0") == [(1, "warmup")]
+
+
 def test_a_name_that_is_a_number_and_then_a_text_keeps_both(
     tmp_path: Path, journal: RowMaker
 ) -> None:

@@ -189,16 +189,20 @@ def test_a_disk_error_asks_to_be_opened_again(
 ) -> None:
     """After a failed sync nobody knows what is on disk, so nothing more is written to it."""
     rows = _run_with_a_restart()
-    sink = sink_in(tmp_path)
+    write_all(tmp_path / "whole", rows)
+    sink = sink_in(tmp_path / "run")
     sink.open(START)
     sink.write(rows)
-    FailingDisk(monkeypatch).fail_at(1)
+    FailingDisk(monkeypatch).fail_at(2)
 
     with pytest.raises(SinkUnavailable, match="No space left"):
         sink.commit()
     with pytest.raises(SinkUnavailable, match="opened"):
         sink.write(rows)
-    assert sink.open(START) == 0
+    sink.write(rows[sink.open(START) :])
+    sink.commit()
+
+    assert read_all(tmp_path / "run") == read_all(tmp_path / "whole")
 
 
 def test_a_replay_is_the_live_run_and_twice_is_once(
