@@ -20,6 +20,7 @@ from shared.events import (
     RunStarted,
     Scalar,
 )
+from shared.ids import sanitized_host
 
 MEGABYTE: Final = 1024 * 1024
 STEP: Final = "train/global_step"
@@ -50,7 +51,7 @@ class RunContext(msgspec.Struct, frozen=True):
             context = msgspec.structs.replace(context, first_wall_ns=row.envelope.wall_ns)
         if isinstance(event, RunStarted) and row.source == "rank0":
             context = msgspec.structs.replace(
-                context, host=event.host, gpu_uuids=list(event.gpu_uuids)
+                context, host=sanitized_host(event.host), gpu_uuids=list(event.gpu_uuids)
             )
         return context
 
