@@ -128,7 +128,7 @@ class QuantizedLinear(ScheduledModule):
     def _absmean_weight(self, dropped: Tensor | None) -> Tensor:
         codes, scale = absmean_ternary(self.weight.detach())
         if dropped is not None:
-            codes.masked_fill_(dropped, 0)
+            codes = torch.where(dropped, 0.0, codes)
         # Nothing here is learned but the weight, so plain straight-through will do.
         return straight_through(self.weight, codes * scale)
 
