@@ -11,17 +11,28 @@ Not thread-safe: the sender thread owns it.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 
 from shared.clock import Clock
-from shared.events import Gap, MessageLogged, RunFinished, RunStarted, encode_event
+from shared.events import (
+    CUSTOM,
+    HARDWARE,
+    QUANT,
+    TRAIN,
+    VAL,
+    Gap,
+    RunFinished,
+    RunStarted,
+    encode_event,
+)
 from shared.wire import FRAME_MAX_EVENTS, FRAME_TARGET_BYTES
 
-DROPPED_FIRST: Final = ("train", "hardware", "custom", "quant")
+DROPPED_FIRST: Final = (TRAIN, HARDWARE, CUSTOM, QUANT)
 """Kinds that are dropped, oldest first, before any other is."""
 
 DROPPED_NEVER: Final = (RunStarted.TAG, RunFinished.TAG, Gap.TAG)
+QUEUE_FULL: Final = "queue full"
 SHED_TO: Final = 0.9
 """Shed a tenth at a time, so that a full backlog is not walked for each event."""
 
@@ -57,6 +68,8 @@ class Backlog:
         self._items: deque[_Item] = deque()
         self._bytes = 0
         self._holes: dict[str, _Missing] = {}
+        self.gaps = 0
+        """Gap events that this backlog has made, or will make."""
 
     def __len__(self) -> int:
         return len(self._items)
@@ -67,7 +80,7 @@ class Backlog:
         if self._bytes > self.max_bytes:
             self._shed()
 
-    def add_missing(self, reason: str, kinds: Iterable[str]) -> None:
+    def add_missing(self, reason: str, kinds: Iterable[str] | Mapping[str, int]) -> None:
         """Say here that events of these kinds are missing, and why."""
         by_kind = Counter(kinds)
         if by_kind:
@@ -100,6 +113,7 @@ class Backlog:
         if missing is None:
             now = self._clock.wall_ns(), self._clock.monotonic_ns()
             missing = self._holes[reason] = _Missing(reason, Counter(), *now)
+            self.gaps += 1
             self._push(_Item(Gap.TAG, b"", missing))
         return missing
 
@@ -107,21 +121,31 @@ class Backlog:
         target = int(self.max_bytes * SHED_TO)
         self._drop(target, lambda kind: kind in DROPPED_FIRST)
         if self._bytes > self.max_bytes:
-            self._drop(target, lambda kind: kind != MessageLogged.TAG and kind not in DROPPED_NEVER)
+            self._drop(target, lambda kind: kind == VAL)
         if self._bytes > self.max_bytes:
             self._drop(target, lambda kind: kind not in DROPPED_NEVER)
 
     def _drop(self, target: int, may_drop: Callable[[str], bool]) -> None:
         """Drop the oldest droppable events until target bytes are left."""
-        items, self._items = self._items, deque()
-        left, self._bytes = self._bytes, 0
+        items, left = self._items, self._bytes
+        self._items, self._bytes = deque(), 0
+        # A gap that stands further behind moves to the first event that is missing.
+        missing, is_placed = self._holes.get(QUEUE_FULL), False
         for item in items:
             if left > target and may_drop(item.kind):
                 left -= item.cost
                 self.dropped[item.kind] += 1
-                self._hole("queue full").by_kind[item.kind] += 1
-            else:
+                if missing is None:
+                    missing = self._hole(QUEUE_FULL)
+                elif not is_placed:
+                    self._push(_Item(Gap.TAG, b"", missing))
+                is_placed = True
+                missing.by_kind[item.kind] += 1
+            elif item.missing is None or item.missing is not missing:
                 self._push(item)
+            elif not is_placed:
+                self._push(item)
+                is_placed = True
 
 
 def _gap(missing: _Missing) -> bytes:
