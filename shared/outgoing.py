@@ -14,9 +14,11 @@ Not thread-safe: the sender thread owns it.
 from __future__ import annotations
 
 import enum
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from msgspec import Raw
 
@@ -32,11 +34,21 @@ class State(enum.Enum):
     DONE = "done"
 
 
-@dataclass
+REJECTED_MAX: Final = 1000
+FRAME_OVERHEAD_BYTES: Final = 400
+"""What a frame takes in memory beside its body."""
+
+
+class FrameLost(Exception):
+    """A frame can't be loaded from where it was put: its events are gone."""
+
+
+@dataclass(slots=True)
 class Frame:
     """Events that are sent together, always on these boundaries.
 
-    load gives the packed array, from memory or from where it was put.
+    load gives the packed array, from memory or from where it was put, or
+    raises FrameLost.
     """
 
     base_seq: int
@@ -63,20 +75,39 @@ class OutgoingStream:
         self.next_seq = 0
         self.acknowledged = 0
         """Events that are known to be on the sidecar's disk."""
+        self.lost_events = 0
+        """Events whose frame could not be loaded again."""
         self.rejected: dict[int, str] = {}
         """Why the sidecar will never accept these events, by seq."""
         self.frames: deque[Frame] = deque()
+        self.in_memory: deque[Frame] = deque()
+        """Those of the frames that are not in the spool: the newest ones."""
         self.memory_bytes = 0
-        """Of the frames that are in memory, not in the spool."""
+        """What those in memory take."""
+        self.spooled_events = 0
+        """Events in the others."""
         self._unsent = 0
         """Index in frames of the next one to send."""
         self._in_flight_bytes = 0
         self._credit_bytes = 0
+        self._told_seq = 0
+        """Seq up to which the sidecar can have events of ours without a hole: where it
+        said that it stands, and what was sent since."""
 
     @property
     def in_flight(self) -> int:
         """Frames sent and not acknowledged."""
         return self._unsent
+
+    @property
+    def can_send_now(self) -> bool:
+        """A frame that is added now goes at once."""
+        return self.state is State.OPEN and self._unsent == len(self.frames)
+
+    @property
+    def is_told(self) -> bool:
+        """The sidecar can have every event that has a number."""
+        return self._told_seq >= self.next_seq
 
     def add(self, events: list[bytes], now_ns: int) -> Frame:
         """Number these events, and keep them as one frame."""
@@ -86,16 +117,21 @@ class OutgoingStream:
     def add_frame(self, frame: Frame) -> Frame:
         """Keep a frame that was numbered already; it follows the last one."""
         self.frames.append(frame)
-        if not frame.is_spooled:
-            self.memory_bytes += frame.size
+        if frame.is_spooled:
+            self.spooled_events += frame.count
+        else:
+            self.in_memory.append(frame)
+            self.memory_bytes += frame.size + FRAME_OVERHEAD_BYTES
         self.next_seq = frame.next_seq
         return frame
 
-    def moved_to_spool(self, frame: Frame, load: Callable[[], bytes]) -> None:
-        """This frame is on our own disk now; its memory is free."""
+    def moved_to_spool(self, load: Callable[[], bytes]) -> None:
+        """The oldest frame in memory is on our own disk now; its memory is free."""
+        frame = self.in_memory.popleft()
         frame.load = load
         frame.is_spooled = True
-        self.memory_bytes -= frame.size
+        self.memory_bytes -= frame.size + FRAME_OVERHEAD_BYTES
+        self.spooled_events += frame.count
 
     def hello(self) -> Hello:
         """Ask where to go on; also how an idle stream says that it is alive."""
@@ -112,14 +148,27 @@ class OutgoingStream:
             # One frame may always go, or a frame above the credit would never.
             if self._in_flight_bytes and (self._in_flight_bytes + frame.size > self._credit_bytes):
                 return
-            yield Data(self.number, frame.base_seq, Raw(frame.load()))
+            if frame.base_seq > self._told_seq:
+                # Events between are lost. Only a HELLO can say so, and it speaks of
+                # the oldest frame: what is before the hole has to be on disk first.
+                if self._unsent == 0:
+                    self.state = State.CLOSED
+                return
+            try:
+                body = frame.load()
+            except FrameLost:
+                self._forget_unsent()
+                continue
+            yield Data(self.number, frame.base_seq, Raw(body))
             self._unsent += 1
             self._in_flight_bytes += frame.size
+            self._told_seq = max(self._told_seq, frame.next_seq)
 
     def fin(self) -> Fin:
         """End the stream here, once every frame is acknowledged."""
         self.state = State.FINISHING
-        return Fin(self.number, self.next_seq)
+        # The sidecar may have more of an orphan than its spool had.
+        return Fin(self.number, max(self.next_seq, self._told_seq))
 
     def lost(self) -> None:
         """The sidecar does not know this stream any more: ask again, then resend."""
@@ -133,35 +182,63 @@ class OutgoingStream:
             return
         self.state = State.OPEN
         self._credit_bytes = message.credit_bytes
-        have = sum(1 for frame in self.frames if frame.next_seq <= message.next_seq)
-        self._rewind(have)
+        self._told_seq = message.next_seq
+        has = itertools.takewhile(lambda frame: frame.next_seq <= message.next_seq, self.frames)
+        count = sum(1 for _ in has)
+        # Where it has all, nothing would be sent and so nothing acknowledged: one
+        # frame goes again, and is answered with how far all is on disk.
+        self._rewind(count - 1 if 0 < count == len(self.frames) else count)
 
     def on_ack(self, message: Ack) -> list[Frame]:
-        """Let go of what is on disk, and return it. A forged ack beyond what was
-        sent lets go of nothing."""
+        """Let go of what is on disk, and return it. A forged ack beyond what the
+        sidecar can have lets go of nothing."""
+        if message.durable_seq >= self._told_seq:
+            return []
         self._credit_bytes = message.credit_bytes
         released: list[Frame] = []
         while self._unsent and self.frames[0].next_seq <= message.durable_seq + 1:
-            frame = self.frames.popleft()
             self._unsent -= 1
-            self._in_flight_bytes -= frame.size
-            if not frame.is_spooled:
-                self.memory_bytes -= frame.size
+            self._in_flight_bytes -= self.frames[0].size
+            frame = self._pop_oldest()
             self.acknowledged += frame.count
             released.append(frame)
         return released
 
-    def on_nack(self, message: Nack) -> None:
-        """One event is refused for good; or the whole stream, for now."""
+    def on_nack(self, message: Nack) -> bool:
+        """One event is refused for good; or the whole stream, for now.
+
+        True where it is one event, and that is news.
+        """
         if message.seq == WHOLE_STREAM:
             self.lost()
-        elif len(self.rejected) < 1000 and 0 <= message.seq < self.next_seq:
+            return False
+        if not 0 <= message.seq < self.next_seq or message.seq in self.rejected:
+            return False
+        if len(self.rejected) < REJECTED_MAX:
             self.rejected[message.seq] = message.reason
+        return True
 
     def on_fin_ack(self, message: FinAck) -> None:
         if self.state is State.FINISHING:
-            self.state = State.DONE
+            # An event may have come between FIN and its answer: then it goes on.
+            self.state = State.CLOSED if self.frames else State.DONE
 
     def _rewind(self, unsent: int) -> None:
         self._unsent = unsent
-        self._in_flight_bytes = sum(self.frames[i].size for i in range(unsent))
+        self._in_flight_bytes = sum(f.size for f in itertools.islice(self.frames, unsent))
+
+    def _pop_oldest(self) -> Frame:
+        frame = self.frames.popleft()
+        if frame.is_spooled:
+            self.spooled_events -= frame.count
+        else:
+            self.in_memory.popleft()
+            self.memory_bytes -= frame.size + FRAME_OVERHEAD_BYTES
+        return frame
+
+    def _forget_unsent(self) -> None:
+        """Give up the next frame to send, whose events are lost. It was in the spool."""
+        frame = self.frames[self._unsent]
+        del self.frames[self._unsent]
+        self.spooled_events -= frame.count
+        self.lost_events += frame.count

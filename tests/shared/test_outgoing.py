@@ -1,0 +1,347 @@
+"""One stream against a sidecar that loses, repeats, restarts and answers late."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from shared.events import split_events
+from shared.outgoing import FRAME_OVERHEAD_BYTES, Frame, FrameLost, OutgoingStream, State
+from shared.wire import WHOLE_STREAM, Ack, Data, Fin, FinAck, Hello, Message, Nack, Welcome
+
+CREDIT_BYTES = 40
+LOST = b"lost"
+
+
+class StreamAgainstSidecar(RuleBasedStateMachine):
+    """A stream, a lossy wire in both directions, and a sidecar that may crash.
+
+    The oracle: the sidecar's disk is a prefix of what was said, each event once
+    and in order (or the mark of a loss that was told), and nothing is let go of
+    that is not on that disk.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stream = OutgoingStream(1, "run", "session", "rank0")
+        self.said: list[bytes] = []
+        self.spooled: dict[int, bytes] = {}
+        self.is_readable = True
+        # The sidecar: what it received, and how much of that is on its disk.
+        self.received: list[bytes] = []
+        self.durable = 0
+        self.is_known = False
+        self.is_finished = False
+        self.up: deque[Message] = deque()
+        self.down: deque[Message] = deque()
+        self.stale: list[Message] = []
+        self.closing = False
+
+    # --- the emitter's side
+
+    @precondition(lambda self: not self.closing)
+    @rule(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=3))
+    def add(self, sizes):
+        events = [b"\xc4" + bytes([size + 2]) + self._number() + bytes(size) for size in sizes]
+        self.said += events
+        self.stream.add(events, now_ns=0)
+
+    def _number(self) -> bytes:
+        self.counter = getattr(self, "counter", 0) + 1
+        return self.counter.to_bytes(2, "big")
+
+    @precondition(lambda self: self.stream.in_memory)
+    @rule()
+    def spool(self):
+        frame = self.stream.in_memory[0]
+        body = frame.load()
+        self.stream.moved_to_spool(lambda: self._loaded(body))
+
+    def _loaded(self, body: bytes) -> bytes:
+        if not self.is_readable:
+            raise FrameLost
+        return body
+
+    @rule()
+    def hello(self):
+        if self.stream.state is State.FINISHING:
+            self.stream.lost()
+        if self.stream.state is not State.DONE:
+            self.up.append(self.stream.hello())
+
+    @rule(most=st.integers(0, 3))
+    def send(self, most):
+        self._send(most)
+
+    def _send(self, most: int) -> None:
+        for message in self.stream.sendable():
+            if most == 0:
+                return
+            most -= 1
+            self.up.append(message)
+            sent = list(self.stream.frames)[: self.stream.in_flight + 1]
+            total = sum(frame.size for frame in sent)
+            assert len(sent) == 1 or total <= CREDIT_BYTES
+
+    @precondition(lambda self: self.stream.spooled_events)
+    @rule()
+    def the_spool_breaks_for_a_while(self):
+        self.is_readable = not self.is_readable
+
+    @rule()
+    def silence(self):
+        self.stream.lost()
+
+    @rule()
+    def finish(self):
+        self.closing = True
+        if self.stream.state is State.OPEN and not self.stream.frames:
+            if self.stream.is_told:
+                self.up.append(self.stream.fin())
+            else:
+                self.stream.lost()
+
+    # --- the wire and the sidecar
+
+    @precondition(lambda self: self.up)
+    @rule(repeats=st.integers(0, 2))
+    def deliver_up(self, repeats):
+        """Lost, once, or twice."""
+        message = self.up.popleft()
+        for _ in range(repeats):
+            self._sidecar(message)
+
+    @precondition(lambda self: self.down)
+    @rule(repeats=st.integers(0, 2))
+    def deliver_down(self, repeats):
+        message = self.down.popleft()
+        self.stale.append(message)
+        for _ in range(repeats):
+            self._emitter(message)
+
+    @precondition(lambda self: self.stale)
+    @rule(data=st.data())
+    def deliver_an_old_answer_again(self, data):
+        """From before a restart or a reconnection."""
+        message = data.draw(st.sampled_from(self.stale))
+        # An old WELCOME or FIN_ACK says what was true; an ack that is durable stays so.
+        self._emitter(message)
+
+    @rule(beyond=st.integers(0, 2**40))
+    def deliver_a_forged_ack(self, beyond):
+        """Row 24: of events that were never sent."""
+        self._emitter(Ack(1, self.stream.next_seq + len(self.received) + beyond, 10**9))
+
+    @rule(seq=st.integers(-1, 30))
+    def deliver_a_nack(self, seq):
+        self._emitter(Nack(1, seq, "why"))
+
+    @rule()
+    def sync(self):
+        self.durable = len(self.received)
+        self.down.append(Ack(1, self.durable - 1, CREDIT_BYTES))
+
+    @rule()
+    def sidecar_restarts(self):
+        """It has what was durable, and knows no stream."""
+        del self.received[self.durable :]
+        self.is_known = False
+        self.up.clear()
+
+    def _sidecar(self, message: Message) -> None:
+        if isinstance(message, Hello):
+            self.is_known = True
+            missing = message.first_seq - len(self.received)
+            self.received += [LOST] * missing
+            self.down.append(Welcome(1, len(self.received), CREDIT_BYTES))
+        elif not self.is_known:
+            self.down.append(Nack(1, WHOLE_STREAM, "unknown stream"))
+        elif isinstance(message, Data):
+            self._sidecar_data(message)
+        elif isinstance(message, Fin):
+            if message.next_seq <= self.durable:
+                self.is_finished = True
+                self.down.append(FinAck(1))
+            else:
+                self.down.append(Welcome(1, len(self.received), CREDIT_BYTES))
+
+    def _sidecar_data(self, message: Data) -> None:
+        known = len(self.received) - message.base_seq
+        events = split_events(message.events)
+        if known < 0:
+            self.down.append(Welcome(1, len(self.received), CREDIT_BYTES))
+        elif known >= len(events):
+            self.down.append(Ack(1, self.durable - 1, CREDIT_BYTES))
+        else:
+            self.received += events[known:]
+
+    def _emitter(self, message: Message) -> None:
+        if isinstance(message, Welcome):
+            self.stream.on_welcome(message)
+        elif isinstance(message, Ack):
+            self.stream.on_ack(message)
+        elif isinstance(message, Nack):
+            self.stream.on_nack(message)
+        elif isinstance(message, FinAck):
+            self.stream.on_fin_ack(message)
+
+    # --- what must be true
+
+    @invariant()
+    def the_sidecar_has_each_event_once_and_in_order(self):
+        for mine, theirs in zip(self.said, self.received, strict=False):
+            assert theirs in (mine, LOST)
+        assert len(self.received) <= len(self.said)
+
+    @invariant()
+    def nothing_is_let_go_of_that_is_not_durable(self):
+        held = {
+            seq for frame in self.stream.frames for seq in range(frame.base_seq, frame.next_seq)
+        }
+        gone = set(range(len(self.said))) - held
+        lost = {seq for seq in gone if seq >= self.durable}
+        assert len(lost) <= self.stream.lost_events
+
+    @invariant()
+    def the_counts_are_right(self):
+        stream = self.stream
+        memory = [frame for frame in stream.frames if not frame.is_spooled]
+        assert list(stream.in_memory) == memory
+        assert stream.memory_bytes == sum(f.size + FRAME_OVERHEAD_BYTES for f in memory)
+        assert stream.spooled_events == sum(f.count for f in stream.frames if f.is_spooled)
+        held = sum(frame.count for frame in stream.frames)
+        assert stream.acknowledged + stream.lost_events + held == stream.next_seq
+
+    def teardown(self):
+        """From wherever it was left: on a wire that works, all arrives and the stream ends."""
+        self.up.clear()
+        self.down.clear()
+        self.is_readable = True
+        for _ in range(4 * len(self.said) + 20):
+            if self.stream.state in (State.CLOSED, State.ASKED):
+                self.up.append(self.stream.hello())
+            self._send(1000)
+            while self.up:
+                self._sidecar(self.up.popleft())
+            if len(self.received) > self.durable:
+                self.sync()
+            while self.down:
+                self._emitter(self.down.popleft())
+            self.finish()
+            if self.stream.state is State.DONE:
+                break
+        assert self.stream.state is State.DONE and self.is_finished
+        assert self.durable == len(self.said)
+        assert self.received.count(LOST) <= self.stream.lost_events
+        assert [e for e in self.received if e != LOST] == [
+            mine for mine, theirs in zip(self.said, self.received, strict=True) if theirs != LOST
+        ]
+
+
+StreamAgainstSidecar.TestCase.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None
+)
+TestStreamAgainstSidecar = StreamAgainstSidecar.TestCase
+
+
+def opened(next_seq: int = 0, credit: int = 10**6) -> OutgoingStream:
+    stream = OutgoingStream(1, "run", "session", "rank0")
+    stream.hello()
+    stream.on_welcome(Welcome(1, next_seq, credit))
+    return stream
+
+
+def test_a_frame_that_the_socket_did_not_take_is_offered_again():
+    """A message counts as sent when the next is asked for."""
+    stream = opened()
+    stream.add([b"\x01"], 0)
+
+    first = next(iter(stream.sendable()))
+    again = next(iter(stream.sendable()))
+
+    assert (
+        (first.base_seq, bytes(first.events))
+        == (again.base_seq, bytes(again.events))
+        == (0, b"\x91\x01")
+    )
+    assert stream.in_flight == 0
+
+
+def test_one_frame_goes_even_above_the_credit():
+    """Or it would never go."""
+    stream = opened(credit=0)
+    stream.add([b"\x01"] * 10, 0)
+    stream.add([b"\x01"] * 10, 0)
+
+    assert len(list(stream.sendable())) == 1
+
+
+def test_an_orphan_whose_sidecar_has_more_than_its_spool_still_ends():
+    """What was sent from memory and acknowledged after the trainer's death."""
+    stream = OutgoingStream(2, "run", "session", "rank0")
+    stream.add_frame(Frame(5, 2, 3, 0, lambda: b"\x92\x01\x01", is_spooled=True))
+    stream.hello()
+
+    stream.on_welcome(Welcome(2, 50, 100))
+    sent = list(stream.sendable())
+    released = stream.on_ack(Ack(2, 49, 100))
+
+    assert [message.base_seq for message in sent] == [5]
+    assert len(released) == 1 and not stream.frames
+    assert stream.fin() == Fin(2, 50)
+
+
+def test_a_hole_in_a_spool_is_told_by_the_hello_behind_it():
+    """Sending across it would only be asked for again, for ever."""
+    stream = OutgoingStream(2, "run", "session", "rank0")
+    for base_seq in (0, 20):
+        stream.add_frame(Frame(base_seq, 1, 2, 0, lambda: b"\x91\x01", is_spooled=True))
+    stream.hello()
+    stream.on_welcome(Welcome(2, 0, 100))
+
+    before = [message.base_seq for message in stream.sendable()]
+    stream.on_ack(Ack(2, 0, 100))
+    across = list(stream.sendable())
+
+    assert before == [0] and across == []
+    assert stream.state is State.CLOSED
+    assert stream.hello().first_seq == 20
+
+
+def test_an_event_that_comes_between_fin_and_its_answer_reopens_the_stream():
+    """It is not lost with the stream that is over."""
+    stream = opened()
+    stream.fin()
+    stream.add([b"\x01"], 0)
+
+    stream.on_fin_ack(FinAck(1))
+
+    assert stream.state is State.CLOSED and len(stream.frames) == 1
+
+
+def test_a_repeated_nack_is_no_news():
+    """An event is counted as refused once, however often its frame was resent."""
+    stream = opened()
+    stream.add([b"\x01", b"\x02"], 0)
+
+    news = [stream.on_nack(Nack(1, seq, "why")) for seq in (1, 1, 2, WHOLE_STREAM, 0)]
+
+    assert news == [True, False, False, False, True]
+    assert stream.rejected == {1: "why", 0: "why"}
+
+
+@pytest.mark.parametrize("kind", [Welcome, FinAck])
+def test_a_finished_stream_stays_finished(kind):
+    """Row 24: replayed frames change nothing."""
+    stream = opened()
+    stream.fin()
+    stream.on_fin_ack(FinAck(1))
+
+    stream.on_welcome(Welcome(1, 3, 3)) if kind is Welcome else stream.on_fin_ack(FinAck(1))
+    stream.lost()
+
+    assert stream.state is State.DONE
