@@ -9,6 +9,8 @@ Not thread-safe: the sender thread owns it.
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Final
@@ -17,6 +19,8 @@ import zmq
 
 from shared.events import DecodeError
 from shared.wire import FRAME_MAX_BYTES, Message, decode, encode
+
+log = logging.getLogger("telemetry.emitter")
 
 # Each for a measured reason.
 _OPTIONS: Final = (
@@ -32,14 +36,20 @@ _OPTIONS: Final = (
 )
 
 
+OPEN_RETRY_S: Final = 1.0
+"""Between two tries to make a socket: a process may be out of file descriptors for a while."""
+
+
 class Connection:
-    """A DEALER socket that can be rebuilt."""
+    """A DEALER socket that can be rebuilt, and that may not be there for a while."""
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
         self.malformed = 0
+        self.failures = 0
         self._context = zmq.Context()
-        self._socket = self._connected()
+        self._socket: zmq.Socket[bytes] | None = None
+        self._retry_at_s = 0.0
 
     def __enter__(self) -> Connection:
         return self
@@ -54,21 +64,31 @@ class Connection:
 
     def send(self, message: Message) -> bool:
         """Hand a message to ZeroMQ; False where nobody is connected or its queue is full."""
+        socket = self._open()
+        if socket is None:
+            return False
         try:
-            self._socket.send_multipart(encode(message), zmq.DONTWAIT)
+            socket.send_multipart(encode(message), zmq.DONTWAIT)
         except zmq.ZMQError:
             return False
         return True
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until a message can be received, at most timeout_s."""
-        return bool(self._socket.poll(int(timeout_s * 1000)))
+        socket = self._open()
+        if socket is not None:
+            try:
+                return bool(socket.poll(int(timeout_s * 1000)))
+            except zmq.ZMQError:
+                self.rebuild()
+        time.sleep(timeout_s)
+        return False
 
     def receive(self) -> Iterator[Message]:
         """The messages that have come, without waiting."""
-        while True:
+        while (socket := self._open()) is not None:
             try:
-                frames = self._socket.recv_multipart(zmq.DONTWAIT)
+                frames = socket.recv_multipart(zmq.DONTWAIT)
             except zmq.ZMQError:
                 return
             try:
@@ -78,20 +98,42 @@ class Connection:
 
     def rebuild(self) -> None:
         """Start over with a new socket: what was queued in the old one is gone."""
-        self._socket.close(0)
-        self._socket = self._connected()
+        if self._socket is not None:
+            self._socket.close(0)
+            self._socket = None
 
     def close(self) -> None:
         """Close socket and context. May be called twice."""
-        self._socket.close(0)
+        self.rebuild()
+        self._retry_at_s = float("inf")
         self._context.destroy(0)
 
-    def _connected(self) -> zmq.Socket[bytes]:
-        socket = self._context.socket(zmq.DEALER)
+    def _open(self) -> zmq.Socket[bytes] | None:
+        """The socket, made anew where there is none; None where that can't be done now."""
+        if self._socket is None and time.monotonic() >= self._retry_at_s:
+            self._retry_at_s = time.monotonic() + OPEN_RETRY_S
+            try:
+                self._socket = _connected(self._context, self.endpoint)
+                self._retry_at_s = 0.0
+            except zmq.ZMQError as exc:
+                if self.failures == 0:
+                    log.warning(
+                        "no socket for %s, retry_s=%g: %s", self.endpoint, OPEN_RETRY_S, exc
+                    )
+                self.failures += 1
+        return self._socket
+
+
+def _connected(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+    socket = context.socket(zmq.DEALER)
+    try:
         for option, value in _OPTIONS:
             socket.setsockopt(option, value)
-        socket.connect(self.endpoint)
-        return socket
+        socket.connect(endpoint)
+    except zmq.ZMQError:
+        socket.close(0)
+        raise
+    return socket
 
 
 def check_endpoint(endpoint: str) -> str:

@@ -10,33 +10,52 @@ calling thread.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
+import time
 import weakref
 from collections import Counter, deque
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
-from shared.backlog import DROPPED_FIRST
+import msgspec
+
+from shared.backlog import DROPPED_FIRST, QUEUE_FULL
 from shared.clock import Clock, SystemClock
 from shared.connection import check_endpoint
-from shared.events import ConfigUpdated, Event, HistogramLogged, MetricsLogged, RunFinished
+from shared.events import (
+    ConfigUpdated,
+    Event,
+    HistogramLogged,
+    MessageLogged,
+    MetricsLogged,
+    RunFinished,
+    RunStarted,
+)
 from shared.ids import check_run_id, check_source, new_session
 from shared.outgoing import OutgoingStream
 from shared.packing import kind_of
-from shared.sender import Queued, Sender, SenderOptions
+from shared.sender import BY_SIDECAR, QUEUE_SHARE, Queued, Sender, SenderOptions
+
+log = logging.getLogger("telemetry.emitter")
 
 EVENT_COST_BYTES: Final = 300
 VALUE_COST_BYTES: Final = 100
+NOT_AN_EVENT: Final = "refused: not an event"
+LAST_CLOSE_S: Final = 0.2
 RESERVED_SHARE: Final = 0.25
 """Share of the queue that only events which are never dropped lightly may fill."""
 
 
 @dataclass(frozen=True)
 class EmitterStats:
-    """Counts of events since the emitter started."""
+    """Counts of events since the emitter started, Gap events of its own among them.
+
+    emitted = acknowledged + queued + dropped + refused, when nothing moves.
+    """
 
     emitted: int = 0
     acknowledged: int = 0
@@ -108,29 +127,32 @@ class Emitter:
         self._options = SenderOptions(queue_max_bytes=queue_max_bytes, spool_dir=spool_dir)
         self._clock = clock or SystemClock()
         self._reset()
-        self._start()
+        try:
+            self._start()
+        except RuntimeError as exc:
+            # No thread to be had now: the first event tries again.
+            log.warning("telemetry sender did not start: %s", exc)
         _LIVE.add(self)
 
     def emit(self, event: Event) -> None:
         """Queue an event, stamped now; its containers are copied, so they may change after."""
         try:
-            if self._sender is None:
-                self._start()
-            cost = EVENT_COST_BYTES
             if type(event) is MetricsLogged:
                 values = dict(event.values)
-                cost += VALUE_COST_BYTES * len(values)
+                cost = EVENT_COST_BYTES + VALUE_COST_BYTES * len(values)
                 event = MetricsLogged(kind=event.kind, step=event.step, values=values)
             else:
-                event, cost = _copied(event), 4 * cost
+                event, cost = _copied(event)
+            if self._sender is None and not self._is_closed:
+                self._start()
             if self._is_closed or self._is_full(event, cost):
-                self._overflow(event)
+                self._note_missing(QUEUE_FULL, kind_of(event))
                 return
             self._cost_in += cost
             self._queue.append(Queued(self._clock.wall_ns(), self._clock.monotonic_ns(), event))
         except Exception:
             # Not an event at all, or no thread to be had: training must not notice.
-            self._failed += 1
+            self._note_missing(NOT_AN_EVENT, "unknown")
 
     def stats(self) -> EmitterStats:
         """What became of the events so far. The counts are of slightly different moments."""
@@ -138,17 +160,17 @@ class Emitter:
         if sender is None:
             return EmitterStats()
         stream = sender.main.stream
-        spooled = sum(frame.count for frame in list(stream.frames) if frame.is_spooled)
-        dropped = sender.backlog.dropped.total() + self._dropped
-        refused = sender.refused.total() + self._failed
-        framed = stream.next_seq - stream.acknowledged
+        given_up = self._given_up.copy()
+        not_events = given_up.pop(NOT_AN_EVENT, 0)
+        in_queue = max(0, len(self._queue) - bool(self._missing))
+        framed = stream.next_seq - stream.acknowledged - stream.lost_events
         return EmitterStats(
-            emitted=sender.taken + len(self._queue) + self._dropped + self._failed,
-            acknowledged=stream.acknowledged,
-            queued=len(self._queue) + len(sender.backlog) + framed,
-            spooled=spooled,
-            dropped=dropped,
-            refused=refused,
+            emitted=sender.taken + in_queue + given_up.total() + not_events + sender.backlog.gaps,
+            acknowledged=stream.acknowledged - sender.refused[BY_SIDECAR],
+            queued=in_queue + len(sender.backlog) + framed,
+            spooled=stream.spooled_events,
+            dropped=sender.backlog.dropped.total() + given_up.total() + stream.lost_events,
+            refused=sender.refused.total() + not_events,
         )
 
     def close(self, timeout_s: float | None = None) -> bool:
@@ -180,68 +202,102 @@ class Emitter:
         self._sender: Sender | None = None
         self._is_closed = False
         # Written by the emitting threads only, read by the sender; an update lost
-        # to a race is made good when the sender finds the queue empty.
+        # to a race is made good when the sender has taken the queue.
         self._cost_in = 0
         self._cost_out = 0
-        self._failed = 0
-        self._dropped = 0
-        self._overflowed: Counter[str] = Counter()
-        # Held for an increment only, never across I/O; re-entrant, since a signal
-        # handler may emit.
-        self._overflow_lock = threading.RLock()
+        # Held for an increment or to start a thread, never across I/O; re-entrant,
+        # since a signal handler may emit.
+        self._lock = threading.RLock()
+        self._given_up: Counter[str] = Counter()
+        """Events that never came into the queue, by reason."""
+        self._missing: dict[str, Counter[str]] = {}
+        """Those of them that no Gap tells of yet: by reason, the kinds."""
 
     def _start(self) -> None:
-        stream = OutgoingStream(1, self.run_id, self.session, self.source)
-        self._sender = sender = Sender(
-            self.endpoint, stream, self._queue, self._take_overflow, self._options, self._clock
-        )
-        threading.Thread(target=sender.run, name="telemetry-sender", daemon=True).start()
+        with self._lock:
+            if self._sender is not None:
+                return
+            sender = Sender(
+                self.endpoint,
+                OutgoingStream(1, self.run_id, self.session, self.source),
+                self._queue,
+                self._note_taken,
+                self._take_missing,
+                self._options,
+                self._clock,
+            )
+            threading.Thread(target=sender.run, name="telemetry-sender", daemon=True).start()
+            self._sender = sender
 
     def _is_full(self, event: Event, cost: int) -> bool:
-        limit = self._options.queue_max_bytes // 2
+        limit = self._options.queue_max_bytes * QUEUE_SHARE
         if kind_of(event) in DROPPED_FIRST:
-            limit = int(limit * (1 - RESERVED_SHARE))
+            limit *= 1 - RESERVED_SHARE
         return self._cost_in - self._cost_out + cost > limit
 
-    def _overflow(self, event: Event) -> None:
-        with self._overflow_lock:
-            self._overflowed[kind_of(event)] += 1
-            self._dropped += 1
+    def _note_missing(self, reason: str, kind: str) -> None:
+        """Count an event that does not go into the queue, and mark its place there."""
+        with self._lock:
+            self._given_up[reason] += 1
+            if self._is_closed:
+                return
+            if not self._missing:
+                self._queue.append(Queued(0, 0, None))
+            self._missing.setdefault(reason, Counter())[kind] += 1
 
-    def _take_overflow(self) -> Counter[str]:
+    def _note_taken(self) -> None:
         """Runs on the sender thread, which takes the whole queue right after."""
         self._cost_out = self._cost_in
-        if not self._overflowed:
-            return Counter()
-        with self._overflow_lock:
-            taken, self._overflowed = self._overflowed, Counter()
+
+    def _take_missing(self) -> dict[str, Counter[str]]:
+        """Runs on the sender thread."""
+        with self._lock:
+            taken, self._missing = self._missing, {}
         return taken
 
     def _after_fork_in_child(self) -> None:
-        # The parent's socket, queue and spool lock are not ours: keep them from being
+        # The parent's socket, queue and threads are not ours: keep them from being
         # closed here, and begin again.
         _INHERITED.append((self._sender, self._queue))
+        if self._sender is not None:
+            self._sender.abandon()
         self._reset()
 
 
-def _copied(event: Event) -> Event:
-    if isinstance(event, ConfigUpdated):
-        return ConfigUpdated(config=dict(event.config))
-    if isinstance(event, RunFinished):
-        return RunFinished(
-            status=event.status, exit_code=event.exit_code, summary=dict(event.summary)
-        )
+def _copied(event: Event) -> tuple[Event, int]:
+    """An event whose containers nobody else changes, and about what it takes in memory."""
+    cost = 4 * EVENT_COST_BYTES
     if isinstance(event, HistogramLogged):
-        return HistogramLogged(
+        copy = HistogramLogged(
             kind=event.kind,
             step=event.step,
             name=event.name,
             edges=list(event.edges),
             counts=list(event.counts),
         )
+        return copy, cost + 40 * (len(copy.edges) + len(copy.counts))
+    if isinstance(event, RunStarted):
+        changes = {"tags": list(event.tags), "gpu_uuids": list(event.gpu_uuids)}
+        started = msgspec.structs.replace(event, config=_copied_config(event.config), **changes)
+        return started, cost + VALUE_COST_BYTES * len(event.config)
+    if isinstance(event, ConfigUpdated):
+        updated = ConfigUpdated(config=_copied_config(event.config))
+        return updated, cost + VALUE_COST_BYTES * len(event.config)
+    if isinstance(event, RunFinished):
+        return msgspec.structs.replace(event, summary=_copied_config(event.summary)), cost
+    if isinstance(event, MessageLogged):
+        return event, cost + len(event.text)
     if not isinstance(event, Event):
         raise TypeError(f"not an event: {type(event).__name__}")
-    return event
+    return event, cost
+
+
+def _copied_config(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copied_config(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_copied_config(item) for item in value]
+    return value
 
 
 _LIVE: weakref.WeakSet[Emitter] = weakref.WeakSet()
@@ -249,8 +305,11 @@ _INHERITED: list[object] = []
 
 
 def _close_all() -> None:
+    """At exit: all of them together get the time that one would."""
+    began_s = time.monotonic()
     for emitter in list(_LIVE):
-        emitter.close()
+        left_s = emitter.close_timeout_s - (time.monotonic() - began_s)
+        emitter.close(max(left_s, LAST_CLOSE_S))
 
 
 def _reset_all() -> None:

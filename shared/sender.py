@@ -8,11 +8,10 @@ through the queue and counters that are read without blocking.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -21,9 +20,9 @@ from shared.backlog import Backlog
 from shared.clock import Clock
 from shared.connection import Connection
 from shared.events import Event
-from shared.outgoing import Frame, OutgoingStream, State
+from shared.outgoing import Frame, FrameLost, OutgoingStream, State
 from shared.packing import Refused, kind_of, pack_event
-from shared.spool import Spool, SpoolUnavailable, adopt_orphans
+from shared.spool import Spool, SpoolDamaged, SpoolUnavailable, adopt_orphans
 from shared.wire import Ack, FinAck, Message, Nack, Welcome
 
 log = logging.getLogger("telemetry.emitter")
@@ -35,7 +34,16 @@ SILENCE_NS: Final = 8_000_000_000
 """After so long without an answer to what was asked, the socket is rebuilt."""
 
 SPOOL_RETRY_NS: Final = 5_000_000_000
+BY_SIDECAR: Final = "by the sidecar"
+"""As a reason in Sender.refused: events that were sent and not accepted."""
+
 FINAL_SPOOL_MARGIN_S: Final = 0.3
+
+# The bound of an emitter's memory is shared out between the queue that emit()
+# fills, the events that have no number yet and may be given up, and the frames.
+QUEUE_SHARE: Final = 0.25
+BACKLOG_SHARE: Final = 0.5
+FRAMES_SHARE: Final = 0.25
 
 
 class Queued(NamedTuple):
@@ -43,7 +51,8 @@ class Queued(NamedTuple):
 
     wall_ns: int
     mono_ns: int
-    event: Event
+    event: Event | None
+    """None marks where events are missing: the queue was full, or they were none."""
 
 
 @dataclass(frozen=True)
@@ -76,22 +85,26 @@ class Sender:
         endpoint: str,
         stream: OutgoingStream,
         queue: deque[Queued],
-        take_overflow: Callable[[], Counter[str]],
+        note_taken: Callable[[], None],
+        take_missing: Callable[[], Mapping[str, Counter[str]]],
         options: SenderOptions,
         clock: Clock,
     ) -> None:
         self.taken = 0
         """Events that were taken out of the queue."""
         self.refused: Counter[str] = Counter()
-        self.backlog = Backlog(options.queue_max_bytes // 2, clock)
+        self.backlog = Backlog(int(options.queue_max_bytes * BACKLOG_SHARE), clock)
         self.main = Peer(stream, None)
         self.crashed = 0
         self._endpoint = endpoint
         self._queue = queue
-        self._take_overflow = take_overflow
+        self._note_taken = note_taken
+        self._take_missing = take_missing
         self._options = options
         self._clock = clock
         self._peers = {stream.number: self.main}
+        self._waiting_since_ns: int | None = None
+        """Since when events have been in the backlog; None while it is empty."""
         self._spool_retry_ns = 0
         self._unanswered_since_ns: int | None = None
         self._warned: set[str] = set()
@@ -100,8 +113,12 @@ class Sender:
 
     @property
     def is_drained(self) -> bool:
-        """Everything is on the sidecar's disk."""
-        return not (self._queue or len(self.backlog)) and self.main.stream.state is State.DONE
+        """Everything is on the sidecar's disk, and it knows that this was all."""
+        stream = self.main.stream
+        if self._queue or len(self.backlog) or stream.frames:
+            return False
+        has_said_nothing = stream.next_seq == 0 and stream.state in (State.CLOSED, State.ASKED)
+        return stream.state is State.DONE or has_said_nothing
 
     def close(self, timeout_s: float) -> bool:
         """Ask the thread to finish within timeout_s. True if all was acknowledged."""
@@ -111,16 +128,22 @@ class Sender:
         self._closed.wait(timeout_s)
         return self.is_drained
 
+    def abandon(self) -> None:
+        """In a forked child, where there is no thread: let go of the parent's spools."""
+        for peer in self._peers.values():
+            if peer.spool is not None:
+                peer.spool.abandon()
+
     def run(self) -> None:
         """The thread: until close, and a little beyond."""
         try:
             with Connection(self._endpoint) as connection:
-                with contextlib.suppress(OSError):
-                    self._adopt_orphans()
+                self._guarded(self._adopt_orphans)
                 while not self._is_over():
-                    self._guarded_turn(connection)
+                    if not self._guarded(lambda: self._turn(connection)):
+                        connection.wait(0.1)
         finally:
-            self._leave()
+            self._guarded(self._leave)
             self._closed.set()
 
     def _is_over(self) -> bool:
@@ -128,22 +151,24 @@ class Sender:
             return False
         return self.is_drained or self._clock.monotonic_ns() >= self._deadline_ns
 
-    def _guarded_turn(self, connection: Connection) -> None:
+    def _guarded(self, act: Callable[[], None]) -> bool:
+        """Run a part of the thread; whatever goes wrong in it, the thread goes on."""
         try:
-            self._turn(connection)
+            act()
         except Exception:
             self.crashed += 1
             if self.crashed == 1:
                 log.exception("telemetry sender failed; it goes on")
-            connection.wait(0.1)
+            return False
+        return True
 
     def _turn(self, connection: Connection) -> None:
         self._take_queue()
-        self._make_frames()
         for message in connection.receive():
             self._on_message(message)
         now = self._clock.monotonic_ns()
-        for peer in list(self._peers.values()):
+        self._make_frames(now)
+        for peer in self._oldest_first():
             self._ask(connection, peer, now)
             self._send_frames(connection, peer)
             self._finish(connection, peer, now)
@@ -154,26 +179,42 @@ class Sender:
     # --- from the queue to frames
 
     def _take_queue(self) -> None:
-        overflow = self._take_overflow()
+        self._note_taken()
         for _ in range(len(self._queue)):
             item = self._queue.popleft()
-            self.taken += 1
-            self._pack(item)
-        self.backlog.add_missing("queue full", overflow.elements())
+            if item.event is None:
+                for reason, kinds in self._take_missing().items():
+                    self.backlog.add_missing(reason, kinds)
+            else:
+                self.taken += 1
+                self._pack(item.event, item.wall_ns, item.mono_ns)
 
-    def _pack(self, item: Queued) -> None:
-        kind = kind_of(item.event)
+    def _pack(self, event: Event, wall_ns: int, mono_ns: int) -> None:
+        kind = kind_of(event)
         try:
-            self.backlog.add(kind, pack_event(item.event, item.wall_ns, item.mono_ns))
+            self.backlog.add(kind, pack_event(event, wall_ns, mono_ns))
         except Refused as exc:
             self.refused[exc.reason] += 1
             self.backlog.add_missing(f"refused: {exc.reason}", [kind])
             self._warn_once(exc.reason, f"telemetry refused an event: {exc}")
 
-    def _make_frames(self) -> None:
-        stream, window = self.main.stream, self._options.queue_max_bytes // 2
-        while len(self.backlog) and stream.memory_bytes < window:
-            stream.add(self.backlog.take_frame(), self._clock.monotonic_ns())
+    def _make_frames(self, now: int, everything: bool = False) -> None:
+        """Number what waits: when it can go at once, or has to go to the spool.
+
+        Until then it stays in the backlog, where it can still be given up, and
+        where ten small frames become one.
+        """
+        if not len(self.backlog):
+            return
+        since = self._waiting_since_ns = self._waiting_since_ns or now
+        stream = self.main.stream
+        if not (everything or stream.can_send_now or now - since >= self._spool_after_ns):
+            return
+        window = self._options.queue_max_bytes * FRAMES_SHARE
+        while len(self.backlog) and (everything or stream.memory_bytes < window):
+            stream.add(self.backlog.take_frame(), since)
+        if not len(self.backlog):
+            self._waiting_since_ns = None
 
     # --- the conversation with the sidecar
 
@@ -190,14 +231,14 @@ class Sender:
             case Ack():
                 self._release(peer, peer.stream.on_ack(message))
             case Nack():
-                peer.stream.on_nack(message)
-                self._note_refusal(peer, message)
+                self._note_refusal(peer, message, is_news=peer.stream.on_nack(message))
             case FinAck():
                 peer.stream.on_fin_ack(message)
 
-    def _note_refusal(self, peer: Peer, message: Nack) -> None:
+    def _note_refusal(self, peer: Peer, message: Nack, is_news: bool) -> None:
         if message.seq >= 0:
-            self.refused["by the sidecar"] += 1
+            if is_news and peer is self.main:
+                self.refused[BY_SIDECAR] += 1
         elif message.reason != peer.refusal:
             peer.refusal = message.reason
             log.info("stream of run %s: %s", peer.stream.run_id, message.reason)
@@ -229,11 +270,19 @@ class Sender:
         stream = peer.stream
         if peer is self.main and (self._deadline_ns is None or self._queue or len(self.backlog)):
             return
-        if stream.state is State.OPEN and not stream.frames and connection.send(stream.fin()):
-            self._expect_answer(now)
-            peer.asked_ns = now
+        if stream.state is State.OPEN and not stream.frames:
+            if not stream.is_told:
+                stream.lost()  # what is missing at the end can be told by a HELLO only
+            elif connection.send(stream.fin()):
+                self._expect_answer(now)
+                peer.asked_ns = now
         if stream.state is State.DONE and peer is not self.main:
             self._forget_orphan(peer)
+
+    def _oldest_first(self) -> list[Peer]:
+        """Orphans before the main stream: of one source only one session may be open."""
+        main, *orphans = self._peers.values()
+        return [*orphans, main]
 
     def _expect_answer(self, now: int) -> None:
         if self._unanswered_since_ns is None:
@@ -249,14 +298,17 @@ class Sender:
 
     # --- the spool
 
-    def _spool_overdue(self, now: int) -> None:
+    @property
+    def _spool_after_ns(self) -> int:
+        return int(self._options.spool_after_s * 1e9)
+
+    def _spool_overdue(self, now: int, everything: bool = False) -> None:
+        """Write what has been in memory for too long. Spooled frames are the oldest."""
         if self._options.spool_dir is None or now < self._spool_retry_ns:
             return
-        overdue = int(self._options.spool_after_s * 1e9)
-        for frame in self.main.stream.frames:
-            if now - frame.framed_ns < overdue and self._deadline_ns is None:
-                return
-            if not frame.is_spooled and not self._spool_frame(frame):
+        waiting = self.main.stream.in_memory
+        while waiting and (everything or now - waiting[0].framed_ns >= self._spool_after_ns):
+            if not self._spool_frame(waiting[0]):
                 return
 
     def _spool_frame(self, frame: Frame) -> bool:
@@ -268,7 +320,7 @@ class Sender:
             self._spool_retry_ns = self._clock.monotonic_ns() + SPOOL_RETRY_NS
             self._warn_once("spool", f"telemetry {exc}; events stay in memory")
             return False
-        self.main.stream.moved_to_spool(frame, _loader(spool, at, len(body)))
+        self.main.stream.moved_to_spool(_loader(spool, at, len(body)))
         return True
 
     def _open_spool(self) -> Spool:
@@ -278,7 +330,8 @@ class Sender:
             self.main.spool = Spool.create(
                 self._options.spool_dir, stream.run_id, stream.session, stream.source
             )
-        if self.main.spool.size > self._options.spool_max_bytes:
+        spool = self.main.spool
+        if spool.size > self._options.spool_max_bytes or spool.is_full_of_frames:
             raise SpoolUnavailable(f"spool {self.main.spool.path}: full")
         return self.main.spool
 
@@ -302,7 +355,7 @@ class Sender:
         """Empty the spool of the main stream as soon as nothing in it is needed."""
         if peer is not self.main or peer.spool is None or not frames:
             return
-        if not any(frame.is_spooled for frame in peer.stream.frames):
+        if not peer.stream.spooled_events:
             peer.spool.clear()
 
     def _forget_orphan(self, peer: Peer) -> None:
@@ -312,15 +365,15 @@ class Sender:
 
     def _leave(self) -> None:
         """The end: what is not acknowledged goes to the spool."""
-        with contextlib.suppress(Exception):
-            self._take_queue()
-            while len(self.backlog):
-                self.main.stream.add(self.backlog.take_frame(), self._clock.monotonic_ns())
-            self._spool_retry_ns = 0
-            self._spool_overdue(self._clock.monotonic_ns())
+        now = self._clock.monotonic_ns()
+        self._spool_retry_ns = now
+        self._take_queue()
+        self._make_frames(now, everything=True)
+        self._spool_overdue(now, everything=True)
         for peer in self._peers.values():
             if peer.spool is not None:
-                peer.spool.close(delete=not peer.stream.frames)
+                # An orphan that is all sent stays until FIN_ACK: somebody has to end it.
+                peer.spool.close(delete=peer is self.main and not peer.stream.frames)
 
     def _warn_once(self, key: str, text: str) -> None:
         if key not in self._warned:
@@ -329,4 +382,10 @@ class Sender:
 
 
 def _loader(spool: Spool, at: int, size: int) -> Callable[[], bytes]:
-    return lambda: spool.load(at, size)
+    def load() -> bytes:
+        try:
+            return spool.load(at, size)
+        except SpoolDamaged as exc:
+            raise FrameLost(str(exc)) from exc
+
+    return load
