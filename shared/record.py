@@ -30,6 +30,9 @@ A segment is a header and records behind it, all little-endian:
       header crc     u32  of the 36 bytes before it
       payload             the events of one DATA frame, one MessagePack array
 
+A table record is written twice: with one bad bit in the only one, nobody would
+know whose the records of its stream are.
+
 Rows rise by `count` from record to record and from segment to segment. A cut
 on a record boundary leaves no bad crc, so readers check that too.
 """
