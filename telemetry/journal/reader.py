@@ -15,12 +15,16 @@ from typing import Final, NamedTuple
 from shared.events import DecodeError, decode_envelopes
 from shared.record import (
     EVENTS,
+    RECORD_HEADER_BYTES,
+    RESYNC_MAX_BYTES,
     STREAMS,
     CorruptRecord,
     SegmentHeader,
     StreamEntry,
+    decode_record_header,
     decode_segment_header,
     decode_table,
+    find_record,
 )
 from telemetry.journal.layout import Mark, SegmentFile, read_mark, segments
 from telemetry.journal.scan import CONTENT, HOLE, REST, SEGMENT, TAIL, Damage, Found, scan
@@ -53,7 +57,7 @@ class JournalReader:
         if not segments(directory):
             raise NotAJournal(f"{directory} is not a journal: it has no segment")
         self.directory = directory
-        self.next_row = first_row
+        self.next_row = self._first_row = first_row
         self.streams: dict[int, StreamEntry] = {}
         self._fd = -1
         self._segment: SegmentFile | None = None
@@ -120,40 +124,38 @@ class JournalReader:
 
     def _take(self, item: Found | Damage, at: int, rows: list[Row], damage: list[Damage]) -> None:
         if isinstance(item, Damage):
-            damage.append(_shifted(item, at))
+            self._note(_shifted(item, at), damage)
             self._expect_row = item.next_row or self._expect_row
             return
         header = item.header
         self._expect_row = header.next_row
-        if header.type == STREAMS:
-            self._learn_streams(item.payload)
-        elif header.type == EVENTS and header.next_row > self.next_row:
-            try:
+        try:
+            if header.type == STREAMS:
+                self.streams.update(decode_table(item.payload))
+            elif header.type == EVENTS and header.next_row > self.next_row:
                 rows.extend(self._rows_of(item))
-            except DecodeError as exc:
-                damage.append(
-                    Damage(
-                        CONTENT,
-                        at + item.offset,
-                        at + item.end,
-                        header.row,
-                        header.next_row,
-                        str(exc),
-                    )
-                )
-            self.next_row = header.next_row
+        except (DecodeError, CorruptRecord) as exc:
+            place = at + item.offset, at + item.end, header.row, header.next_row
+            self._note(Damage(CONTENT, *place, str(exc)), damage)
+        self.next_row = max(self.next_row, header.next_row)
 
-    def _learn_streams(self, payload: bytes) -> None:
-        self.streams.update(decode_table(payload))
+    def _note(self, found: Damage, damage: list[Damage]) -> None:
+        """Tell of damage, unless all of it lies before the row where reading began."""
+        is_before = found.first_row < self._first_row
+        if not (is_before and found.next_row is not None and found.next_row <= self._first_row):
+            damage.append(found)
 
     def _rows_of(self, item: Found) -> list[Row]:
         header = item.header
         entry = self.streams.get(header.stream)
         if entry is None:
             raise DecodeError(f"stream {header.stream} is in no table")
+        envelopes = decode_envelopes(item.payload)
+        if len(envelopes) != header.count:
+            raise DecodeError(f"{len(envelopes)} events in a record of {header.count}")
         return [
             Row(header.row + i, entry.source, entry.session, header.base_seq + i, envelope)
-            for i, envelope in enumerate(decode_envelopes(item.payload))
+            for i, envelope in enumerate(envelopes)
             if header.row + i >= self.next_row
         ]
 
@@ -181,34 +183,61 @@ class JournalReader:
         segment = found[0]
         if self._closed_segments < 0:
             segment = max((s for s in found if s.first_row <= self.next_row), default=found[0])
-            self._expect_row = segment.first_row
-            if segment == found[0] and segment.first_row > 0:
-                self._expect_row = 0
+            self._expect_row = min(segment.first_row, self.next_row)
         self._enter(segment, damage)
         return True
 
     def _enter(self, segment: SegmentFile, damage: list[Damage]) -> None:
         if segment.first_row > self._expect_row:
-            damage.append(
-                Damage(HOLE, 0, 0, self._expect_row, segment.first_row, segment.path.name)
+            self._note(
+                Damage(HOLE, 0, 0, self._expect_row, segment.first_row, segment.path.name), damage
             )
         fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             header = _segment_header(fd)
         except CorruptRecord as exc:
-            os.close(fd)
-            self._closed_segments = segment.first_row
-            damage.append(Damage(SEGMENT, 0, 0, segment.first_row, None, str(exc)))
+            self._enter_headless(fd, segment, str(exc), damage)
             return
         self._fd, self._segment = fd, segment
         self._offset, self._expect_row = header.size, segment.first_row
         self.streams.update(header.streams)
+
+    def _enter_headless(
+        self, fd: int, segment: SegmentFile, detail: str, damage: list[Damage]
+    ) -> None:
+        """Go on at the first record of a segment whose header is damaged."""
+        buf = memoryview(os.pread(fd, RESYNC_MAX_BYTES + RECORD_HEADER_BYTES, 0))
+        start = find_record(buf, 0, segment.first_row)
+        first = None if start is None else decode_record_header(buf, start)
+        if start is None or first is None:
+            os.close(fd)
+            self._closed_segments = segment.first_row
+            damage.append(Damage(SEGMENT, 0, 0, segment.first_row, None, detail))
+            return
+        self._fd, self._segment = fd, segment
+        self._offset, self._expect_row = start, first.row
+        damage.append(Damage(SEGMENT, 0, start, segment.first_row, first.row, detail))
+        self.streams = _all_streams(self.directory) | self.streams
 
     def _close_segment(self) -> None:
         assert self._segment is not None
         self._closed_segments = self._segment.first_row
         self._segment = None
         self.close()
+
+
+def _all_streams(directory: Path) -> dict[int, StreamEntry]:
+    """What the whole segment headers of a journal say of its streams."""
+    streams: dict[int, StreamEntry] = {}
+    for segment in segments(directory):
+        fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            streams.update(_segment_header(fd).streams)
+        except CorruptRecord:
+            continue
+        finally:
+            os.close(fd)
+    return streams
 
 
 def _segment_header(fd: int) -> SegmentHeader:

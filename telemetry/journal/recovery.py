@@ -8,11 +8,13 @@ Never: deletes. A torn tail is saved beside before it is cut.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from shared.record import (
     EVENTS,
+    SEGMENT_HEADER_BYTES,
     STREAMS,
     CorruptRecord,
     StreamEntry,
@@ -20,8 +22,8 @@ from shared.record import (
     decode_table,
     find_record,
 )
-from telemetry.journal.layout import SegmentFile, segments, sync_directory
-from telemetry.journal.scan import HOLE, PAYLOAD, REST, SEGMENT, TAIL, Damage, Found, scan
+from telemetry.journal.layout import Mark, SegmentFile, read_mark, segments, sync_directory
+from telemetry.journal.scan import CONTENT, HOLE, SEGMENT, Damage, Found, scan
 
 
 @dataclass
@@ -32,6 +34,9 @@ class Recovered:
     segment: SegmentFile | None = None
     offset: int = 0
     next_row: int = 0
+    next_stream: int = 0
+    """Above every stream number that was seen: those are never given twice, either."""
+
     streams: dict[int, StreamEntry] = field(default_factory=dict)
     damage: list[Damage] = field(default_factory=list)
 
@@ -40,74 +45,119 @@ def recover(directory: Path) -> Recovered:
     """Find the end of the journal and make it clean to write on from there.
 
     Reads the last segment whose header is whole, for that tells of all before
-    it, and what is behind it. Row numbers are never given twice.
+    it, and what is behind it. Row numbers are never given twice: rows before
+    the durable mark have been promised, even where their bytes are gone.
     """
     state = Recovered()
+    mark = read_mark(directory)
     unread: list[SegmentFile] = []
     for segment in reversed(segments(directory)):
         data = segment.path.read_bytes()
         try:
             header = decode_segment_header(memoryview(data))
+            if header is None and _has_records(data, segment):
+                raise CorruptRecord("segment header: its length is damaged")
         except CorruptRecord as exc:
             state.damage.append(Damage(SEGMENT, 0, len(data), segment.first_row, None, str(exc)))
             unread.insert(0, segment)
             continue
         if header is None:
-            # Its creation was cut short: nothing in it was ever acknowledged.
-            _cut(directory, segment, data, 0)
+            _set_aside(directory, segment, data)
             continue
         state.journal_uuid = header.journal_uuid
         state.streams = dict(header.streams)
+        state.next_stream = max(header.streams, default=-1) + 1
         state.next_row = header.first_row
-        end = _walk(state, data, header.size)
+        end, behind = _walk(state, data, header.size)
+        if (promised := _promised(mark, segment, data)) > end:
+            state.damage += behind
+            end = promised
         if not unread:
             _cut(directory, segment, data, end)
             state.segment, state.offset = segment, end
         break
     for segment in unread:
         _walk_headless(state, segment)
+    if mark is not None and mark.next_row > state.next_row:
+        state.damage.append(Damage(HOLE, 0, 0, state.next_row, mark.next_row, "durable rows"))
+        state.next_row = mark.next_row
     return state
+
+
+def _promised(mark: Mark | None, segment: SegmentFile, data: bytes) -> int:
+    """Where what was durable in this segment ends: damage before is no torn tail."""
+    if mark is None or mark.segment != segment.first_row or mark.offset > len(data):
+        return 0
+    return mark.offset
+
+
+def _has_records(data: bytes, segment: SegmentFile) -> bool:
+    """Whether a segment that ends within its header has more than a header all the same."""
+    return find_record(memoryview(data), SEGMENT_HEADER_BYTES, segment.first_row) is not None
 
 
 def _walk_headless(state: Recovered, segment: SegmentFile) -> None:
     """Take in the records of a segment whose header is damaged; it stays as it is."""
     data = segment.path.read_bytes()
+    # Its name would be taken again otherwise.
+    state.next_row = max(state.next_row, segment.first_row)
     start = find_record(memoryview(data), 0, state.next_row)
     if start is not None:
-        _walk(state, data, start)
+        _, behind = _walk(state, data, start)
+        state.damage += behind
+        state.next_row = max(state.next_row, *(item.next_row or 0 for item in behind), 0)
     state.next_row = max(state.next_row, segment.first_row + 1)
 
 
-def _walk(state: Recovered, data: bytes, start: int) -> int:
-    """Take in the records behind start; return where the last whole one ends."""
+def _walk(state: Recovered, data: bytes, start: int) -> tuple[int, list[Damage]]:
+    """Take in the records behind start.
+
+    Returns where the last whole one ends, and what is wrong behind it: a torn
+    tail, unless somebody knows better.
+    """
     end = start
-    undecided: list[Damage] = []
-    for item in scan(memoryview(data)[start:], state.next_row, is_end=True):
+    behind: list[Damage] = []
+    for item in _scanned(memoryview(data), start, state.next_row):
         if isinstance(item, Found):
-            state.damage += undecided
-            undecided.clear()
+            state.damage += behind
+            behind.clear()
             _learn(state, item)
-            end = start + item.end
-        elif item.kind in (TAIL, REST, PAYLOAD):
-            # Damage with nothing whole behind it is a torn tail.
-            undecided.append(item)
-        elif item.kind == HOLE:
-            state.damage.append(item)
+            end = item.end
         else:
-            undecided.append(item)
-    return end
+            behind.append(item)
+    return end, behind
+
+
+def _scanned(data: memoryview, start: int, expect_row: int) -> Iterator[Found | Damage]:
+    """The records behind start, with their places in data."""
+    for item in scan(data[start:], expect_row, is_end=True):
+        yield item._replace(offset=item.offset + start, end=item.end + start)
 
 
 def _learn(state: Recovered, item: Found) -> None:
     header = item.header
     state.next_row = header.next_row
+    state.next_stream = max(state.next_stream, header.stream + 1)
     if header.type == STREAMS:
-        state.streams.update(decode_table(item.payload))
+        try:
+            state.streams.update(decode_table(item.payload))
+        except CorruptRecord as exc:
+            state.damage.append(
+                Damage(CONTENT, item.offset, item.end, header.row, header.row, str(exc))
+            )
     elif header.type == EVENTS and header.stream in state.streams:
         entry = state.streams[header.stream]
         state.streams[header.stream] = StreamEntry(
             entry.run_id, entry.session, entry.source, header.base_seq + header.count - 1
         )
+
+
+def _set_aside(directory: Path, segment: SegmentFile, data: bytes) -> None:
+    """Take away a segment whose creation was cut short: nothing in it was ever
+    acknowledged, and under its name it would hide the rows of the one before."""
+    _save_tail(directory, segment, data, 0)
+    segment.path.unlink()
+    sync_directory(directory)
 
 
 def _cut(directory: Path, segment: SegmentFile, data: bytes, end: int) -> None:

@@ -21,17 +21,26 @@ from typing import Final
 
 from shared.record import (
     EVENTS,
+    PAYLOAD_MAX_BYTES,
     STREAMS,
     StreamEntry,
     encode_record,
     encode_segment_header,
     encode_table,
 )
-from telemetry.journal.layout import MARK_NAME, Mark, encode_mark, segment_path, sync_directory
+from telemetry.journal.layout import (
+    MARK_NAME,
+    Mark,
+    encode_mark,
+    segment_path,
+    segments,
+    sync_directory,
+)
 from telemetry.journal.recovery import Recovered, recover
 
 SEGMENT_MAX_BYTES: Final = 64 * 1024 * 1024
 NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
+NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 
 
 class JournalLocked(Exception):
@@ -63,9 +72,11 @@ class JournalWriter:
 
         Raises:
             JournalLocked: another process writes it.
+            JournalFull: there is no room to begin a segment.
+            JournalFault: the disk fails.
             OSError: the directory can't be made, read or written.
         """
-        directory.mkdir(parents=True, exist_ok=True)
+        _make_durably(directory)
         self.directory = directory
         self.pending_bytes = 0
         self._segment_max_bytes = segment_max_bytes
@@ -73,7 +84,9 @@ class JournalWriter:
         self._fd = self._mark_fd = -1
         self._segment = self._offset = 0
         self._next_row = self._durable_row = 0
+        self._next_stream = 0
         self._is_faulty = False
+        self._is_published = False
         self._pending: list[bytes] = []
         self._numbers: dict[tuple[str, str, str], int] = {}
         self._streams: dict[int, _Stream] = {}
@@ -110,7 +123,12 @@ class JournalWriter:
         """Add a frame behind the last one, in memory, and return its first row.
 
         Frames of one stream come in the order of their seq; that is the caller's part.
+
+        Raises:
+            ValueError: more, or fewer, events or bytes than a record may have.
         """
+        if not 0 < count < 1 << 16 or len(payload) > PAYLOAD_MAX_BYTES:
+            raise ValueError(f"frame of {count} events in {len(payload)} bytes")
         number = self._number_of(run_id, session, source)
         row = self._next_row
         self._push(encode_record(EVENTS, number, row, base_seq, count, payload))
@@ -125,24 +143,28 @@ class JournalWriter:
             JournalFull: nothing changed; try again when there is room.
             JournalFault: nothing pending may be called durable, now or later.
         """
-        if not self._pending:
-            return
         if self._is_faulty:
             raise JournalFault(f"{self.directory}: closed after a failed sync")
+        if self._pending:
+            self._sync_pending()
+            if self._is_segment_full:
+                # Without room for a new segment the old one goes on growing.
+                with contextlib.suppress(JournalFull):
+                    self._start_segment()
+        if not self._is_published:
+            self._publish()
+
+    def _sync_pending(self) -> None:
         data = b"".join(self._pending)
         self._write(data)
-        self._fdatasync()
+        self._fdatasync(self._fd)
         self._offset += len(data)
         self._pending.clear()
         self.pending_bytes = 0
         self._durable_row = self._next_row
         for stream in self._streams.values():
             stream.durable_seq = stream.appended_seq
-        if self._offset >= self._segment_max_bytes:
-            # Without room for a new segment the old one goes on growing.
-            with contextlib.suppress(JournalFull):
-                self._start_segment()
-        self._publish()
+        self._is_published = False
 
     def close(self) -> None:
         """Let go of the files; what was not synced is forgotten. May be called twice."""
@@ -174,24 +196,42 @@ class JournalWriter:
                 entry.run_id, entry.session, entry.source, entry.durable_seq, entry.durable_seq
             )
             self._numbers[entry.run_id, entry.session, entry.source] = number
-        if recovered.segment is None or recovered.offset >= self._segment_max_bytes:
+        self._next_stream = recovered.next_stream
+        # What recovery accepted may never have been synced; all that follows relies on it.
+        for segment in segments(self.directory)[-2:]:
+            self._sync_file(segment.path)
+        if recovered.segment is None:
             self._start_segment()
         else:
             self._segment = recovered.segment.first_row
             self._offset = recovered.offset
             self._fd = os.open(recovered.segment.path, os.O_WRONLY | os.O_CLOEXEC)
-            # The tail that recovery accepted may never have been synced.
-            self._fdatasync()
         self._publish()
+
+    @property
+    def _is_segment_full(self) -> bool:
+        """Never without a row: the next segment is named by its first."""
+        is_large = self._offset >= self._segment_max_bytes
+        return is_large and self._durable_row > self._segment
+
+    def _sync_file(self, path: Path) -> None:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            self._fdatasync(fd)
+        finally:
+            os.close(fd)
 
     def _number_of(self, run_id: str, session: str, source: str) -> int:
         key = (run_id, session, source)
         number = self._numbers.get(key)
         if number is None:
-            number = self._numbers[key] = len(self._numbers)
+            number = self._numbers[key] = self._next_stream
+            self._next_stream += 1
             self._streams[number] = _Stream(run_id, session, source)
             table = encode_table({number: StreamEntry(run_id, session, source, -1)})
-            self._push(encode_record(STREAMS, number, self._next_row, 0, 0, table))
+            # Twice: without it every record of the stream would be lost with one bad bit.
+            for _ in range(2):
+                self._push(encode_record(STREAMS, number, self._next_row, 0, 0, table))
         return number
 
     def _push(self, record: bytes) -> None:
@@ -200,9 +240,7 @@ class JournalWriter:
 
     def _write(self, data: bytes) -> None:
         try:
-            written = 0
-            while written < len(data):
-                written += os.pwrite(self._fd, memoryview(data)[written:], self._offset + written)
+            _write_all(self._fd, data, self._offset)
         except OSError as exc:
             # Nothing torn may stay in the middle: the next write begins at the same place.
             with contextlib.suppress(OSError):
@@ -211,9 +249,9 @@ class JournalWriter:
                 raise JournalFull(f"{self.directory}: {exc.strerror}") from exc
             raise self._fault(exc) from exc
 
-    def _fdatasync(self) -> None:
+    def _fdatasync(self, fd: int) -> None:
         try:
-            os.fdatasync(self._fd)
+            os.fdatasync(fd)
         except OSError as exc:
             # The kernel may have dropped the dirty pages: a second fdatasync of this
             # descriptor would succeed and mean nothing.
@@ -231,31 +269,68 @@ class JournalWriter:
         }
         header = encode_segment_header(self._uuid, self._durable_row, table)
         path = segment_path(self.directory, self._durable_row)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = -1
         try:
-            os.pwrite(fd, header, 0)
-            os.ftruncate(fd, len(header))
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            _write_all(fd, header, 0)
             os.fdatasync(fd)
             sync_directory(self.directory)
         except OSError as exc:
-            os.close(fd)
-            if exc.errno in NO_ROOM:
+            self._unmake(fd, path)
+            if exc.errno in NO_ROOM + NO_DESCRIPTOR:
                 raise JournalFull(f"{path}: {exc.strerror}") from exc
             raise self._fault(exc) from exc
         if self._fd >= 0:
             os.close(self._fd)
         self._fd, self._segment, self._offset = fd, self._durable_row, len(header)
+        self._is_published = False
+
+    def _unmake(self, fd: int, path: Path) -> None:
+        """Take a segment away that could not be begun: rows of its name go elsewhere."""
+        if fd < 0:
+            return
+        os.close(fd)
+        try:
+            path.unlink()
+            sync_directory(self.directory)
+        except OSError as exc:
+            raise self._fault(exc) from exc
 
     def _publish(self) -> None:
+        """Write the mark. Where there is no room for it now, the next sync does it."""
         mark = Mark(self._segment, self._offset, self._durable_row)
-        os.pwrite(self._mark_fd, encode_mark(mark), 0)
+        try:
+            _write_all(self._mark_fd, encode_mark(mark), 0)
+        except OSError as exc:
+            if exc.errno not in NO_ROOM:
+                raise self._fault(exc) from exc
+            return
+        self._is_published = True
+
+
+def _write_all(fd: int, data: bytes, at: int) -> None:
+    written = 0
+    while written < len(data):
+        written += os.pwrite(fd, memoryview(data)[written:], at + written)
+
+
+def _make_durably(directory: Path) -> None:
+    """Make a directory and those above it, so that a power cut can't take their names."""
+    if directory.is_dir():
+        return
+    _make_durably(directory.parent)
+    directory.mkdir(exist_ok=True)
+    sync_directory(directory.parent)
 
 
 def _locked(directory: Path) -> int:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
+    except BlockingIOError as exc:
         os.close(fd)
         raise JournalLocked(f"{directory} is being written by another process") from exc
+    except OSError:
+        os.close(fd)
+        raise
     return fd
