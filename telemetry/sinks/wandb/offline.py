@@ -112,7 +112,7 @@ def wait_for_writers(
     while pids := writers(paths):
         if clock.monotonic_ns() >= deadline_ns:
             raise SinkUnavailable(f"an earlier wandb-core still has the run's file open: {pids}")
-        pause(0.02)
+        pause(0.1)
 
 
 class Confirmation:

@@ -229,20 +229,23 @@ class WandbSink:
             self._position = self._snapshots.popleft().position
 
     def _finish_offline(self, code: int) -> None:
-        fragments = offline.read_fragments(self._dir, self._context.run_id)
-        is_ended = bool(fragments) and wandb_file.exit_code(fragments[-1].path) == code
-        if self._client is not None or not is_ended:
+        if self._client is not None or not self._is_ended(code):
             self._running().finish(code)
             self._client = None
             if self._confirmation is not None:
                 self._confirmation.wait_for_end(self._clock, self._pause)
-            fragments = offline.read_fragments(self._dir, self._context.run_id)
+        fragments = offline.read_fragments(self._dir, self._context.run_id)
         found = Ledger().plus(offline.rows_of(fragments))
         if found != self._ledger:
             raise SinkUnavailable(
                 f"run {self._context.run_id}: {found.count} rows are in {self._dir}, "
                 f"{self._ledger.count} were selected, and they are not the same"
             )
+
+    def _is_ended(self, code: int) -> bool:
+        """Whether an earlier process has finished the run, and just could not say so."""
+        fragments = offline.read_fragments(self._dir, self._context.run_id)
+        return bool(fragments) and wandb_file.exit_code(fragments[-1].path) == code
 
     def _here(self) -> Position:
         state: dict[str, Any] = {"policy": self._policy.to_json(), "mode": self._mode}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import subprocess
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,16 +32,17 @@ def own_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 
 def teardown_wandb() -> None:
-    """What the end of a process does: let go of wandb-core."""
+    """What the end of a process does: let go of wandb-core, and see it end."""
     import wandb
 
-    with warnings.catch_warnings():
-        # wandb drops its handle on wandb-core without waiting for its end.
-        warnings.simplefilter("ignore", ResourceWarning)
-        # A test may have killed wandb-core: then there is nothing to end.
-        with contextlib.suppress(ConnectionError):
-            wandb.teardown()
-        gc.collect()
+    # wandb drops its handle without waiting, and Python warns of that, some time later.
+    handles = [found for found in gc.get_objects() if type(found) is subprocess.Popen]
+    # A test may have killed wandb-core: then there is nothing to let go of.
+    with contextlib.suppress(ConnectionError):
+        wandb.teardown()
+    for handle in handles:
+        if "wandb-core" in str(handle.args):
+            handle.wait(timeout=20)
 
 
 def hermetic(tmp_path: Path) -> dict[str, str]:

@@ -14,8 +14,8 @@ from telemetry.sinks.wandb.offline import fragment_paths
 from .conftest import RUN_ID
 from .journal import expected_history, mixed_journal, steps, written_history
 
-COUNT = 2500
-KILLS = 5
+COUNT = 2000
+KILLS = 4
 
 
 def test_every_row_is_there_once_after_kills_at_random_points(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import shutil
 import time
 from pathlib import Path
@@ -13,11 +14,12 @@ import psutil
 import pytest
 
 from telemetry.sinks.base import START, Position, SinkContext, SinkRejected, SinkUnavailable
-from telemetry.sinks.wandb import WandbSink, client, wandb_file
+from telemetry.sinks.wandb import WandbSink, client, offline, wandb_file
 from telemetry.sinks.wandb.offline import fragment_paths
 
 from .conftest import RUN_ID, make_context, teardown_wandb
 from .journal import expected_history, mixed_journal, steps, written_history
+from .test_fragments import ManualClock
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -42,6 +44,11 @@ def commit_until(sink: WandbSink, row: int) -> Position:
 
 def fragments(context: SinkContext) -> list[Path]:
     return fragment_paths(context.out_dir / "wandb", RUN_ID)
+
+
+def wandb_cores() -> list[psutil.Process]:
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if child.name() == "wandb-core"]
 
 
 def test_what_is_read_back_is_what_the_policy_selects(context: SinkContext) -> None:
@@ -130,10 +137,9 @@ def test_nothing_is_lost_with_a_killed_wandb_core(context: SinkContext) -> None:
     sink.open(START)
     sink.write(rows[:1000])
     position = sink.commit()
-    for child in psutil.Process().children(recursive=True):
-        if child.name() == "wandb-core":
-            child.kill()
-            child.wait()
+    (core,) = wandb_cores()
+    core.kill()
+    core.wait()
 
     with pytest.raises(SinkUnavailable):
         for row in rows[1000:]:
@@ -144,6 +150,52 @@ def test_nothing_is_lost_with_a_killed_wandb_core(context: SinkContext) -> None:
     run_whole(context, rows, position)
 
     assert in_file < len(expected_history(rows[:1000]))
+    assert written_history(context.out_dir) == expected_history(rows)
+
+
+def test_a_stopped_wandb_core_of_before_is_not_written_beside(context: SinkContext) -> None:
+    """Woken up, it would write rows that a new one has sent by then. Fault 17."""
+    rows = mixed_journal(300)
+    sink = WandbSink(context)
+    sink.open(START)
+    sink.write(rows[:100])
+    (core,) = wandb_cores()
+    core.suspend()
+    clock = ManualClock()
+
+    with pytest.raises(SinkUnavailable, match=str(core.pid)):
+        WandbSink(context, clock, clock.pause).open(START)
+
+    core.kill()
+    core.wait()
+    sink.close()
+    teardown_wandb()
+    run_whole(context, rows)
+    assert written_history(context.out_dir) == expected_history(rows)
+
+
+def test_a_full_disk_is_noticed_and_made_up_for(
+    context: SinkContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """wandb-core says nothing and finishes; the file shows it. Fault 11."""
+    monkeypatch.setattr(offline, "WRITTEN_S", 1.0)
+    rows = mixed_journal(600)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # wandb-core inherits the limit, and takes it for a disk of that size.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    sink = WandbSink(context)
+    sink.open(START)
+    sink.write(rows[:1])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    sink.write(rows[1:])
+
+    with pytest.raises(SinkUnavailable, match=r"damaged|not written to its end"):
+        sink.finish("finished", 0)
+    sink.close()
+
+    teardown_wandb()
+    assert len(written_history(context.out_dir)) < len(expected_history(rows))
+    run_whole(context, rows)
     assert written_history(context.out_dir) == expected_history(rows)
 
 
