@@ -1,7 +1,8 @@
 """A sink process for the kill tests: `python -m ….run_sink OUT_DIR ROWS [AFTER POINT]`.
 
 In: a directory, how many rows its journal has, and where to kill itself: so
-many rows after the first that is in no file, right after the `write` or the `commit` of a batch.
+many rows after the first that is in no file, right after the `write` of
+a batch and with wandb-core, or after its `commit` and alone.
 Out: the sink's files there, `cursor.json`, and `written.json` before a kill.
 """
 
@@ -12,6 +13,8 @@ import os
 import signal
 import sys
 from pathlib import Path
+
+import psutil
 
 from telemetry.sinks.base import Position
 from telemetry.sinks.wandb import WandbSink
@@ -34,6 +37,7 @@ def main(out_dir: Path, count: int, kill_after: int, kill_point: str) -> None:
         is_last = start + BATCH > kill_from
         sink.write(rows[start : start + BATCH])
         if is_last and kill_point == "write":
+            kill_core()
             kill_self(out_dir, start + BATCH)
         position = sink.commit()
         if is_last and kill_point == "commit":
@@ -41,6 +45,12 @@ def main(out_dir: Path, count: int, kill_after: int, kill_point: str) -> None:
         save(cursor, position)
     save(cursor, sink.finish("finished", 0))
     sink.close()
+
+
+def kill_core() -> None:
+    """As a supervisor does, which leaves it no time to write what it holds."""
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
 
 
 def kill_self(out_dir: Path, written: int) -> None:
