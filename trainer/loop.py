@@ -80,6 +80,7 @@ class Training:
         self.val_loss: float | None = None
         self.best_val_loss: float | None = None
         self.evaluated_step: int | None = None
+        self.saved_step: int | None = None
 
     def run(self) -> None:
         """Train to the last step, or until a stop is requested; then write a checkpoint.
@@ -127,7 +128,9 @@ class Training:
 
         if not self.stop.is_requested() and self.evaluated_step != self.step:
             self.evaluate()
-        self.save()
+        if self.saved_step != self.step:
+            self.save()
+        self._report(self.copies.wait())
 
     def evaluate(self) -> None:
         """Validate the model as it stands after this step."""
@@ -155,6 +158,7 @@ class Training:
         except OSError as exc:
             self._tell(f"The checkpoint of step {self.step:,} cannot be written: {exc}", "error")
         else:
+            self.saved_step = self.step
             self._tell(f"Checkpoint of step {self.step:,}: {path}")
 
     def autocast(self) -> AbstractContextManager[object]:

@@ -115,7 +115,7 @@ def summarize(training: Training) -> dict[str, Any]:
     """How far a run came."""
     values = {
         "steps": training.step,
-        "final_val_loss": training.val_loss,
+        "final_val_loss": training.val_loss if training.evaluated_step == training.step else None,
         "best_val_loss": training.best_val_loss,
     }
     return {name: value for name, value in values.items() if value is not None}

@@ -40,7 +40,7 @@ def test_a_dataset_out_of_reach_is_an_error_with_a_way_out():
     """Text is never substituted."""
     said: list[str] = []
 
-    with pytest.raises(BadInput, match="wikitext-2-v1 cannot be loaded.*--dataset sample"):
+    with pytest.raises(BadInput, match=r"wikitext-2-v1 cannot be loaded.*--dataset sample"):
         load_corpus("wikitext-2-v1", said.append)
 
     assert "Loading Salesforce/wikitext wikitext-2-v1" in said[0]
@@ -60,7 +60,7 @@ def test_the_default_tokenizer_out_of_reach_is_replaced_aloud():
 
 def test_a_chosen_tokenizer_out_of_reach_is_an_error():
     """Only the default has a stand-in."""
-    with pytest.raises(BadInput, match="no/such.*--tokenizer shipped"):
+    with pytest.raises(BadInput, match=r"no/such.*--tokenizer shipped"):
         load_tokenizer("no/such", "sample", lambda text: None)
 
 
