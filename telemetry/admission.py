@@ -10,18 +10,27 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
+
 from shared.events import (
+    CONFIG_MAX_BYTES,
     EVENT_MAX_BYTES,
+    NAME_MAX_BYTES,
+    ConfigUpdated,
     DecodeError,
     Envelope,
     Event,
     Gap,
+    HistogramLogged,
+    MetricsLogged,
+    RunStarted,
     decode_envelope,
     decode_envelopes,
     encode_event,
     join_events,
     split_events,
 )
+from shared.wire import FRAME_MAX_EVENTS
 
 
 class Rejected(NamedTuple):
@@ -44,14 +53,16 @@ def admit(payload: bytes, wall_ns: int, mono_ns: int) -> Admitted:
     """Check every event of a frame; the times stamp the gaps that take the place of bad ones.
 
     Raises:
-        DecodeError: not a list of anything, so not even its length can be trusted.
+        DecodeError: not a list of anything, so not even its length can be trusted;
+            or a list that is too long for a frame.
     """
+    if len(payload) > EVENT_MAX_BYTES:
+        return _admit_one_by_one(payload, wall_ns, mono_ns)
     try:
-        events = [envelope.event() for envelope in decode_envelopes(payload)]
+        events = [_bounded(envelope.event()) for envelope in decode_envelopes(payload)]
     except DecodeError:
         return _admit_one_by_one(payload, wall_ns, mono_ns)
-    if len(payload) > EVENT_MAX_BYTES and len(events) > 0:
-        return _admit_one_by_one(payload, wall_ns, mono_ns)
+    _check_count(len(events))
     return Admitted(payload, events, [])
 
 
@@ -59,7 +70,10 @@ def _admit_one_by_one(payload: bytes, wall_ns: int, mono_ns: int) -> Admitted:
     packed: list[bytes] = []
     events: list[Event | None] = []
     rejected: list[Rejected] = []
-    for position, raw in enumerate(split_events(payload)):
+    raws = split_events(payload)
+    # Before anything is built from them: a megabyte of one-byte items is a million.
+    _check_count(len(raws))
+    for position, raw in enumerate(raws):
         try:
             event = _checked(raw)
         except DecodeError as exc:
@@ -76,4 +90,29 @@ def _checked(raw: bytes) -> Event | None:
     if len(raw) > EVENT_MAX_BYTES:
         raise DecodeError(f"event of {len(raw)} bytes, at most {EVENT_MAX_BYTES}")
     envelope: Envelope = decode_envelope(raw)
-    return envelope.event()
+    return _bounded(envelope.event())
+
+
+def _check_count(count: int) -> None:
+    if count > FRAME_MAX_EVENTS:
+        raise DecodeError(f"frame of {count} events, at most {FRAME_MAX_EVENTS}")
+
+
+def _bounded(event: Event | None) -> Event | None:
+    """The event, if its names and its configuration are not too long."""
+    if isinstance(event, MetricsLogged):
+        for name in event.values:
+            _check_name(name)
+    elif isinstance(event, HistogramLogged):
+        _check_name(event.name)
+    elif isinstance(event, RunStarted | ConfigUpdated):
+        size = len(msgspec.msgpack.encode(event.config))
+        if size > CONFIG_MAX_BYTES:
+            raise DecodeError(f"config of {size} bytes, at most {CONFIG_MAX_BYTES}")
+    return event
+
+
+def _check_name(name: str) -> None:
+    # Characters first: a short name needs no encoding to be known as one.
+    if 4 * len(name) > NAME_MAX_BYTES and len(name.encode()) > NAME_MAX_BYTES:
+        raise DecodeError(f"name of {len(name.encode())} bytes, at most {NAME_MAX_BYTES}")

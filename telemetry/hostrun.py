@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from shared.events import FINISHED, RunFinished, RunStarted
 from shared.ids import host_run_id
+from telemetry.journal.writer import JournalFull
 from telemetry.runs import Run, Runs
 
 PROJECT = "hardware"
@@ -46,5 +48,7 @@ class HostRun:
         run = runs.get(self.run_id) if self._is_open else None
         if run is not None:
             run.say(RunFinished(status=FINISHED, exit_code=0))
-            run.sync()
-            run.end()
+            # Without room for it the run goes on when the sidecar does.
+            with contextlib.suppress(JournalFull):
+                run.sync()
+                run.end()

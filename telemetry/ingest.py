@@ -42,6 +42,9 @@ SILENT_NS: Final = 15_000_000_000
 
 STREAM_OVER_NS: Final = 30_000_000_000
 ASK_AGAIN_NS: Final = 500_000_000
+REFUSALS_MAX: Final = 1000
+OWN_STREAM: Final = 1
+"""What an emitter numbers its own stream; those of spools that it found are higher."""
 
 Reply = tuple[bytes, Message]
 
@@ -60,6 +63,8 @@ class IncomingStream:
     heard_ns: int
     fin_seq: int | None = None
     is_finished: bool = False
+    is_late: bool = False
+    """The rest of a session that is over, sent by the one that came after it."""
     asked_ns: int = 0
     unsynced: set[str] = field(default_factory=set)
     """Runs whose journals hold frames of it that are not on disk yet."""
@@ -77,17 +82,26 @@ class Ingest:
         self.counts: Counter[str] = Counter()
         """What happened, by name, for /metrics."""
         self.has_room = True
+        """There is as much free as there should be; who looks at disks says so."""
+        self.is_full = False
+        """The last sync found no room."""
         self._clock = clock
         self._host_run = host_run
         self._lost_after_ns = int(lost_after_s * 1e9)
         self._streams: dict[tuple[bytes, int], IncomingStream] = {}
         self._dirty: set[str] = set()
         self._last_live_ns: dict[str, int] = {}
+        self._refused: set[str] = set()
 
     @property
     def pending_bytes(self) -> int:
         """Bytes received and not synced."""
         return sum(run.writer.pending_bytes for run in self.runs)
+
+    @property
+    def is_writable(self) -> bool:
+        """What comes in can be made durable."""
+        return self.has_room and not self.is_full
 
     @property
     def has_live_trainers(self) -> bool:
@@ -150,22 +164,31 @@ class Ingest:
 
     def _on_hello(self, peer: bytes, hello: Hello) -> Message:
         now = self._clock.monotonic_ns()
-        known = self._streams.get((peer, hello.stream))
-        if known is not None and (known.run_id, known.session, known.source) == (
-            hello.run_id,
-            hello.session,
-            hello.source,
-        ):
-            known.heard_ns = now
-            known.is_finished = False
-            return self._welcome(known)
+        stream = self._streams.get((peer, hello.stream))
         try:
-            stream = self._opened(peer, hello, now)
-        except (ValueError, OSError, JournalLocked) as exc:
+            if stream is None or (stream.run_id, stream.session, stream.source) != (
+                hello.run_id,
+                hello.session,
+                hello.source,
+            ):
+                stream = self._opened(peer, hello, now)
+            stream.heard_ns = now
+            stream.is_finished = False
+            self._skip_lost(stream, hello.first_seq)
+        except (ValueError, OSError, JournalLocked, JournalFull) as exc:
             self.counts["refused_streams_total"] += 1
-            log.warning("stream refused: %s", exc)
+            self._say_refused(str(exc))
             return Nack(hello.stream, WHOLE_STREAM, str(exc)[:200])
         return self._welcome(stream)
+
+    def _say_refused(self, reason: str) -> None:
+        """Once: whoever is refused asks again twice a second."""
+        if reason in self._refused:
+            return
+        if len(self._refused) >= REFUSALS_MAX:
+            self._refused.clear()
+        self._refused.add(reason)
+        log.warning("stream refused: %s", reason)
 
     def _opened(self, peer: bytes, hello: Hello, now: int) -> IncomingStream:
         check_run_id(hello.run_id)
@@ -173,49 +196,67 @@ class Ingest:
         check_source(hello.source)
         if hello.source == "sidecar":
             raise ValueError("the source 'sidecar' is the service's own")
-        for key, other in list(self._streams.items()):
-            if (other.run_id, other.source) == (hello.run_id, hello.source):
-                if other.session == hello.session:
-                    del self._streams[key]  # the same producer on a new connection
-                elif self._is_live(other, now):
-                    raise ValueError(
-                        f"another session of {hello.source} of run {hello.run_id} is live"
-                    )
         stream = IncomingStream(
             peer, hello.stream, hello.run_id, hello.session, hello.source, 0, -1, now
         )
+        for key, other in list(self._streams.items()):
+            if (other.run_id, other.source) == (hello.run_id, hello.source):
+                self._meet(stream, key, other)
         if stream.is_hardware:
-            stream.next_seq = 1 + max(
-                (
-                    run.writer.appended_seq(hello.run_id, hello.session, hello.source)
-                    for run in self.runs
-                ),
-                default=-1,
-            )
+            self._attach_hardware(stream)
         else:
-            self._attach(stream, hello)
-        # What lies before first_seq went nowhere, and cannot be had any more.
-        stream.next_seq = max(stream.next_seq, hello.first_seq if stream.is_hardware else 0)
+            self._attach(stream)
         self._streams[peer, hello.stream] = stream
         return stream
 
-    def _attach(self, stream: IncomingStream, hello: Hello) -> None:
-        """Find where a producer's stream stands in its run, and account for a hole before it."""
-        run = self.runs.open(hello.run_id)
-        key = (hello.run_id, hello.session, hello.source)
-        appended = run.writer.appended_seq(*key)
-        stream.next_seq = appended + 1
-        stream.durable_seq = run.writer.durable_seq(*key)
-        if (appended < 0 and run.is_ended) or (
-            appended < 0 and stream.source == MAIN_SOURCE and run.finish_status is not None
-        ):
+    def _meet(self, stream: IncomingStream, key: tuple[bytes, int], other: IncomingStream) -> None:
+        """Sort out who speaks for a source, where somebody does or did already."""
+        if other.session == stream.session:
+            del self._streams[key]  # the same producer on a new connection
+            stream.next_seq = other.next_seq
+        elif other.peer == stream.peer:
+            # An emitter sends the spool of a former session beside its own.
+            stream.is_late = stream.is_late or other.number == OWN_STREAM
+            other.is_late = other.is_late or stream.number == OWN_STREAM
+        elif not other.is_late and self._is_live(other, stream.heard_ns):
+            raise ValueError(f"another session of {stream.source} of run {stream.run_id} is live")
+
+    def _attach(self, stream: IncomingStream) -> None:
+        """Find where a producer's stream stands in its run."""
+        run = self.runs.open(stream.run_id)
+        appended = run.appended_seq(stream.session, stream.source)
+        stream.next_seq = max(stream.next_seq, appended + 1)
+        stream.durable_seq = run.durable_seq(stream.session, stream.source)
+        if run.run_id in self._dirty:
+            stream.unsynced.add(run.run_id)
+        is_new_session = appended < 0 and stream.source == MAIN_SOURCE and not stream.is_late
+        if is_new_session and (run.is_ended or run.finish_status is not None):
             run.reopen(is_new_session=True)
         self._last_live_ns[run.run_id] = stream.heard_ns
-        if hello.first_seq > stream.next_seq:
-            missing = hello.first_seq - stream.next_seq
-            run.say(Gap(count=missing, by_kind={"unknown": missing}, reason="lost by the sidecar"))
+
+    def _attach_hardware(self, stream: IncomingStream) -> None:
+        """A sampler goes on where the one of its journals stands that has least of it:
+        a crash may have come when some were synced and others were not."""
+        runs = self._active_runs()
+        if not runs and (host_run := self.runs.get(self._host_run.run_id)) is not None:
+            runs = [host_run]
+        seqs = [run.appended_seq(stream.session, stream.source) for run in runs]
+        least = min((seq for seq in seqs if seq >= 0), default=-1)
+        stream.next_seq = max(stream.next_seq, least + 1)
+        stream.durable_seq = least
+        stream.unsynced = set(self._dirty)
+
+    def _skip_lost(self, stream: IncomingStream, first_seq: int) -> None:
+        """Go on from first_seq where what lies before it can't be had any more."""
+        if first_seq <= stream.next_seq:
+            return
+        if not stream.is_hardware:
+            missing = first_seq - stream.next_seq
+            run = self.runs.open(stream.run_id)
+            run.say(Gap(count=missing, by_kind={"unknown": missing}, reason="lost on the way"))
             self._dirty.add(run.run_id)
-            stream.next_seq = hello.first_seq
+            stream.unsynced.add(run.run_id)
+        stream.next_seq = first_seq
 
     # --- frames
 
@@ -229,9 +270,7 @@ class Ingest:
         try:
             admitted = admit(bytes(data.events), self._clock.wall_ns(), now)
         except DecodeError as exc:
-            self.counts["quarantined_frames_total"] += 1
-            log.warning("frame of run %s refused: %s", stream.run_id, exc)
-            return [Nack(stream.number, data.base_seq, str(exc)[:200])]
+            return [self._quarantined(stream, data, str(exc)[:200])]
         if data.base_seq + len(admitted.events) <= stream.next_seq:
             return [self._ack(stream)]  # it came before; perhaps the answer was lost
         if data.base_seq < stream.next_seq:
@@ -242,10 +281,16 @@ class Ingest:
         return self._refusals(stream, data.base_seq, admitted)
 
     def _take(self, stream: IncomingStream, base_seq: int, admitted: Admitted) -> None:
+        session, source = stream.session, stream.source
         for run in self._destinations(stream):
-            run.append(stream.session, stream.source, base_seq, admitted.events, admitted.payload)
             self._dirty.add(run.run_id)
             stream.unsynced.add(run.run_id)
+            # One of a sampler's journals may have what another had to be sent again.
+            if run.appended_seq(session, source) < base_seq:
+                run.append(
+                    session, source, base_seq, admitted.events, admitted.payload,
+                    is_late=stream.is_late,
+                )  # fmt: skip
         stream.next_seq = base_seq + len(admitted.events)
         if not stream.is_hardware:
             self._last_live_ns[stream.run_id] = stream.heard_ns
@@ -254,12 +299,23 @@ class Ingest:
         """The journals that a frame belongs in: a sampler's goes to every active run."""
         if not stream.is_hardware:
             return [self.runs.open(stream.run_id)]
-        active = [
+        return self._active_runs() or self._host_run.opened(self.runs)
+
+    def _active_runs(self) -> list[Run]:
+        return [
             run
             for run in self.runs
             if run.is_started and not run.is_ended and run.run_id != self._host_run.run_id
         ]
-        return active or self._host_run.opened(self.runs)
+
+    def _quarantined(self, stream: IncomingStream, data: Data, reason: str) -> Nack:
+        """Put a frame aside of which not even the number of events is known."""
+        self.counts["quarantined_frames_total"] += 1
+        log.warning("frame of run %s refused: %s", stream.run_id, reason)
+        if (run := self.runs.get(stream.run_id)) is not None:
+            name = f"{stream.session}-{data.base_seq}.frame"
+            keep(run.directory / "quarantine", name, bytes(data.events))
+        return Nack(stream.number, data.base_seq, reason)
 
     def _refusals(self, stream: IncomingStream, base_seq: int, admitted: Admitted) -> list[Message]:
         replies: list[Message] = []
@@ -294,24 +350,21 @@ class Ingest:
 
     def _sync_dirty(self) -> set[str]:
         """Sync every journal with news; the runs for which there was no room."""
-        failed: set[str] = set()
+        if not self.has_room:
+            return set(self._dirty)
         for run_id in list(self._dirty):
-            if not self.has_room:
-                failed.add(run_id)
-                continue
             try:
                 self.runs.open(run_id).sync()
                 self._dirty.discard(run_id)
             except JournalFull as exc:
-                self._note_full(exc)
-                failed.add(run_id)
-        return failed
-
-    def _note_full(self, exc: JournalFull) -> None:
-        self.counts["full_disk_total"] += 1
-        if self.has_room:
-            log.error("no room on disk, acknowledging nothing: %s", exc)
-            self.has_room = False
+                self.counts["full_disk_total"] += 1
+                if not self.is_full:
+                    log.error("no room on disk, acknowledging nothing: %s", exc)
+                    self.is_full = True
+        if self.is_full and not self._dirty:
+            log.info("there is room on disk again")
+            self.is_full = False
+        return set(self._dirty)
 
     # --- the life of runs
 
@@ -323,38 +376,41 @@ class Ingest:
         if any(self._is_live(stream, now) for stream in streams):
             self._last_live_ns[run.run_id] = now
         silent_ns = now - self._last_live_ns.setdefault(run.run_id, now)
+        # Who said that it ends need not say FIN. Another session of rank 0 has to, though:
+        # one whose run was declared lost too early, or the rest of a former one.
         others_over = all(
-            s.is_finished or s.source == MAIN_SOURCE or now - s.heard_ns > STREAM_OVER_NS
+            s.is_finished
+            or (s.source == MAIN_SOURCE and s.session == run.finished_by)
+            or now - s.heard_ns > STREAM_OVER_NS
             for s in streams
         )
         if run.finish_status is not None and others_over and run.run_id not in self._dirty:
             run.end()
-        elif silent_ns > self._lost_after_ns:
+        elif run.finish_status is None and silent_ns > self._lost_after_ns:
             self._declare_lost(run, silent_ns)
 
     def _declare_lost(self, run: Run, silent_ns: int) -> None:
+        """Say so in its journal; it ends when that is on disk."""
         if run.is_started:
             text = "the trainer went away without a word"
             run.say(Gap(count=0, reason=text, unknown_ms=silent_ns / 1e6))
             run.say(RunFinished(status=LOST))
-        try:
-            run.sync()
-        except JournalFull as exc:
-            self._note_full(exc)
-            return
-        run.end()
+            self._dirty.add(run.run_id)
+        elif run.run_id not in self._dirty:
+            run.end()
 
     def _release_if_idle(self, run: Run) -> None:
         if run.run_id not in self._dirty and not any(
             s.run_id == run.run_id and not s.is_finished for s in self._streams.values()
         ):
             self.runs.release(run)
+            self._last_live_ns.pop(run.run_id, None)
 
     def _is_live(self, stream: IncomingStream, now: int) -> bool:
         return not stream.is_finished and now - stream.heard_ns < SILENT_NS
 
     def _credit(self) -> int:
-        return CREDIT_BYTES if self.has_room else 0
+        return CREDIT_BYTES if self.is_writable else 0
 
     def _welcome(self, stream: IncomingStream) -> Welcome:
         return Welcome(stream.number, stream.next_seq, self._credit())

@@ -1,0 +1,427 @@
+"""The life of a run: when it ends, as what, who reopens it, and what a restart knows of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shared.events import ConfigUpdated, Gap, RunFinished
+from telemetry.files import read_json
+from telemetry.journal.writer import JournalFull, JournalWriter
+from tests.fakes import ManualClock
+from tests.telemetry.wire_client import (
+    LOST_AFTER_S,
+    Producer,
+    Station,
+    acks,
+    finished,
+    metric,
+    started,
+)
+
+
+@pytest.fixture
+def station(tmp_path: Path) -> Iterator[Station]:
+    station = Station(tmp_path, ManualClock())
+    yield station
+    station.killed()
+
+
+def run_file(station: Station, run_id: str = "r") -> Path:
+    return station.path / "runs" / run_id / "run.json"
+
+
+def info(station: Station, run_id: str = "r") -> dict[str, object]:
+    return read_json(run_file(station, run_id)) or {}
+
+
+def begun(station: Station, session: str = "s1", **place: object) -> Producer:
+    """A producer that has introduced its run."""
+    producer = Producer(station, session, **place)
+    producer.hello()
+    producer.emit(started(), metric(0))
+    station.ingest.commit()
+    return producer
+
+
+# --- run.json
+
+
+def test_run_json_says_what_rank_0_said(station):
+    """People, tools and sinks read it instead of the journal."""
+    producer = begun(station)
+    producer.emit(ConfigUpdated(config={"layers": 4}))
+    station.ingest.commit()
+
+    told = info(station)
+
+    assert (told["run_id"], told["name"], told["project"], told["host"]) == ("r", "n", "p", "node1")
+    assert told["config"] == {"layers": 4} and told["state"] == "running"
+
+
+def test_run_json_never_says_what_is_not_in_the_journal(station):
+    """It follows the journal's sync."""
+    producer = Producer(station)
+    producer.hello()
+
+    producer.emit(started())
+
+    assert "name" not in info(station)
+
+
+def test_other_ranks_do_not_change_what_rank_0_said(station):
+    """They introduce a run only where rank 0 has not done so yet."""
+    begun(station)
+    other = Producer(station, "s2", source="rank1", peer=b"rank1")
+    other.hello()
+    other.emit(started(name="other"), finished("failed"))
+    station.settle()
+
+    told = info(station)
+
+    assert told["name"] == "n" and "status" not in told and told["state"] == "running"
+
+
+@pytest.mark.parametrize("damage", ["removed", "older", "torn"])
+def test_a_restart_learns_from_the_journal_what_run_json_misses(station, damage):
+    """A crash came before it was written, or somebody removed it."""
+    producer = begun(station)
+    before = run_file(station).read_bytes()
+    producer.emit(ConfigUpdated(config={"layers": 4}), finished())
+    station.ingest.commit()
+    station.killed()
+    if damage == "removed":
+        run_file(station).unlink()
+    else:
+        run_file(station).write_bytes(before if damage == "older" else before[:20])
+
+    station = station.restarted()
+    station.settle()
+
+    told = info(station)
+    assert told["name"] == "n" and told["config"] == {"layers": 4}
+    assert told["state"] == "ended" and told["status"] == "finished"
+
+
+def test_a_restart_knows_that_a_new_session_goes_on_after_an_end(station):
+    """run.json is older than the new session: its old status would end the run at once."""
+    producer = begun(station)
+    producer.emit(finished("failed"))
+    producer.fin()
+    station.settle()
+    before = run_file(station).read_bytes()
+    begun(station, "s2", peer=b"second")
+    station.killed()
+    run_file(station).write_bytes(before)
+
+    station = station.restarted()
+    station.settle()
+
+    assert info(station)["state"] == "running" and "status" not in info(station)
+
+
+def test_a_run_json_that_can_not_be_written_now_is_written_later(station, monkeypatch):
+    """Its content is in the journal, so acknowledgements do not wait for it. Row 11."""
+    producer = Producer(station)
+    producer.hello()
+    producer.emit(started())
+
+    def failing(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("telemetry.runs.write_json", failing)
+        acknowledged = acks(producer.committed())
+        producer.emit(finished())
+        station.settle()
+        while_full = info(station)
+    station.settle()
+
+    assert acknowledged == [0] and while_full.get("state") != "ended"
+    assert info(station)["state"] == "ended" and info(station)["status"] == "finished"
+
+
+# --- ends
+
+
+def test_a_run_ends_with_rank_0s_last_word(station):
+    """Sinks finish then."""
+    producer = begun(station)
+    producer.emit(finished())
+
+    station.settle()
+
+    assert info(station)["state"] == "ended" and info(station)["status"] == "finished"
+
+
+def test_a_run_is_not_ended_before_its_last_word_is_on_disk(station, monkeypatch):
+    """Sinks would finish without it. Row 11."""
+    producer = begun(station)
+
+    def full(_: JournalWriter) -> None:
+        raise JournalFull("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JournalWriter, "sync", full)
+        producer.emit(finished())
+        station.settle()
+        while_full = info(station)["state"]
+    station.settle()
+
+    assert while_full == "running" and info(station)["state"] == "ended"
+
+
+def test_a_run_waits_for_its_other_ranks_at_most_30_s(station):
+    """They have their last steps to tell."""
+    producer = begun(station)
+    other = Producer(station, "s2", source="rank1", peer=b"rank1")
+    other.hello()
+    producer.emit(finished())
+    station.settle()
+    before = info(station)["state"]
+    station.wait(29)
+    station.settle()
+    still = info(station)["state"]
+
+    station.wait(2)
+    station.settle()
+
+    assert (before, still, info(station)["state"]) == ("running", "running", "ended")
+
+
+def test_a_run_ends_when_its_other_ranks_said_fin(station):
+    """Nobody has to wait then."""
+    producer = begun(station)
+    other = Producer(station, "s2", source="rank1", peer=b"rank1")
+    other.hello()
+    producer.emit(finished())
+    other.fin()
+
+    station.settle()
+
+    assert info(station)["state"] == "ended"
+
+
+def test_without_a_live_trainer_a_run_is_lost_and_says_since_when(station):
+    """Its trainer was killed. Row 2."""
+    begun(station)
+    station.wait(LOST_AFTER_S - 1)
+    station.settle()
+    before = info(station)["state"]
+    station.wait(2)
+
+    station.settle()
+
+    assert before == "running"
+    gap, lost = station.events()[-2:]
+    assert isinstance(gap, Gap) and gap.unknown_ms == pytest.approx((LOST_AFTER_S + 1) * 1e3)
+    assert isinstance(lost, RunFinished) and lost.status == "lost"
+    assert info(station)["state"] == "ended" and info(station)["status"] == "lost"
+
+
+def test_a_run_is_declared_lost_once_even_while_the_disk_is_full(station, monkeypatch):
+    """Its end waits for room. Row 11."""
+    begun(station)
+    station.wait(LOST_AFTER_S + 1)
+
+    def full(_: JournalWriter) -> None:
+        raise JournalFull("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JournalWriter, "sync", full)
+        for _ in range(5):
+            station.settle()
+        while_full = info(station)["state"]
+    station.settle()
+
+    assert while_full == "running" and info(station)["state"] == "ended"
+    assert [type(e) for e in station.events()[2:]] == [Gap, RunFinished]
+
+
+def test_a_keepalive_keeps_a_run_alive(station):
+    """An evaluation may take an hour without one event."""
+    producer = begun(station)
+    for _ in range(100):
+        station.wait(10)
+        producer.hello()
+        station.settle()
+
+    assert info(station)["state"] == "running" and len(station.rows()) == 2
+
+
+def test_a_trainer_that_was_declared_lost_too_early_goes_on(station):
+    """Its machine was suspended: the run stays open until it really ends."""
+    producer = begun(station)
+    station.wait(LOST_AFTER_S + 1)
+    station.settle()
+    ended = info(station)["state"]
+    producer.hello()
+    producer.emit(metric(1))
+    for _ in range(3):
+        station.settle()
+    going_on = info(station)["state"]
+
+    producer.emit(finished())
+    station.settle()
+
+    assert (ended, going_on) == ("ended", "running")
+    assert info(station)["state"] == "ended" and info(station)["status"] == "finished"
+
+
+def test_a_new_session_reopens_an_ended_run(station):
+    """A restart from a checkpoint: same run, and not finished any more. Row 33."""
+    producer = begun(station)
+    producer.emit(finished("preempted"))
+    producer.fin()
+    station.settle()
+    ended = info(station)
+
+    second = begun(station, "s2", peer=b"second")
+    station.settle()
+    reopened = info(station)
+    second.emit(finished())
+    station.settle()
+
+    assert ended["state"] == "ended" and ended["status"] == "preempted"
+    assert reopened["state"] == "running" and "status" not in reopened
+    assert info(station)["state"] == "ended" and info(station)["status"] == "finished"
+    assert info(station)["endings"] == 2
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_late_events_of_an_old_session_are_kept_and_the_run_ends_again(station, is_restarted):
+    """The spool of a killed trainer comes in after its run was given up. Rows 2 and 22."""
+    begun(station)
+    station.wait(LOST_AFTER_S + 1)
+    station.settle()
+    if is_restarted:
+        station = station.restarted()
+
+    orphan = Producer(station, "s1", peer=b"adopter", number=2)
+    orphan.hello()
+    orphan.emit(metric(1))
+    orphan.fin()
+    station.settle()
+    station.killed()
+
+    assert station.steps() == [0, 1]
+    assert info(station)["state"] == "ended" and info(station)["status"] == "lost"
+    # What sinks go by: there is more than they had at the first end.
+    assert info(station)["endings"] == 2
+
+
+def test_rows_behind_an_end_are_found_after_a_crash_between_journal_and_run_json(station):
+    """Late events were journaled; run.json still says that the run is over."""
+    begun(station)
+    station.wait(LOST_AFTER_S + 1)
+    station.settle()
+    before = run_file(station).read_bytes()
+    orphan = Producer(station, "s1", peer=b"adopter")
+    orphan.hello()
+    orphan.emit(metric(1))
+    station.ingest.commit()
+    station.killed()
+    run_file(station).write_bytes(before)
+
+    station = station.restarted()
+    station.settle()
+
+    assert info(station)["state"] == "ended" and info(station)["endings"] == 2
+
+
+def test_an_ended_run_is_closed_and_opened_again_when_needed(station):
+    """A sidecar that serves for months holds no descriptor of finished runs."""
+    producer = begun(station)
+    producer.emit(finished())
+    producer.fin()
+    station.settle()
+
+    assert station.runs.get("r") is None
+    assert begun(station, "s2").next_seq == 2
+
+
+def test_a_run_of_a_former_sidecar_is_lost_when_nobody_comes_back(station):
+    """It is opened at the start, and waited for."""
+    begun(station)
+
+    station = station.restarted()
+    station.settle()
+    before = info(station)["state"]
+    station.wait(LOST_AFTER_S + 1)
+    station.settle()
+
+    assert before == "running" and info(station)["status"] == "lost"
+
+
+def test_a_run_that_can_not_be_opened_keeps_no_other_from_it(station, caplog):
+    """Its journal is held by somebody else, perhaps."""
+    begun(station)
+    begun(station, run_id="q", peer=b"q")
+    station.killed()
+
+    with JournalWriter(station.path / "runs" / "q" / "journal"):
+        station = station.restarted()
+
+        assert [run.run_id for run in station.runs] == ["r"]
+        assert "q" in caplog.text
+        # And a run that failed to open is not held by ourselves: see the next line.
+    assert begun(station, "s9", run_id="q", peer=b"q2").next_seq == 2
+
+
+def test_a_run_whose_opening_failed_halfway_can_be_opened_later(station, monkeypatch):
+    """Its lock was let go."""
+
+    def failing(*_: object) -> None:
+        raise RuntimeError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("telemetry.runs.Run._catch_up", failing)
+        with pytest.raises(RuntimeError):
+            station.runs.open("r")
+
+    assert station.runs.open("r").run_id == "r"
+
+
+# --- the end of the sidecar
+
+
+def test_what_has_not_finished_is_lost_when_all_producers_are_gone(station):
+    """`run -- CMD`: the command has ended, and nobody will come back."""
+    begun(station)
+    done = begun(station, run_id="done", peer=b"done")
+    done.emit(finished())
+    station.settle()
+
+    station.ingest.declare_abandoned_lost()
+    station.settle()
+
+    assert info(station)["state"] == "ended" and info(station)["status"] == "lost"
+    assert info(station, "done")["status"] == "finished"
+
+
+def test_the_hosts_own_run_finishes_with_the_sidecar_and_goes_on_with_the_next(station):
+    """It is never lost: it lasts as long as somebody watches."""
+    for expected_endings in (1, 2):
+        sampler = Producer(station, "hw", "host-node1", "hardware:node1", b"hw")
+        sampler.hello()
+        sampler.emit(metric(0))
+        station.settle()
+        running = info(station, "host-node1")
+        station.host_run.finish(station.runs)
+        ended = info(station, "host-node1")
+        assert running["state"] == "running" and "status" not in running
+        assert ended["state"] == "ended" and ended["status"] == "finished"
+        assert ended["endings"] == expected_endings
+        station = station.restarted()
+
+
+def test_run_json_is_json_for_people(station):
+    """Indented, and with a newline at its end."""
+    begun(station)
+
+    text = run_file(station).read_text()
+
+    assert text.endswith("}\n") and json.loads(text)["run_id"] == "r"
