@@ -33,7 +33,6 @@ def replay(runs: Sequence[Path], sink: str, out: Path, wandb_mode: str | None) -
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())
-    options = {"wandb_mode": wandb_mode} if wandb_mode else {}
     worst = EXIT_OK
     # On stderr: the console sink writes to stdout.
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -41,6 +40,7 @@ def replay(runs: Sequence[Path], sink: str, out: Path, wandb_mode: str | None) -
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         for run_dir in runs:
             run_id = run_dir.resolve().name
+            options = {"mode": wandb_mode or _recorded_mode(run_dir)}
             job = SinkJob(sink, run_dir, out / run_id, False, options)
             mark = read_mark(run_dir / "journal")
             task = progress.add_task(run_id, total=mark.next_row if mark else None)
@@ -73,3 +73,9 @@ class _ProgressReporter(Reporter):
 def _check(run_dir: Path) -> None:
     if read_json(run_dir / RUN_FILE) is None or not segments(run_dir / "journal"):
         raise CommandError(f"{run_dir} is not a recorded run: it should hold run.json and journal/")
+
+
+def _recorded_mode(run_dir: Path) -> str:
+    """The wandb mode of the live run; a run that had none of wandb then is given it now."""
+    mode = str((read_json(run_dir / RUN_FILE) or {}).get("wandb_mode", "online"))
+    return "online" if mode == "disabled" else mode

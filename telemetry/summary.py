@@ -31,8 +31,9 @@ def _lines(run_dir: Path, info: dict[str, Any], behind: set[str]) -> list[str]:
     lines = [f"telemetry: run {run_dir.name} ({info.get('name', '?')}): {rows:,} events, {state}"]
     if (run_dir / "tensorboard").is_dir():
         lines.append(_command("look", "tensorboard", "--logdir", run_dir / "tensorboard"))
-    if unsynced := unsynced_wandb_runs(run_dir):
-        lines.append(_command("upload", "wandb", "sync", *unsynced))
+    # One command each: with several paths, wandb stops at the first that a kill has torn.
+    for path in unsynced_wandb_runs(run_dir):
+        lines.append(_command("upload", "wandb", "sync", path))
     lines.append(_command("contents", "python", "-m", "telemetry", "inspect", run_dir))
     lines.append(
         _command("replay", "python", "-m", "telemetry", "replay", run_dir, "--to", "tensorboard")
