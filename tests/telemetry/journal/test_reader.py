@@ -1,0 +1,283 @@
+"""Reading: from any row, while it is written, and never beyond what is durable."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.record import EVENTS, encode_record
+from telemetry.journal import reader as reader_module
+from telemetry.journal.layout import read_mark, segments
+from telemetry.journal.reader import JournalReader, NotAJournal
+from telemetry.journal.scan import CONTENT, HOLE, REST, TAIL, Damage, Found, scan
+from telemetry.journal.writer import JournalWriter
+from tests.telemetry.journal.helpers import (
+    RUN,
+    SESSION,
+    frame,
+    numbers,
+    only_segment,
+    read_all,
+    record_places,
+    write,
+)
+
+SEGMENT_MAX = 600
+
+
+@pytest.fixture(scope="module")
+def journal(tmp_path_factory):
+    """60 rows in records of three, several segments; read only."""
+    directory = tmp_path_factory.mktemp("journal")
+    with JournalWriter(directory, SEGMENT_MAX) as writer:
+        for i in range(20):
+            write(writer, 3, f"rank{i % 2}")
+            writer.sync()
+    return directory
+
+
+@pytest.mark.parametrize("first_row", range(62))
+def test_a_reader_starts_at_any_row(journal, first_row):
+    """Also in the middle of a record, and at or behind the end."""
+    rows, damage = read_all(journal, first_row)
+
+    assert numbers(rows) == list(range(first_row, 60)) and damage == []
+    assert all(row.source == f"rank{row.row // 3 % 2}" for row in rows)
+
+
+def test_a_place_without_a_journal_is_named(tmp_path):
+    """Missing, or empty."""
+    for directory in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(NotAJournal, match=str(directory)):
+            JournalReader(directory)
+
+
+@settings(max_examples=40)
+@given(
+    acts=st.lists(st.sampled_from(["append", "sync", "read", "read", "reopen"]), max_size=60),
+    first_row=st.integers(0, 20),
+)
+def test_a_live_reader_misses_nothing_and_sees_nothing_that_is_not_durable(
+    tmp_path_factory, acts, first_row
+):
+    """Promise 2: across rotations and restarts of the writer."""
+    directory = tmp_path_factory.mktemp("live")
+    writer = JournalWriter(directory, SEGMENT_MAX)
+    reader = JournalReader(directory, first_row)
+    seen: list[int] = []
+    damage: list[Damage] = []
+
+    def poll() -> None:
+        batch = reader.read()
+        seen.extend(numbers(batch.rows))
+        damage.extend(batch.damage)
+        assert not seen or seen[-1] < writer.durable_row
+
+    for act in acts:
+        if act == "append":
+            write(writer, 4)
+        elif act == "sync":
+            writer.sync()
+        elif act == "read":
+            poll()
+        else:
+            writer.close()
+            writer = JournalWriter(directory, SEGMENT_MAX)
+    for _ in range(len(acts) + 2):
+        poll()
+    writer.close()
+    reader.close()
+
+    assert seen == list(range(first_row, writer.durable_row)) and damage == []
+
+
+def test_bytes_behind_the_mark_are_not_read(tmp_path):
+    """They were written and not synced: a power cut may take them."""
+    with JournalWriter(tmp_path) as writer:
+        write(writer, 2)
+        writer.sync()
+        path = only_segment(tmp_path)
+        with path.open("ab") as file:
+            file.write(encode_record(EVENTS, 0, 2, 2, 1, frame(2, 1)))
+
+        assert numbers(read_all(tmp_path)[0]) == [0, 1]
+
+
+def test_the_end_is_told_and_reading_goes_on_after_it(tmp_path):
+    """is_end means nothing more now; it is no error and no end of the reader."""
+    with JournalWriter(tmp_path) as writer, JournalReader(tmp_path) as reader:
+        assert reader.read() == ([], [], True)
+        write(writer, 1)
+        assert reader.read().is_end
+        writer.sync()
+
+        batch = reader.read()
+
+        assert numbers(batch.rows) == [0] and not batch.is_end
+        assert reader.read().is_end
+        assert reader.next_row == 1
+
+
+def test_a_segment_that_is_rotated_between_two_reads_is_read_to_its_end(tmp_path):
+    """The mark is of the next segment by then."""
+    with JournalWriter(tmp_path, SEGMENT_MAX) as writer, JournalReader(tmp_path) as reader:
+        write(writer, 1)
+        writer.sync()
+        assert numbers(reader.read().rows) == [0]
+        while len(segments(tmp_path)) < 3:
+            write(writer, 2)
+            writer.sync()
+
+        seen: list[int] = []
+        while not (batch := reader.read()).is_end:
+            seen += numbers(batch.rows)
+            assert batch.damage == []
+
+        assert seen == list(range(1, writer.durable_row))
+
+
+def test_a_journal_without_its_mark_is_read_to_its_end(journal, tmp_path):
+    """A copy of the segments is a journal."""
+    for segment in segments(journal):
+        os.link(segment.path, tmp_path / segment.path.name)
+
+    rows, damage = read_all(tmp_path)
+
+    assert read_mark(tmp_path) is None
+    assert numbers(rows) == list(range(60)) and damage == []
+
+
+def test_damage_before_the_first_row_is_not_told_again(tmp_path):
+    """A sink that resumes behind it has told of it already."""
+    with JournalWriter(tmp_path) as writer:
+        for _ in range(4):
+            write(writer, 2)
+        writer.sync()
+    path = only_segment(tmp_path)
+    places = record_places(path)
+    content = bytearray(path.read_bytes())
+    content[places[-3][1] - 1] ^= 1  # the record of rows 2 and 3
+    path.write_bytes(content)
+
+    assert [(d.first_row, d.next_row) for d in read_all(tmp_path, 2)[1]] == [(2, 4)]
+    assert [(d.first_row, d.next_row) for d in read_all(tmp_path, 3)[1]] == [(2, 4)]
+    assert read_all(tmp_path, 4)[1] == []
+    assert numbers(read_all(tmp_path, 3)[0]) == [4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("payload", [b"\x90", b"\xc1", frame(0, 3), b"\x92\x01\x02"])
+def test_a_record_with_undecodable_events_is_damage_and_the_next_one_is_read(tmp_path, payload):
+    """Whole on disk and wrong all the same: other events than its header counts."""
+    with JournalWriter(tmp_path) as writer:
+        writer.append(RUN, SESSION, "rank0", 0, 2, payload)
+        write(writer, 1)
+        writer.sync()
+
+    rows, damage = read_all(tmp_path)
+
+    assert numbers(rows) == [2]
+    assert [(d.kind, d.first_row, d.next_row) for d in damage] == [(CONTENT, 0, 2)]
+
+
+@pytest.mark.parametrize("chunk", [2 * 1024 * 1024 + 100, 4 * 1024 * 1024])
+def test_records_across_the_ends_of_chunks_are_read_once(tmp_path, monkeypatch, chunk):
+    """A walk stops before a record that needs the bytes of the next chunk."""
+    monkeypatch.setattr(reader_module, "CHUNK_BYTES", chunk)
+    with JournalWriter(tmp_path) as writer:
+        for _ in range(60):
+            write(writer, 1, size=150_000)
+        writer.sync()
+
+    rows, damage = read_all(tmp_path)
+
+    assert numbers(rows) == list(range(60)) and damage == []
+
+
+@pytest.mark.parametrize("shift", [-80, -41, -40, -39, -1, 0, 1])
+def test_damage_at_the_end_of_a_chunk_is_found_as_anywhere(tmp_path, monkeypatch, shift):
+    """A damaged header whose resynchronization needs the next chunk."""
+    with JournalWriter(tmp_path) as writer:
+        for _ in range(60):
+            write(writer, 1, size=150_000)
+        writer.sync()
+    path = only_segment(tmp_path)
+    places = record_places(path)
+    bad = places[30]
+    header_end = places[0][0]
+    monkeypatch.setattr(reader_module, "CHUNK_BYTES", bad[0] - header_end + shift)
+    content = bytearray(path.read_bytes())
+    content[bad[0] + 3] ^= 1
+    path.write_bytes(content)
+
+    rows, damage = read_all(tmp_path)
+
+    row = 30 - (len(places) - 60)
+    assert numbers(rows) == [r for r in range(60) if r != row]
+    assert [(d.offset, d.end, d.first_row) for d in damage if d.kind != HOLE] == [(*bad, row)]
+
+
+def test_after_a_mebibyte_without_a_record_the_rest_of_the_segment_is_given_up(tmp_path):
+    """Row 10 of the fault catalogue: no scan without bound. The next segment is read."""
+    with JournalWriter(tmp_path, segment_max_bytes=4 * 1024 * 1024) as writer:
+        write(writer, 1)
+        for _ in range(40):
+            write(writer, 1, size=150_000)
+        writer.sync()
+        write(writer, 1)
+        writer.sync()
+    first = segments(tmp_path)[0].path
+    places = record_places(first)
+    content = bytearray(first.read_bytes())
+    content[places[3][0] : places[20][1]] = bytes(places[20][1] - places[3][0])
+    first.write_bytes(content)
+
+    rows, damage = read_all(tmp_path)
+
+    assert numbers(rows) == [0, 41]
+    assert [d.kind for d in damage] == [REST, HOLE]
+    assert (damage[1].first_row, damage[1].next_row) == (1, 41)
+
+
+def records(count: int, size: int = 3) -> list[bytes]:
+    return [encode_record(EVENTS, 0, 2 * i, 2 * i, 2, bytes([i]) * size) for i in range(count)]
+
+
+@given(count=st.integers(0, 6), cut=st.integers(0, 10**6), is_end=st.booleans())
+def test_a_cut_buffer_yields_exactly_the_whole_records_before_the_cut(count, cut, is_end):
+    """And a torn tail only where nothing can come behind it."""
+    frames = records(count)
+    whole = b"".join(frames)
+    buf = whole[: cut % (len(whole) + 1)]
+    complete = sum(len(b"".join(frames[: i + 1])) <= len(buf) for i in range(count))
+    is_torn = len(buf) > len(b"".join(frames[:complete]))
+
+    found = list(scan(memoryview(buf), 0, is_end))
+
+    assert [f.header.row for f in found if isinstance(f, Found)] == list(range(0, 2 * complete, 2))
+    assert [d.kind for d in found if isinstance(d, Damage)] == [TAIL] * (is_torn and is_end)
+
+
+@given(count=st.integers(2, 6), gone=st.integers(0, 4))
+def test_a_record_that_is_missing_on_its_boundary_is_a_hole(count, gone):
+    """Row 7: checksums are all right there; the rows are not."""
+    frames = records(count)
+    del frames[gone % (count - 1)]
+    row = 2 * (gone % (count - 1))
+
+    found = list(scan(memoryview(b"".join(frames)), 0, is_end=True))
+
+    holes = [d for d in found if isinstance(d, Damage)]
+    assert [(d.kind, d.first_row, d.next_row) for d in holes] == [(HOLE, row, row + 2)]
+
+
+def test_a_record_that_comes_again_is_not_read_again():
+    """Its rows were read: nothing is invented."""
+    frames = records(3)
+
+    found = list(scan(memoryview(b"".join([*frames[:2], frames[1], frames[2]])), 0, is_end=True))
+
+    assert [f.header.row for f in found if isinstance(f, Found)] == [0, 2, 4]
+    assert len([d for d in found if isinstance(d, Damage)]) == 1

@@ -1,0 +1,304 @@
+"""Recovery: whatever a crash or a disk left, the clean part opens and no row comes twice."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.record import SEGMENT_HEADER_BYTES
+from telemetry.journal.layout import MARK_NAME, segment_path, segments
+from telemetry.journal.recovery import recover
+from telemetry.journal.scan import HOLE, SEGMENT
+from telemetry.journal.writer import JournalWriter
+from tests.telemetry.journal.helpers import (
+    RUN,
+    SESSION,
+    is_whole,
+    numbers,
+    only_segment,
+    read_all,
+    record_places,
+    rows_of,
+    write,
+)
+
+KEY = (RUN, SESSION, "rank0")
+
+
+def written(directory: Path, records: int = 6, segment_max: int = 10**9) -> Path:
+    """A journal of two-row records, one sync each."""
+    with JournalWriter(directory, segment_max) as writer:
+        for _ in range(records):
+            write(writer, 2)
+            writer.sync()
+    return directory
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """One segment of six records; copied by each test, never changed."""
+    return written(tmp_path_factory.mktemp("whole") / "journal")
+
+
+@pytest.fixture(scope="module")
+def rotated(tmp_path_factory):
+    """Several segments of a few records each; copied by each test, never changed."""
+    return written(tmp_path_factory.mktemp("rotated") / "journal", records=20, segment_max=600)
+
+
+def copied(journal: Path, directory: Path, *, with_mark: bool) -> Path:
+    shutil.copytree(journal, directory / "run" / "journal")
+    if not with_mark:
+        (directory / "run" / "journal" / MARK_NAME).unlink()
+    return directory / "run" / "journal"
+
+
+def reopened(directory: Path) -> int:
+    """Open for writing as a restarted sidecar does, add a record, and return its row."""
+    with JournalWriter(directory) as writer:
+        row = write(writer, 2)
+        writer.sync()
+    return row
+
+
+def saved_tails(directory: Path) -> list[bytes]:
+    quarantine = directory.parent / "quarantine"
+    return [path.read_bytes() for path in quarantine.iterdir()] if quarantine.is_dir() else []
+
+
+@pytest.mark.parametrize("with_mark", [False, True], ids=["never promised", "promised"])
+def test_a_journal_cut_at_every_byte_of_its_last_three_records_opens(whole, tmp_path, with_mark):
+    """Row 6 of the fault catalogue: the clean prefix opens, the cut tail is saved beside.
+
+    Rows that were promised before the cut are a hole, and not given again.
+    """
+    places = record_places(only_segment(whole))
+    data = only_segment(whole).read_bytes()
+    for cut in range(places[-3][0], len(data)):
+        directory = copied(whole, tmp_path / str(cut), with_mark=with_mark)
+        only_segment(directory).write_bytes(data[:cut])
+        left = [place for place in places if place[1] <= cut]
+        clean = 2 * (len(left) - (len(places) - 6))
+
+        row = reopened(directory)
+
+        rows, damage = read_all(directory)
+        assert row == (12 if with_mark else clean)
+        assert numbers(rows) == [*range(clean), row, row + 1]
+        assert [(d.kind, d.first_row, d.next_row) for d in damage] == (
+            [(HOLE, clean, 12)] if with_mark else []
+        )
+        assert saved_tails(directory) == ([data[left[-1][1] : cut]] if cut > left[-1][1] else [])
+
+
+@given(data=st.data())
+def test_any_flipped_bit_costs_its_record_and_no_other(whole, tmp_path_factory, data):
+    """Row 8: in any record, in its header or its payload; the writer writes on behind.
+
+    The last one too: it was promised, so it is damage and no torn tail.
+    """
+    places = record_places(only_segment(whole))
+    place = data.draw(st.sampled_from(places))
+    bit = data.draw(st.integers(place[0] * 8, place[1] * 8 - 1))
+    directory = copied(whole, tmp_path_factory.mktemp("flip"), with_mark=True)
+    content = bytearray(only_segment(directory).read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    only_segment(directory).write_bytes(content)
+    gone = rows_of(only_segment(whole), place)
+
+    before = read_all(directory)
+    row = reopened(directory)
+    after = read_all(directory)
+
+    left = [row for row in range(12) if row not in gone]
+    assert numbers(before[0]) == left
+    assert row == 12 and numbers(after[0]) == [*left, 12, 13]
+    assert before[1] and after[1]
+    assert all(set(range(d.first_row, d.next_row or 0)) <= set(gone) for d in after[1])
+
+
+@pytest.mark.parametrize("zeros", [1, 39, 40, 4096, 3 * 1024 * 1024])
+def test_a_zero_filled_tail_is_a_torn_tail(whole, tmp_path, zeros):
+    """Row 9: file systems leave that after a power cut."""
+    directory = copied(whole, tmp_path, with_mark=True)
+    with only_segment(directory).open("ab") as file:
+        file.write(bytes(zeros))
+
+    row = reopened(directory)
+
+    rows, damage = read_all(directory)
+    assert row == 12 and numbers(rows) == list(range(14)) and damage == []
+    assert saved_tails(directory) == [bytes(zeros)]
+
+
+def test_recovery_is_idempotent(whole, tmp_path):
+    """A crash in the middle of recovery, and recovery again."""
+    directory = copied(whole, tmp_path, with_mark=False)
+    with only_segment(directory).open("ab") as file:
+        file.write(b"torn")
+
+    first, second, third = (recover(directory) for _ in range(3))
+
+    assert first == second == third
+    assert (first.next_row, first.damage) == (12, [])
+    assert saved_tails(directory) == [b"torn"]
+
+
+def test_a_tail_that_was_saved_is_never_overwritten(whole, tmp_path):
+    """Two crashes at one place leave two files."""
+    directory = copied(whole, tmp_path, with_mark=False)
+    for tail in (b"one", b"two"):
+        with only_segment(directory).open("ab") as file:
+            file.write(tail)
+        recover(directory)
+
+    assert sorted(saved_tails(directory)) == [b"one", b"two"]
+
+
+def test_a_cut_on_a_record_boundary_in_a_middle_segment_is_a_named_hole(rotated, tmp_path):
+    """Row 7: no checksum is wrong there."""
+    directory = copied(rotated, tmp_path, with_mark=True)
+    middle, behind = segments(directory)[1:3]
+    places = record_places(middle.path)
+    gone = rows_of(middle.path, places[-1])
+    middle.path.write_bytes(middle.path.read_bytes()[: places[-1][0]])
+
+    row = reopened(directory)
+
+    rows, damage = read_all(directory)
+    assert [(d.kind, d.first_row, d.next_row) for d in damage] == [
+        (HOLE, gone.start, behind.first_row)
+    ]
+    assert numbers(rows) == [r for r in range(row + 2) if r not in gone]
+
+
+@pytest.mark.parametrize("which", [0, 1, -2])
+def test_a_missing_segment_is_a_named_hole(rotated, tmp_path, which):
+    """Row 7: by the rows that went with it. The first segment too."""
+    directory = copied(rotated, tmp_path, with_mark=True)
+    found = segments(directory)
+    missing = found[which]
+    end = found[found.index(missing) + 1].first_row
+    missing.path.unlink()
+
+    row = reopened(directory)
+
+    rows, damage = read_all(directory)
+    assert [(d.kind, d.first_row, d.next_row) for d in damage] == [(HOLE, missing.first_row, end)]
+    assert numbers(rows) == [r for r in range(row + 2) if not missing.first_row <= r < end]
+
+
+def test_a_lost_last_segment_does_not_give_its_rows_again(rotated, tmp_path):
+    """The mark remembers what was promised."""
+    directory = copied(rotated, tmp_path, with_mark=True)
+    segments(directory)[-1].path.unlink()
+    last = segments(directory)[-1]
+    end = rows_of(last.path, record_places(last.path)[-1]).stop
+
+    row = reopened(directory)
+
+    rows, damage = read_all(directory)
+    assert row == 40
+    assert numbers(rows) == [*range(end), 40, 41]
+    assert [(d.kind, d.first_row, d.next_row) for d in damage] == [(HOLE, end, 40)]
+
+
+@given(data=st.data())
+def test_a_damaged_header_of_the_last_segment_gives_no_row_twice(rotated, tmp_path_factory, data):
+    """Its records are found all the same, with and without the mark."""
+    with_mark = data.draw(st.booleans())
+    directory = copied(rotated, tmp_path_factory.mktemp("header"), with_mark=with_mark)
+    last = segments(directory)[-1]
+    bit = data.draw(st.integers(0, 8 * (record_places(last.path)[0][0]) - 1))
+    content = bytearray(last.path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    last.path.write_bytes(content)
+
+    with JournalWriter(directory) as writer:
+        durable_seq = writer.durable_seq(*KEY)
+    row = reopened(directory)
+
+    rows, damage = read_all(directory)
+    assert row == 40 and durable_seq == 39
+    assert numbers(rows) == list(range(42))
+    assert [(d.kind, d.first_row, d.next_row) for d in damage] == [
+        (SEGMENT, last.first_row, last.first_row)
+    ]
+
+
+def test_a_middle_segment_with_a_damaged_header_is_read_all_the_same(rotated, tmp_path):
+    """Also by a reader that starts in it, and knows no stream yet."""
+    directory = copied(rotated, tmp_path, with_mark=True)
+    middle = segments(directory)[1]
+    content = bytearray(middle.path.read_bytes())
+    content[30] ^= 1
+    middle.path.write_bytes(content)
+
+    assert numbers(read_all(directory)[0]) == list(range(40))
+    assert numbers(read_all(directory, middle.first_row + 1)[0]) == list(
+        range(middle.first_row + 1, 40)
+    )
+
+
+@pytest.mark.parametrize("length", [0, 1, SEGMENT_HEADER_BYTES - 1, SEGMENT_HEADER_BYTES, -1])
+def test_a_crash_while_a_segment_was_created_leaves_no_trace(rotated, tmp_path, length):
+    """At any length of its header: the segment before goes on, or this one does."""
+    directory = copied(rotated, tmp_path, with_mark=True)
+    header = segments(directory)[-1].path.read_bytes()[
+        : record_places(segments(directory)[-1].path)[0][0]
+    ]
+    torn = header[:length] if length >= 0 else header[:-1]
+    segment_path(directory, 40).write_bytes(torn)
+
+    row = reopened(directory)
+
+    rows, damage = read_all(directory)
+    assert row == 40 and numbers(rows) == list(range(42)) and damage == []
+    assert is_whole(directory)
+    assert numbers(read_all(directory, 41)[0]) == [41]
+
+
+def test_a_whole_segment_without_records_goes_on(tmp_path):
+    """The crash came right after it was created."""
+    directory = tmp_path / "journal"
+    for _ in range(3):
+        with JournalWriter(directory) as writer:
+            assert writer.next_row == 0
+
+    assert reopened(directory) == 0
+    assert numbers(read_all(directory)[0]) == [0, 1]
+
+
+def test_a_stream_number_is_never_given_twice(whole, tmp_path):
+    """Where a table record is damaged, its number may still stand in records."""
+    directory = copied(whole, tmp_path, with_mark=True)
+    path = only_segment(directory)
+    content = bytearray(path.read_bytes())
+    for _, end in record_places(path)[:2]:  # both copies of the table
+        content[end - 1] ^= 1
+    path.write_bytes(content)
+
+    with JournalWriter(directory) as writer:
+        row = write(writer, 1, "rank7")
+        writer.sync()
+
+    rows, damage = read_all(directory)
+    assert [(r.row, r.source) for r in rows] == [(row, "rank7")]
+    assert damage
+
+
+def test_records_that_are_damaged_with_everything_behind_them_are_saved(whole, tmp_path):
+    """Without a mark that says otherwise it is a torn tail, whatever it looks like."""
+    directory = copied(whole, tmp_path, with_mark=False)
+    path = only_segment(directory)
+    place = record_places(path)[-2]
+    content = path.read_bytes()
+    path.write_bytes(content[: place[0]] + bytes(len(content) - place[0]))
+
+    row = reopened(directory)
+
+    assert row == 8 and saved_tails(directory) == [bytes(len(content) - place[0])]
