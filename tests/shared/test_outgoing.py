@@ -221,9 +221,10 @@ class StreamAgainstSidecar(RuleBasedStateMachine):
         self.up.clear()
         self.down.clear()
         self.is_readable = True
-        for _ in range(4 * len(self.said) + 20):
-            if self.stream.state in (State.CLOSED, State.ASKED):
-                self.up.append(self.stream.hello())
+        for turn in range(6 * len(self.said) + 30):
+            # Whatever was lost on the way, silence makes the sender ask again.
+            if turn % 4 == 0:
+                self.hello()
             self._send(1000)
             while self.up:
                 self._sidecar(self.up.popleft())
