@@ -79,7 +79,8 @@ class ActivationQuantizer(ScheduledModule):
         self.stage_bits = bits
         self.bits = bits.full_ternary
         self.qdrop_probability = 0.0
-        self.percentile = config.percentile
+        # The largest magnitude of the sample is its 100th percentile.
+        self.percentile = 100.0 if config.activation_mode == "absmax" else config.percentile
         self.momentum = config.percentile_momentum
         self.channels_per_range = channels_per_range
         ranges = channels // channels_per_range
@@ -97,9 +98,12 @@ class ActivationQuantizer(ScheduledModule):
 
     def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Quantize x (..., channels); rows name the sample, None draws from all rows."""
+        if self.bits is None:
+            return x
         if self.training:
             self._observe(x.detach().flatten(0, -2), rows)
-        quantized = quantize_activation(x, self.steps(), self.bits, stochastic=self.training)
+        steps = self.steps(self.bits)
+        quantized = quantize_activation(x, steps, self.bits, stochastic=self.training)
         if not (self.training and self.qdrop_probability > 0.0):
             return quantized
         # The choice stays on the device: read by the host, it would stall every forward.
@@ -107,9 +111,9 @@ class ActivationQuantizer(ScheduledModule):
         self.bypassed.copy_(bypass)
         return torch.where(bypass, x, quantized)
 
-    def steps(self) -> Tensor:
-        """Distance of two levels of each channel, (channels,)."""
-        step = self.rho.clamp(min=_MIN_RANGE) / largest_level(self.bits)
+    def steps(self, bits: int) -> Tensor:
+        """Distance of two levels of each channel at so many bits, (channels,)."""
+        step = self.rho.clamp(min=_MIN_RANGE) / largest_level(bits)
         return step[:, None].expand(-1, self.channels_per_range).flatten()
 
     @torch.no_grad()

@@ -22,8 +22,8 @@ from trainer.model.activation import ActivationQuantizer
 from trainer.model.config import ModelConfig
 from trainer.model.linear import QuantizedLinear
 from trainer.model.mixing import make_mixer
+from trainer.model.norms import make_norm
 from trainer.model.precision import activation_stage_bits, weight_stage_bits
-from trainer.model.qdyt import QDyT
 
 
 class Attention(nn.Module):
@@ -88,15 +88,15 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm, with QDyT as the norm and a learned scale on each residual branch."""
+    """Pre-norm, by default with QDyT as the norm, and a learned scale on each residual branch."""
 
     def __init__(self, config: ModelConfig, layer: int, generator: torch.Generator) -> None:
         super().__init__()
         zeta = config.skip_init_scale / config.layers**0.5
-        self.attention_norm = QDyT(config)
+        self.attention_norm = make_norm(config, config.block_norm)
         self.attention = Attention(config, layer, generator)
         self.attention_zeta = nn.Parameter(torch.tensor(zeta))
-        self.ffn_norm = QDyT(config)
+        self.ffn_norm = make_norm(config, config.block_norm)
         self.ffn = FeedForward(config, layer, generator)
         self.ffn_zeta = nn.Parameter(torch.tensor(zeta))
 

@@ -12,10 +12,11 @@ differs from the paper's, the field's comment says so.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-WeightMode = Literal["symmetric", "paper", "absmean"]
+WeightMode = Literal["symmetric", "paper", "absmean", "float"]
+ActivationMode = Literal["percentile", "absmax", "float"]
 NormKind = Literal["layernorm", "qdyt"]
 Mixers = Literal["hadamard_dpd", "hadamard", "dpd", "none"]
 
@@ -74,7 +75,10 @@ class ModelConfig:
 
     # The paper: "paper" thresholds, QDyT in place of both LayerNorms. Its weights come
     # out as a skewed binary code, and its end norms learn far more slowly.
+    # "float" leaves weights or activations unquantized, embedding and head included.
     weight_mode: WeightMode = "symmetric"
+    activation_mode: ActivationMode = "percentile"
+    block_norm: NormKind = "qdyt"
     embed_norm: NormKind = "layernorm"
     final_norm: NormKind = "layernorm"
     mixers: Mixers = "hadamard_dpd"
@@ -99,6 +103,20 @@ class ModelConfig:
         if unknown:
             raise ValueError(f"a model configuration has no field {', '.join(unknown)}")
         return cls(**{**_SIZES[size], "vocab_size": vocab_size, **overrides})
+
+    def as_float(self) -> ModelConfig:
+        """The same encoder without any quantization: its own floating-point form."""
+        return replace(self, weight_mode="float", activation_mode="float")
+
+    def as_dense(self) -> ModelConfig:
+        """An ordinary encoder of the same dimensions: no quantizers, no mixers, LayerNorm."""
+        return replace(
+            self.as_float(),
+            mixers="none",
+            block_norm="layernorm",
+            embed_norm="layernorm",
+            final_norm="layernorm",
+        )
 
     @property
     def d_head(self) -> int:
@@ -190,7 +208,8 @@ def _check_ranges(config: ModelConfig) -> None:
 
 def _check_choices(config: ModelConfig) -> None:
     choices: tuple[tuple[str, Any], ...] = (
-        ("weight_mode", WeightMode), ("embed_norm", NormKind),
+        ("weight_mode", WeightMode), ("activation_mode", ActivationMode),
+        ("block_norm", NormKind), ("embed_norm", NormKind),
         ("final_norm", NormKind), ("mixers", Mixers),
     )  # fmt: skip
     for name, kind in choices:

@@ -37,10 +37,9 @@ def weight_diagnostics(linears: Sequence[QuantizedLinear]) -> dict[str, Tensor]:
             scales.append(scale.mean())
             weights += codes.numel()
             rows += codes.shape[0]
-    found = {
-        "quant/weight_sqnr_db": 10.0 * torch.log10(signal / noise.clamp(min=1e-30)),
-        "quant/weight_bits_mean": like.new_full((), _mean_weight_bits(linears)),
-    }
+    found = {"quant/weight_bits_mean": like.new_full((), _mean_weight_bits(linears))}
+    if any(linear.bits is not None for linear in linears):
+        found["quant/weight_sqnr_db"] = 10.0 * torch.log10(signal / noise.clamp(min=1e-30))
     if not scales:
         return found
     return found | {
@@ -57,10 +56,12 @@ def activation_diagnostics(
     quantizers: Sequence[ActivationQuantizer], norms: Sequence[QDyT]
 ) -> dict[str, Tensor]:
     """What the last training forward saw on its sampled rows, averaged over the sites."""
-    return {
-        "quant/activation_overload_rate": _mean([q.overload_rate for q in quantizers]),
-        "quant/tanh_saturation_ratio": _mean([norm.tanh_saturation for norm in norms]),
-    }
+    found = {}
+    if overloads := [q.overload_rate for q in quantizers if q.bits is not None]:
+        found["quant/activation_overload_rate"] = _mean(overloads)
+    if norms:
+        found["quant/tanh_saturation_ratio"] = _mean([norm.tanh_saturation for norm in norms])
+    return found
 
 
 @torch.no_grad()
@@ -68,7 +69,8 @@ def precision_diagnostics(
     linears: Sequence[QuantizedLinear], quantizers: Sequence[ActivationQuantizer]
 ) -> dict[str, Tensor]:
     """Activation bits in force, and the share of quantizers that QDrop bypassed last."""
-    bits = sum(quantizer.bits for quantizer in quantizers) / len(quantizers)
+    in_force = [32 if quantizer.bits is None else quantizer.bits for quantizer in quantizers]
+    bits = sum(in_force) / len(in_force)
     bypassed = [linear.bypassed for linear in linears]
     bypassed += [quantizer.bypassed for quantizer in quantizers]
     return {
@@ -79,11 +81,14 @@ def precision_diagnostics(
 
 def _mean_weight_bits(linears: Sequence[QuantizedLinear]) -> float:
     """Mean over weights; a ternary weight carries log2(3) bits."""
-    bits = sum(
-        linear.weight.numel() * (TERNARY_INFORMATION_BITS if linear.is_ternary else linear.bits)
-        for linear in linears
-    )
+    bits = sum(linear.weight.numel() * _information_bits(linear) for linear in linears)
     return bits / sum(linear.weight.numel() for linear in linears)
+
+
+def _information_bits(linear: QuantizedLinear) -> float:
+    if linear.bits is None:
+        return torch.finfo(linear.weight.dtype).bits
+    return TERNARY_INFORMATION_BITS if linear.is_ternary else linear.bits
 
 
 def _count_codes(codes: Tensor) -> Tensor:

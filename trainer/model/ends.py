@@ -18,27 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.model.activation import ActivationQuantizer
-from trainer.model.config import ModelConfig, NormKind
+from trainer.model.config import ModelConfig
 from trainer.model.integer import integer_weights
 from trainer.model.mixing import largest_block
+from trainer.model.norms import make_norm
 from trainer.model.precision import ScheduledModule, end_stage_bits
-from trainer.model.qdyt import QDyT
 from trainer.schedule import ScheduleState
 
 _ROW_GROUP = 64
-
-
-class EndNorm(nn.Module):
-    """LayerNorm or QDyT, called alike."""
-
-    def __init__(self, config: ModelConfig, kind: NormKind) -> None:
-        super().__init__()
-        self.norm = QDyT(config) if kind == "qdyt" else nn.LayerNorm(config.d_model)
-
-    def forward(self, x: Tensor, rows: Tensor | None) -> Tensor:
-        """(..., d_model) -> (..., d_model)."""
-        out: Tensor = self.norm(x, rows) if isinstance(self.norm, QDyT) else self.norm(x)
-        return out
 
 
 def sinusoids(length: int, channels: int) -> Tensor:
@@ -62,13 +49,13 @@ class Embedding(ScheduledModule):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.stage_bits = end_stage_bits(config.embedding_bits)
+        self.stage_bits = end_stage_bits(config.embedding_bits, config.weight_mode)
         self.bits = self.stage_bits.full_ternary
         self.group = largest_block(config.d_model, _ROW_GROUP)
         self.token = nn.Parameter(torch.empty(config.vocab_size, config.d_model))
         self.position = nn.Parameter(sinusoids(config.max_length, config.d_model))
         nn.init.normal_(self.token, std=config.d_model**-0.5)
-        self.norm = EndNorm(config, config.embed_norm)
+        self.norm = make_norm(config, config.embed_norm)
 
     def apply_schedule(self, state: ScheduleState) -> None:
         """Take over the bits."""
@@ -88,11 +75,12 @@ class LanguageModelHead(ScheduledModule):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.stage_bits = end_stage_bits(config.head_bits)
+        self.stage_bits = end_stage_bits(config.head_bits, config.weight_mode)
         self.bits = self.stage_bits.full_ternary
         self.group = largest_block(config.d_model, _ROW_GROUP)
-        self.norm = EndNorm(config, config.final_norm)
-        self.input = ActivationQuantizer(config, config.d_model, self.stage_bits)
+        self.norm = make_norm(config, config.final_norm)
+        input_bits = end_stage_bits(config.head_bits, config.activation_mode)
+        self.input = ActivationQuantizer(config, config.d_model, input_bits)
         self.weight = nn.Parameter(torch.empty(config.vocab_size, config.d_model))
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
         nn.init.normal_(self.weight, std=config.d_model**-0.5)

@@ -47,7 +47,7 @@ def integer_codes(
 
 def integer_weights(
     w: Tensor,
-    bits: int,
+    bits: int | None,
     *,
     group: int | None = None,
     dither: bool = False,
@@ -55,10 +55,14 @@ def integer_weights(
 ) -> Tensor:
     """w on its levels, shape (..., in); the gradient passes straight through to w.
 
+    Without bits, w itself.
+
     The tensors in idle get a gradient of zero. The columns of a ternary weight are
     idle in the int8 stages, and a parameter that has no gradient at all stops a
     distributed reduction.
     """
+    if bits is None:
+        return w
     apply: Callable[..., Tensor] = _IntegerWeights.apply
     return apply(w, bits, group, dither, *idle)
 

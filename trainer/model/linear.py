@@ -83,8 +83,11 @@ class QuantizedLinear(ScheduledModule):
     def codes(self) -> tuple[Tensor, Tensor]:
         """Codes (out, in) and scale, broadcastable to them, of the bits in force.
 
-        Without the noise of training: codes * scale is the weight of an evaluation.
+        Without the noise of training: codes * scale is the weight of an evaluation. A
+        weight that is not quantized is its own codes, with a scale of 1.
         """
+        if self.bits is None:
+            return self.weight, self.weight.new_ones(())
         if not self.is_ternary:
             codes, step = integer_codes(self.weight, self.bits)
             return codes.flatten(-2), step.flatten(-2)
@@ -95,7 +98,7 @@ class QuantizedLinear(ScheduledModule):
 
     def _weight_in_force(self) -> Tensor:
         quantized = self._ternary_weight() if self.is_ternary else self._integer_weight()
-        if not (self.training and self.qdrop_probability > 0.0):
+        if not (self.training and self.qdrop_probability > 0.0) or self.bits is None:
             return quantized
         bypass = torch.rand((), device=self.weight.device) < self.qdrop_probability
         self.bypassed.copy_(bypass)

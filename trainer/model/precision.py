@@ -16,23 +16,26 @@ from typing import NamedTuple
 
 from torch import nn
 
-from trainer.model.config import TERNARY_BITS, ModelConfig
+from trainer.model.config import TERNARY_BITS, ActivationMode, ModelConfig, WeightMode
 from trainer.schedule import ScheduleState, Stage
 
 WARMUP_BITS = 8
 
 
 class StageBits(NamedTuple):
-    """Bits of one quantizer in each stage, in the order of the stages."""
+    """Bits of one quantizer in each stage, in their order; None leaves values as they are."""
 
-    warmup: int
-    partial_ternary: int
-    full_ternary: int
+    warmup: int | None
+    partial_ternary: int | None
+    full_ternary: int | None
 
-    def in_stage(self, stage: Stage) -> int:
+    def in_stage(self, stage: Stage) -> int | None:
         """Bits in force in a stage."""
-        bits: int = getattr(self, stage)
+        bits: int | None = getattr(self, stage)
         return bits
+
+
+UNQUANTIZED = StageBits(None, None, None)
 
 
 class ScheduledModule(nn.Module):
@@ -48,6 +51,8 @@ def weight_stage_bits(config: ModelConfig, layer: int, site: str) -> StageBits:
 
     V and O of the last blocks never become ternary: they keep vo_bits.
     """
+    if config.weight_mode == "float":
+        return UNQUANTIZED
     if _is_late_value_path(config, layer, site):
         return StageBits(WARMUP_BITS, config.vo_bits, config.vo_bits)
     is_top_half = layer >= config.layers // 2
@@ -57,6 +62,8 @@ def weight_stage_bits(config: ModelConfig, layer: int, site: str) -> StageBits:
 
 def activation_stage_bits(config: ModelConfig, layer: int, site: str) -> StageBits:
     """Int8 in the warmup stage, then activation_bits but for the mixed sites."""
+    if config.activation_mode == "float":
+        return UNQUANTIZED
     bits = {"q": config.qk_bits, "k": config.qk_bits, "gate": config.gate_bits}.get(
         site, config.activation_bits
     )
@@ -65,9 +72,9 @@ def activation_stage_bits(config: ModelConfig, layer: int, site: str) -> StageBi
     return StageBits(WARMUP_BITS, bits, bits)
 
 
-def end_stage_bits(bits: int) -> StageBits:
+def end_stage_bits(bits: int, mode: WeightMode | ActivationMode) -> StageBits:
     """Bits of the embedding and of the head, which have no ternary stage."""
-    return StageBits(WARMUP_BITS, bits, bits)
+    return UNQUANTIZED if mode == "float" else StageBits(WARMUP_BITS, bits, bits)
 
 
 def _is_late_value_path(config: ModelConfig, layer: int, site: str) -> bool:

@@ -103,7 +103,9 @@ def test_heads_share_one_range_over_their_channels():
 
     expected = torch.stack([x[:, :3].abs().flatten(), x[:, 3:].abs().flatten()])
     torch.testing.assert_close(quantizer.rho, expected.quantile(0.997, dim=1))
-    torch.testing.assert_close(quantizer.steps(), (quantizer.rho / 7).repeat_interleave(3))
+    torch.testing.assert_close(
+        quantizer.steps(quantizer.bits), (quantizer.rho / 7).repeat_interleave(3)
+    )
 
 
 def test_evaluation_leaves_the_ranges_alone_and_repeats_itself():
