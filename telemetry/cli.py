@@ -13,15 +13,18 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 from telemetry.config import ServeConfig, check_sinks, load
-from telemetry.errors import EXIT_USAGE, CommandError
+from telemetry.errors import EXIT_BACKLOG, EXIT_USAGE, CommandError
 from telemetry.logs import configure_logs
 
 DESCRIPTION = "Telemetry sidecar: records what a training run says, and forwards it."
+ORPHAN_GRACE_S = 60.0
+"""What a sink whose supervisor is gone has left to stop by itself."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -157,6 +160,9 @@ def _stop_with_stdin(stop: threading.Event) -> None:
         while os.read(0, 1024):
             pass
         stop.set()
+        # One that hangs would keep its place from the next one.
+        time.sleep(ORPHAN_GRACE_S)
+        os._exit(EXIT_BACKLOG)
 
     threading.Thread(target=watch, name="stdin", daemon=True).start()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +20,8 @@ from telemetry.errors import CommandError
 from telemetry.sinks.registry import SINK_NAMES
 
 PREFIX: Final = "TELEMETRY_"
+HZ_MIN: Final = 0.05
+"""The slowest that the sampler can be told."""
 
 
 def _setting(default: Any, help: str, low: float | None = None, high: float | None = None) -> Any:
@@ -110,14 +112,15 @@ def _read_file(file: Path) -> dict[str, Any]:
 
 def _parsed(field: dataclasses.Field[Any], value: Any, name: str) -> Any:
     kind = type(field.default)
+    low, high = field.metadata["low"], field.metadata["high"]
     try:
         parsed = _TYPES[kind](value)
-    except (ValueError, TypeError) as exc:
-        what = {bool: "true or false", int: "a whole number", float: "a number"}
-        raise CommandError(f"{name}={value!r} must be {what.get(kind, 'text')}") from exc
-    low, high = field.metadata["low"], field.metadata["high"]
-    if low is not None and not low <= parsed <= high:
-        raise CommandError(f"{name}={value} is out of range: {low:g} to {high:g}")
+        if low is not None and not low <= parsed <= high:
+            raise ValueError(value)
+    except (ValueError, TypeError, OverflowError, RuntimeError) as exc:
+        what = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "text")
+        bounds = "" if low is None else f" from {low} to {high}"
+        raise CommandError(f"{name}={value!r} must be {what}{bounds}") from exc
     _check_choice(field.name, name, parsed)
     return parsed
 
@@ -127,8 +130,10 @@ def _check_choice(field_name: str, name: str, value: Any) -> None:
         check_sinks(value, name)
     elif field_name == "wandb_mode" and value not in ("online", "offline", "disabled"):
         raise CommandError(f"{name}={value!r} must be online, offline or disabled")
-    elif field_name == "http" and value != "off" and not value.rpartition(":")[2].isdigit():
-        raise CommandError(f"{name}={value!r} must be HOST:PORT or 'off'")
+    elif field_name == "http" and value != "off" and not _is_address(value):
+        raise CommandError(f"{name}={value!r} must be HOST:PORT, with a port to 65535, or 'off'")
+    elif field_name == "sample_hz" and 0 < value < HZ_MIN:
+        raise CommandError(f"{name}={value!r} must be 0, or a number from {HZ_MIN} to 20")
 
 
 def check_sinks(names: tuple[str, ...], flag: str) -> None:
@@ -140,6 +145,36 @@ def check_sinks(names: tuple[str, ...], flag: str) -> None:
     for sink in names:
         if sink not in SINK_NAMES:
             raise CommandError(f"{flag}: unknown sink {sink!r}; known: {', '.join(SINK_NAMES)}")
+
+
+def _is_address(value: str) -> bool:
+    port = value.rpartition(":")[2]
+    return port.isascii() and port.isdigit() and int(port) < 65536
+
+
+def _as_number(kind: type) -> Callable[[Any], Any]:
+    """int or float of a text or a number; a fraction is no int, and a bool is neither."""
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, bool) or (kind is int and isinstance(value, float)):
+            raise ValueError(value)
+        return kind(value)
+
+    return convert
+
+
+def _as_text(value: Any) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError(value)
+    return value
+
+
+def _as_path(value: Any) -> Path:
+    if isinstance(value, Path):
+        return value
+    if not _as_text(value):
+        raise ValueError(value)
+    return Path(value).expanduser()
 
 
 def _as_bool(value: Any) -> bool:
@@ -155,15 +190,15 @@ def _raise(value: Any) -> bool:
 
 
 def _as_names(value: Any) -> tuple[str, ...]:
-    parts = value.split(",") if isinstance(value, str) else list(value)
+    parts = value.split(",") if isinstance(value, str) else [_as_text(part) for part in value]
     return tuple(part.strip() for part in parts if part.strip())
 
 
 _TYPES: Final[dict[type, Any]] = {
     bool: _as_bool,
-    int: int,
-    float: float,
-    str: str,
+    int: _as_number(int),
+    float: _as_number(float),
+    str: _as_text,
     tuple: _as_names,
-    type(Path()): lambda value: Path(value).expanduser(),
+    type(Path()): _as_path,
 }

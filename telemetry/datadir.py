@@ -24,9 +24,9 @@ class DataDir:
         try:
             (path / "runs").mkdir(parents=True, exist_ok=True)
             self._fd = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as exc:
+        except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
             raise CommandError(
-                f"data directory {path} can't be written: {exc.strerror}; "
+                f"data directory {path} can't be written: {getattr(exc, 'strerror', exc)}; "
                 "choose another with --data-dir"
             ) from exc
         try:
@@ -38,6 +38,7 @@ class DataDir:
                 EXIT_RUNNING,
             ) from exc
         os.ftruncate(self._fd, 0)
+        self.publish("")
 
     def publish(self, address: str) -> None:
         """Say who holds the directory, and where it listens."""
@@ -66,7 +67,8 @@ def is_held(path: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Shared: two who ask at once must not hold it for one another.
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
         return True
     finally:

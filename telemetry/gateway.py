@@ -63,7 +63,7 @@ class Gateway:
         except zmq.ZMQError as exc:
             self.close()
             if exc.errno == zmq.EADDRINUSE:
-                raise AddressInUse(f"{address} is in use") from exc
+                raise AddressInUse(f"{address} is in use by another process") from exc
             raise OSError(f"{address}: {exc.strerror}") from exc
 
     def receive(self, timeout_s: float) -> Iterator[tuple[bytes, Message]]:
@@ -138,6 +138,9 @@ def _locked_ipc(address: str) -> int:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as exc:
+        holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
         os.close(fd)
-        raise AddressInUse(f"{address} is in use") from exc
+        raise AddressInUse(f"{address} is in use by the process with pid {holder}") from exc
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd

@@ -16,7 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from shared.events import Gap, HistogramLogged, MetricsLogged
+from shared.events import DecodeError, Gap, HistogramLogged, MetricsLogged
 from shared.packing import kind_of
 from telemetry.errors import CommandError
 from telemetry.files import read_json
@@ -61,7 +61,10 @@ def inspect(run_dir: Path) -> int:
         contents = read_contents(run_dir / "journal")
     except NotAJournal as exc:
         raise CommandError(str(exc)) from exc
-    console = Console(soft_wrap=True)
+    except OSError as exc:
+        raise CommandError(f"{run_dir} can't be read: {exc.strerror}") from exc
+    # What producers called things is text, not markup.
+    console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
     _print_run(console, run_dir, contents)
     _print_events(console, contents)
     _print_missing(console, contents)
@@ -84,8 +87,11 @@ def read_contents(journal: Path) -> Contents:
 
 
 def _count(contents: Contents, row: Row) -> None:
-    event = row.envelope.event()
-    kind = row.envelope.tag if event is None else kind_of(event)
+    try:
+        event = row.envelope.event()
+    except DecodeError:
+        event = None
+    kind = _printable(row.envelope.tag) if event is None else kind_of(event)
     tally = contents.tallies.setdefault((row.source, kind), Tally())
     wall_ns = row.envelope.wall_ns
     tally.count += 1
@@ -97,7 +103,7 @@ def _count(contents: Contents, row: Row) -> None:
     contents.sessions.setdefault(row.source, set()).add(row.session)
     if isinstance(event, Gap):
         for kind, count in event.by_kind.items():
-            contents.missing[kind, event.reason] += count
+            contents.missing[_printable(kind), _printable(event.reason)] += count
         contents.unknown_ms += event.unknown_ms or 0.0
 
 
@@ -105,11 +111,10 @@ def _print_run(console: Console, run_dir: Path, contents: Contents) -> None:
     info = read_json(run_dir / RUN_FILE) or {}
     state = info.get("status") or info.get("state") or "unknown"
     size = sum(path.stat().st_size for path in (run_dir / "journal").iterdir())
-    name = f" ({info['name']})" if "name" in info else ""
+    name = f" ({_printable(str(info['name']))})" if "name" in info else ""
     console.print(
         f"run {info.get('run_id', run_dir.resolve().name)}{name}: {contents.rows:,} rows, "
         f"{size / 1e6:.1f} MB, {state}",
-        highlight=False,
     )
 
 
@@ -133,9 +138,9 @@ def _print_missing(console: Console, contents: Contents) -> None:
         console.print("missing: nothing, as far as its producers could count")
         return
     for (kind, reason), count in sorted(contents.missing.items()):
-        console.print(f"missing: {count:,} events of kind {kind}: {reason}", highlight=False)
+        console.print(f"missing: {count:,} events of kind {kind}: {reason}")
     if contents.unknown_ms:
-        console.print(f"missing: up to {contents.unknown_ms:.0f} ms unknown", highlight=False)
+        console.print(f"missing: up to {contents.unknown_ms:.0f} ms unknown")
 
 
 def _print_sinks(console: Console, run_dir: Path, contents: Contents) -> None:
@@ -143,7 +148,7 @@ def _print_sinks(console: Console, run_dir: Path, contents: Contents) -> None:
         cursor: dict[str, Any] = read_json(path) or {}
         row = int(cursor.get("row", 0))
         state = "has all of it" if cursor.get("done") else f"{contents.rows - row:,} rows behind"
-        console.print(f"sink {path.stem}: at row {row:,}, {state}", highlight=False)
+        console.print(f"sink {path.stem}: at row {row:,}, {state}")
 
 
 def _print_damage(console: Console, contents: Contents) -> bool:
@@ -155,10 +160,14 @@ def _print_damage(console: Console, contents: Contents) -> bool:
         console.print(
             f"{damage.kind}: rows {damage.first_row} to {last}, "
             f"bytes {damage.offset} to {damage.end} {damage.detail}",
-            highlight=False,
         )
     console.print("damage: " + ("see above" if is_damaged else "none"))
     return is_damaged
+
+
+def _printable(text: str) -> str:
+    """Text that can't move a terminal's cursor."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _steps(tally: Tally) -> str:

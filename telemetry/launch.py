@@ -48,7 +48,7 @@ class Sidecar:
         if (
             self._process is None
             and not self._is_hopeless
-            and time.monotonic() >= (self._not_before_s)
+            and time.monotonic() >= self._not_before_s
         ):
             try:
                 # A session of its own: Ctrl-C is for the command, not for what records it.
@@ -61,6 +61,11 @@ class Sidecar:
 
     def drain(self, timeout_s: float) -> None:
         """Let it finish, at most so long."""
+        # One that died while the command ended has to be there once more, to finish its work.
+        self.keep()
+        if self._process is None:
+            self._not_before_s = 0.0
+            self.keep()
         if self._process is None:
             return
         assert self._process.stdin is not None
@@ -107,12 +112,20 @@ def _run_command(
 ) -> int:
     environ = dict(os.environ, TELEMETRY_ENDPOINT=address)
     environ.setdefault("TELEMETRY_SPOOL_DIR", str((config.data_dir / "spool").resolve()))
+    # A signal that comes between the start and the handlers waits for them.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
     try:
-        child = subprocess.Popen(command, env=environ)
+        child = subprocess.Popen(
+            command,
+            env=environ,
+            preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, mask),
+        )
+        _forward_signals(child)
     except OSError as exc:
         print(f"telemetry: can't run {command[0]!r}: {exc.strerror}", file=sys.stderr)
         return 127 if isinstance(exc, FileNotFoundError) else 126
-    _forward_signals(child)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     while True:
         try:
             code = child.wait(POLL_S)

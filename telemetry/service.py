@@ -9,6 +9,7 @@ own processes. Shutdown follows it: sampler, ingest, journal, sinks.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -56,20 +57,15 @@ class Service:
         self._clock = clock or SystemClock()
         self._host = sanitized_host(config.host or socket.gethostname())
         self._data_dir = DataDir(config.data_dir)
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._data_dir.close)
+            self._gateway = _bound(config)
+            undo.callback(self._gateway.close)
             self._open_parts()
-        except BaseException:
-            self._data_dir.close()
-            raise
+            undo.pop_all()
 
     def _open_parts(self) -> None:
         config = self.config
-        try:
-            self._gateway = Gateway(config.address, allow_insecure=config.insecure_network)
-        except AddressInUse as exc:
-            raise CommandError(f"--bind: {exc} by another process", EXIT_RUNNING) from exc
-        except (ValueError, OSError) as exc:
-            raise CommandError(f"--bind: {exc}") from exc
         self._runs = Runs(config.data_dir, new_session(), self._clock)
         self._host_run = HostRun(self._host, config.wandb_mode, is_enabled=config.host_run)
         self._ingest = Ingest(self._runs, self._clock, self._host_run, config.lost_after_s)
@@ -84,6 +80,7 @@ class Service:
         self._sampler_not_before_ns = 0
         self._turned_ns = self._clock.monotonic_ns()
         self._ticked_ns = 0
+        self._failures = 0
         self._health = Health()
         self._seen: set[str] = set()
         self._status = None if config.http == "off" else StatusServer(config.http, self.health)
@@ -96,11 +93,10 @@ class Service:
         log.info("listening on %s, data in %s", self.config.address, self.config.data_dir)
         try:
             while not self.stop.is_set():
-                self._turn()
+                self._guarded_turn()
             return self._drain()
         except JournalFault as exc:
             log.error("journal fault, stopping: %s", exc)
-            self._supervisor.end(0)
             return EXIT_FAULT
 
     def health(self) -> Health:
@@ -110,6 +106,7 @@ class Service:
 
     def close(self) -> None:
         """Let go of everything. May be called twice."""
+        self._supervisor.end(0)
         self._end_sampler()
         if self._status is not None:
             self._status.close()
@@ -131,6 +128,21 @@ class Service:
 
     # --- serving
 
+    def _guarded_turn(self) -> None:
+        """A turn; whatever goes wrong in it, the next one begins.
+
+        Raises:
+            JournalFault: going on would promise what can't be kept.
+        """
+        try:
+            self._turn()
+        except JournalFault:
+            raise
+        except Exception:
+            self._failures += 1
+            if self._failures == 1:
+                log.exception("a turn failed; the sidecar goes on")
+
     def _turn(self) -> None:
         """Take in messages until a commit is due; commit; look after the rest."""
         commit_ns = int(self.config.commit_interval_ms * 1e6)
@@ -144,6 +156,9 @@ class Service:
                 got_now = True
                 for reply in self._ingest.handle(peer, message):
                     self._gateway.send(*reply)
+                # The rest stays in the socket: one peer can't fill our memory.
+                if self._ingest.pending_bytes >= self.config.commit_bytes:
+                    break
             if not got_now and not got_any:
                 break
             if got_now and not got_any:
@@ -166,9 +181,13 @@ class Service:
         active = [run for run in self._runs if not run.is_ended]
         self._seen |= {run.run_id for run in self._runs if run.is_started}
         self._health = Health(
-            is_writable=self._ingest.has_room,
-            detail="" if self._ingest.has_room else "no room on disk",
-            counts={**self._ingest.counts, **self._gateway.counts},
+            is_writable=self._ingest.is_writable,
+            detail="" if self._ingest.is_writable else "no room on disk",
+            counts={
+                **self._ingest.counts,
+                **self._gateway.counts,
+                "failed_turns_total": self._failures,
+            },
             active_runs=len(active),
             durable_rows={run.run_id: run.writer.durable_row for run in self._runs},
         )
@@ -180,7 +199,7 @@ class Service:
             level = logging.INFO if has_room else logging.ERROR
             log.log(level, "%d MB free: %s", free >> 20, "going on" if has_room else "pausing")
         self._ingest.has_room = has_room
-        self._supervisor.pause(not has_room)
+        self._supervisor.pause(not self._ingest.is_writable)
 
     # --- the sampler
 
@@ -225,7 +244,7 @@ class Service:
             self._sampler.stdin.close()
         settle = min(SETTLE_S, self.config.drain_grace_s / 4)
         while True:
-            self._turn()
+            self._guarded_turn()
             is_waited_for = self._ingest.has_live_trainers and not self.are_producers_gone
             spent_s = self.config.drain_grace_s - left_s()
             if spent_s >= settle and not (is_waited_for and left_s(LAST_WORDS_SHARE)):
@@ -235,7 +254,7 @@ class Service:
             self._ingest.declare_abandoned_lost()
         self._host_run.finish(self._runs)
         self._ingest.tick()
-        self._turn()
+        self._guarded_turn()
         self._tick()
         self._supervisor.end(left_s())
         backlog = {pair for pair in self._supervisor.backlog if pair[0] in self._seen}
@@ -243,6 +262,15 @@ class Service:
         backlog = {pair for pair in backlog if pair[0] not in open_runs}
         print_summary(self._runs.directory, sorted(self._seen), backlog)
         return EXIT_BACKLOG if backlog else EXIT_OK
+
+
+def _bound(config: ServeConfig) -> Gateway:
+    try:
+        return Gateway(config.address, allow_insecure=config.insecure_network)
+    except AddressInUse as exc:
+        raise CommandError(f"--bind: {exc}", EXIT_RUNNING) from exc
+    except (ValueError, OSError) as exc:
+        raise CommandError(f"--bind: {exc}") from exc
 
 
 def watch_stdin(service: Service) -> None:

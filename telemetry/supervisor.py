@@ -9,6 +9,7 @@ Runs on a thread of its own; `snapshot` may be called from any.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -34,6 +35,9 @@ log = logging.getLogger("telemetry.supervisor")
 TURN_S: Final = 0.25
 BACKOFF_FIRST_S: Final = 1.0
 BACKOFF_MAX_S: Final = 300.0
+DIE_S: Final = 1.0
+"""A killed process that takes longer hangs in the kernel, and is looked after later."""
+
 STEADY_S: Final = 60.0
 """A sink that worked for so long begins again with the shortest back-off."""
 
@@ -67,8 +71,15 @@ class SinkProcess:
     failures: int = 0
     restarts: int = 0
     is_rejected: bool = False
+    is_stopping: bool = False
+    """The process was asked to stop, or killed."""
     descendants: dict[int, float] = field(default_factory=dict)
     """pid -> start time of every process it has started, for killing them all."""
+
+
+def sink_command(sink: str, run_dir: Path) -> list[str]:
+    """What brings one sink of one run up to date, and keeps it there."""
+    return [sys.executable, "-m", "telemetry", "sink", sink, str(run_dir), "--follow"]
 
 
 class Supervisor:
@@ -82,14 +93,16 @@ class Supervisor:
         *,
         max_processes: int,
         sink_timeout_s: float,
+        command: Callable[[str, Path], list[str]] = sink_command,
     ) -> None:
         self._runs_dir = runs_dir
         self._sinks = sinks
         self._clock = clock
         self._max_processes = max_processes
         self._sink_timeout_ns = int(sink_timeout_s * 1e9)
+        self._command = command
         self._sinks_of: dict[tuple[str, str], SinkProcess] = {}
-        self._json_cache: dict[Path, tuple[int, dict[str, Any]]] = {}
+        self._json_cache: dict[Path, tuple[tuple[int, int], dict[str, Any]]] = {}
         self._statuses: list[SinkStatus] = []
         self._backlog: set[tuple[str, str]] = set()
         self._is_paused = False
@@ -113,10 +126,14 @@ class Supervisor:
         return self._backlog
 
     def end(self, timeout_s: float) -> None:
-        """Let the sinks come to the end of what is on disk; after timeout_s, end them."""
+        """Let the sinks come to the end of what is on disk; after timeout_s, end them.
+
+        May be called twice, and without a start.
+        """
         deadline_ns = self._clock.monotonic_ns() + int(timeout_s * 1e9)
         self._is_ending.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         while self._clock.monotonic_ns() < deadline_ns and self._turn(is_draining=True):
             threading.Event().wait(0.05)
         for item in self._sinks_of.values():
@@ -141,12 +158,20 @@ class Supervisor:
         for key, is_running in wanted:
             item = self._item(key)
             self._start_if_due(item, is_draining=is_draining)
-            # A run that goes on without us is brought up to date, not finished.
-            if is_draining and is_running and item.process is not None:
+            # A run that goes on without us is brought up to date, not finished. Who has
+            # not reported yet does not know how to stop: the signal would kill it.
+            if (
+                is_draining
+                and is_running
+                and item.process is not None
+                and item.state != "starting"
+                and not item.is_stopping
+            ):
+                item.is_stopping = True
                 item.process.terminate()
         if self._is_paused:
             for item in self._sinks_of.values():
-                if item.process is not None:
+                if item.process is not None and not item.is_stopping:
                     self._kill(item, "paused: no room on disk")
         self._statuses = [
             SinkStatus(i.run_dir.name, i.sink, i.state, i.row, i.restarts, i.detail)
@@ -166,7 +191,7 @@ class Supervisor:
                 if sink == "wandb" and info.get("wandb_mode") == "disabled":
                     continue
                 cursor = self._read(run_dir / "cursors" / f"{sink}.json")
-                if is_running or cursor is None or not cursor.get("done"):
+                if is_running or not _has_all(cursor, info):
                     wanted.append(((run_dir.name, sink), is_running))
                 else:
                     self._forget_if_idle((run_dir.name, sink))
@@ -180,16 +205,18 @@ class Supervisor:
     def _read(self, path: Path) -> dict[str, Any] | None:
         """A JSON file, parsed again only when it has changed."""
         try:
-            changed_ns = path.stat().st_mtime_ns
+            status = path.stat()
         except OSError:
             return None
+        # Replaced twice within the resolution of its time, a file is still another one.
+        version = status.st_mtime_ns, status.st_ino
         cached = self._json_cache.get(path)
-        if cached is None or cached[0] != changed_ns:
+        if cached is None or cached[0] != version:
             value = read_json(path)
             if value is None:
                 return None
-            kept = ("name", "state", "wandb_mode", "done", "row")
-            cached = (changed_ns, {key: value[key] for key in kept if key in value})
+            kept = ("name", "state", "endings", "wandb_mode", "done", "ending", "row")
+            cached = (version, {key: value[key] for key in kept if key in value})
             self._json_cache[path] = cached
         return cached[1]
 
@@ -220,15 +247,20 @@ class Supervisor:
             return
         read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(read_fd, False)
-        command = [sys.executable, "-m", "telemetry", "sink", item.sink, str(item.run_dir)]
-        command += ["--follow", "--exit-with-stdin", "--report-fd", str(write_fd)]
-        item.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, pass_fds=[write_fd], start_new_session=True
-        )
-        os.close(write_fd)
+        command = self._command(item.sink, item.run_dir)
+        command += ["--exit-with-stdin", "--report-fd", str(write_fd)]
+        try:
+            item.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, pass_fds=[write_fd], start_new_session=True
+            )
+        except OSError:
+            os.close(read_fd)
+            raise
+        finally:
+            os.close(write_fd)
         item.report_fd, item.partial = read_fd, b""
         item.started_ns = item.heard_ns = now
-        item.state, item.descendants = "starting", {}
+        item.state, item.is_stopping, item.descendants = "starting", False, {}
 
     def _listen(self, item: SinkProcess) -> None:
         """Take in what the process reported, and record what it has started."""
@@ -259,6 +291,9 @@ class Supervisor:
         if item.process is None or (code := item.process.poll()) is None:
             return
         self._let_go(item)
+        if code != EXIT_OK:
+            # What it leaves behind would go on in the way of the next one.
+            self._kill_descendants(item)
         now = self._clock.monotonic_ns()
         if code == EXIT_OK:
             item.failures, item.not_before_ns = 0, now
@@ -273,7 +308,7 @@ class Supervisor:
         delay_s = min(BACKOFF_FIRST_S * 2 ** (item.failures - 1), BACKOFF_MAX_S)
         delay_s *= random.uniform(0.5, 1.0)
         item.not_before_ns = now + int(delay_s * 1e9)
-        if item.state != "unavailable":
+        if item.state not in ("unavailable", "killed"):
             item.state, item.detail = "crashed", f"exit code {code}"
         if item.failures in (1, 5) and code != EXIT_RUNNING:
             log.warning(
@@ -283,7 +318,8 @@ class Supervisor:
 
     def _kill_if_hanging(self, item: SinkProcess) -> None:
         silent_ns = self._clock.monotonic_ns() - item.heard_ns
-        if item.process is not None and silent_ns > self._sink_timeout_ns:
+        is_killed = item.state == "killed"
+        if item.process is not None and not is_killed and silent_ns > self._sink_timeout_ns:
             self._kill(item, f"hung for {silent_ns / 1e9:.0f} s in state {item.state!r}")
 
     def _kill(self, item: SinkProcess, why: str) -> None:
@@ -291,19 +327,33 @@ class Supervisor:
         assert item.process is not None
         log.warning("sink=%s run=%s killed: %s", item.sink, item.run_dir.name, why)
         self._record_descendants(item)
+        self._listen(item)
+        item.state, item.detail, item.is_stopping = "killed", why, True
         item.process.kill()
+        self._kill_descendants(item)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            item.process.wait(DIE_S)
+        self._reap(item)
+
+    def _kill_descendants(self, item: SinkProcess) -> None:
         for pid, start_time in item.descendants.items():
             _kill_if_same(pid, start_time)
-        item.process.wait()
-        item.state, item.detail = "killed", why
-        self._reap(item)
+        item.descendants = {}
 
     def _let_go(self, item: SinkProcess) -> None:
         assert item.process is not None and item.process.stdin is not None
-        self._listen(item)
+        if item.state != "killed":
+            self._listen(item)
         item.process.stdin.close()
         os.close(item.report_fd)
         item.process, item.report_fd = None, -1
+
+
+def _has_all(cursor: dict[str, Any] | None, info: dict[str, Any]) -> bool:
+    """The sink was done, and with the last end of its run: late events bring another."""
+    if cursor is None or not cursor.get("done"):
+        return False
+    return bool(cursor.get("ending", 0) == info.get("endings", 0))
 
 
 def _kill_if_same(pid: int, start_time: float) -> None:

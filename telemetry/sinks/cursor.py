@@ -30,6 +30,7 @@ class Cursor:
         Raises:
             CursorLocked: somebody else has it.
             OSError: the directory can't be written.
+            ValueError: it is another run's, or damaged.
         """
         directory = out_dir / "cursors"
         directory.mkdir(parents=True, exist_ok=True)
@@ -41,21 +42,30 @@ class Cursor:
         except OSError as exc:
             self.close()
             raise CursorLocked(f"{self.path} is held by another process") from exc
-        self.position, self.is_done = _read(self.path, run_id)
+        try:
+            self.position, self.is_done, self._ending = _read(self.path, run_id)
+        except BaseException:
+            self.close()
+            raise
 
-    def commit(self, position: Position, *, is_done: bool = False) -> None:
-        """Move to this position, durably; nothing is written where nothing changed."""
-        if position == self.position and is_done == self.is_done:
+    def commit(self, position: Position, *, is_done: bool = False, ending: int = 0) -> None:
+        """Move to this position, durably; nothing is written where nothing changed.
+
+        is_done: the sink has all of the run as of its ending of this number.
+        """
+        state = (position, is_done, ending)
+        if state == (self.position, self.is_done, self._ending):
             return
         value = {
             "run_id": self._run_id,
             "row": position.row,
             "state": position.state,
             "done": is_done,
+            "ending": ending,
             "wall_s": round(time.time(), 3),
         }
         write_json(self.path, value)
-        self.position, self.is_done = position, is_done
+        self.position, self.is_done, self._ending = state
 
     def close(self) -> None:
         """Let go of the lock. May be called twice."""
@@ -75,10 +85,14 @@ class Cursor:
         self.close()
 
 
-def _read(path: Path, run_id: str) -> tuple[Position, bool]:
+def _read(path: Path, run_id: str) -> tuple[Position, bool, int]:
     value = read_json(path)
     if value is None:
-        return START, False
+        return START, False, 0
     if value.get("run_id") != run_id:
         raise ValueError(f"{path} belongs to run {value.get('run_id')}, not to {run_id}")
-    return Position(int(value["row"]), dict(value["state"])), bool(value.get("done"))
+    try:
+        position = Position(int(value["row"]), dict(value["state"]))
+    except (KeyError, TypeError, ValueError) as exc:
+        raise ValueError(f"{path} is damaged: {exc!r}") from exc
+    return position, bool(value.get("done")), int(value.get("ending", 0))

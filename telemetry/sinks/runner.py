@@ -95,7 +95,7 @@ def _guarded(
     try:
         sink = make_sink(job.sink, SinkContext(info["run_id"], job.out_dir, info, job.options))
         try:
-            _carry(job, sink, cursor, stop, report)
+            is_done = _carry(job, sink, cursor, stop, report)
         finally:
             sink.close()
     except (SinkUnavailable, ImportError) as exc:
@@ -106,12 +106,17 @@ def _guarded(
         report("rejected", cursor.position.row, str(exc)[:300])
         log.error("sink=%s run=%s rejected: %s", job.sink, info["run_id"], exc)
         return EXIT_FAULT
-    return EXIT_OK
+    # Who follows is stopped when it has come to the end of what is on disk.
+    return EXIT_OK if is_done or job.follow else EXIT_BACKLOG
 
 
 def _carry(
     job: SinkJob, sink: Sink, cursor: Cursor, stop: threading.Event, report: Reporter
-) -> None:
+) -> bool:
+    """Carry rows until the run is over, or until stop. True if the sink has all of it.
+
+    Whoever follows a run goes on to the end of what is on disk before it stops.
+    """
     first_row = sink.open(cursor.position)
     committed_s = time.monotonic()
     with JournalReader(job.run_dir / "journal", first_row) as reader:
@@ -122,6 +127,9 @@ def _carry(
             for rows in _chunks(batch.rows):
                 sink.write(rows)
                 report("running", rows[-1].row + 1)
+                if stop.is_set() and not job.follow:
+                    cursor.commit(sink.commit())
+                    return False
             if (
                 batch.rows
                 and not batch.is_end
@@ -131,16 +139,16 @@ def _carry(
             if batch.is_end and _is_over(job, info):
                 report("finishing", reader.next_row)
                 position = sink.finish(info.get("status"), info.get("exit_code"))
-                cursor.commit(position, is_done=True)
+                cursor.commit(position, is_done=True, ending=int(info.get("endings", 0)))
                 report("done", position.row)
-                return
+                return True
             if time.monotonic() - committed_s >= COMMIT_INTERVAL_S or is_stopping:
                 cursor.commit(sink.commit())
                 committed_s = time.monotonic()
             report("running", reader.next_row)
             if batch.is_end:
                 if is_stopping:
-                    return
+                    return False
                 stop.wait(POLL_S)
 
 

@@ -1,0 +1,191 @@
+"""The gateway: what strangers send is counted, and disturbs nobody."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from shared.wire import FRAME_MAX_BYTES, Hello, Message, Welcome, decode, encode
+from telemetry.gateway import AddressInUse, Gateway, check_bind
+from tests.telemetry.waiting import wait_until
+
+HELLO = Hello(1, "r", "s", "rank0", 1)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="tm-", dir="/tmp") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def gateway(place: Path) -> Iterator[Gateway]:
+    with Gateway(f"ipc://{place}/t.sock") as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def dealer(gateway: Gateway) -> Iterator[zmq.Socket[bytes]]:
+    context = zmq.Context()
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.connect(gateway.address)
+    yield socket
+    socket.close()
+    context.term()
+
+
+def received(gateway: Gateway, count: int = 1) -> list[tuple[bytes, Message]]:
+    found: list[tuple[bytes, Message]] = []
+
+    def has_enough() -> bool:
+        found.extend(gateway.receive(0.05))
+        return len(found) >= count
+
+    wait_until(has_enough)
+    return found
+
+
+def test_a_message_arrives_with_its_peer_and_is_answered(gateway, dealer):
+    """The plain way."""
+    dealer.send_multipart(encode(HELLO))
+
+    ((peer, message),) = received(gateway)
+    gateway.send(peer, Welcome(1, 0, 5))
+
+    assert message == HELLO
+    assert dealer.poll(10_000) and decode(dealer.recv_multipart()) == Welcome(1, 0, 5)
+
+
+GARBAGE = {
+    "random bytes": [os.urandom(100), os.urandom(1000)],
+    "no body": [b"\x01\x01"],
+    "three frames": [*encode(HELLO), b"x"],
+    "empty": [b"", b""],
+    "newer version": [b"\x02\x01", encode(HELLO)[1]],
+    "unknown type": [b"\x01\x63", encode(HELLO)[1]],
+    "cut": [b"\x01\x01", encode(HELLO)[1][:-1]],
+    "trailing": [b"\x01\x01", encode(HELLO)[1] + b"x"],
+    "deep": [b"\x01\x01", b"\x91" * 100_000],
+    "invalid utf-8": [b"\x01\x01", encode(HELLO)[1].replace(b"rank0", b"ran\xff0")],
+    "long run id": encode(Hello(1, "r" * 10_000, "s", "rank0", 1)),
+}
+
+
+@pytest.mark.parametrize("frames", GARBAGE.values(), ids=GARBAGE.keys())
+def test_garbage_is_counted_and_the_next_message_arrives(gateway, dealer, frames):
+    """Even from the same peer. Row 24."""
+    dealer.send_multipart(frames)
+    dealer.send_multipart(encode(HELLO))
+
+    messages = [message for _, message in received(gateway)]
+
+    assert messages == [HELLO]
+    assert gateway.counts["malformed_messages_total"] == 1
+
+
+def test_an_oversized_frame_costs_its_sender_the_connection_and_nobody_else(gateway, dealer):
+    """ZeroMQ refuses it before it takes memory. Row 24."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as flooder:
+        flooder.setsockopt(zmq.LINGER, 0)
+        flooder.connect(gateway.address)
+        flooder.send_multipart([b"\x01\x03", bytes(2 * FRAME_MAX_BYTES)])
+        dealer.send_multipart(encode(HELLO))
+
+        messages = [message for _, message in received(gateway)]
+
+    assert messages == [HELLO]
+
+
+@pytest.mark.parametrize(
+    "said", [b"GET / HTTP/1.1\r\n\r\n", b"\x01\x00", os.urandom(4096)], ids=["http", "zmtp1", "any"]
+)
+def test_who_does_not_speak_zmtp_disturbs_nobody(said):
+    """A scanner, a browser, an ancient client. Row 24."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with (
+        Gateway(f"tcp://127.0.0.1:{port}") as gateway,
+        socket.create_connection(("127.0.0.1", port)) as stranger,
+        zmq.Context() as context,
+        context.socket(zmq.DEALER) as dealer,
+    ):
+        dealer.setsockopt(zmq.LINGER, 0)
+        stranger.sendall(said)
+        dealer.connect(gateway.address)
+        dealer.send_multipart(encode(HELLO))
+
+        messages = [message for _, message in received(gateway)]
+
+    assert messages == [HELLO]
+
+
+def test_an_answer_to_a_peer_that_is_gone_is_let_go(gateway):
+    """Nothing blocks, nothing is raised."""
+    gateway.send(b"\x00gone", Welcome(1, 0, 5))
+
+
+def test_one_call_gives_a_bounded_number_of_messages(gateway, dealer):
+    """A flood does not keep the loop from committing. Row 26."""
+    for _ in range(600):
+        dealer.send_multipart(encode(HELLO))
+
+    first = len(list(gateway.receive(5)))
+    rest = len(received(gateway, 600 - first))
+
+    assert first <= 512 and first + rest == 600
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "[::]", "*", "example.com"])
+def test_an_address_that_others_could_reach_needs_the_flag(host):
+    """Events would cross a network in the clear."""
+    address = f"tcp://{host}:5555"
+
+    with pytest.raises(ValueError, match="--insecure-network"):
+        check_bind(address, allow_insecure=False)
+
+    check_bind(address, allow_insecure=True)
+
+
+@pytest.mark.parametrize(
+    "address", ["tcp://127.0.0.1:5555", "tcp://localhost:1", "tcp://[::1]:9", "ipc:///run/t"]
+)
+def test_an_address_of_this_machine_needs_no_flag(address):
+    """Loopback in both families, and a path."""
+    check_bind(address, allow_insecure=False)
+
+
+@pytest.mark.parametrize("address", ["", "ipc://", "udp://x:1", "tcp://x", "ipc://" + "x" * 108])
+def test_what_is_no_address_is_refused(address):
+    """Before anything is opened."""
+    with pytest.raises(ValueError, match="endpoint"):
+        Gateway(address)
+
+
+def test_a_second_bind_of_an_ipc_path_is_refused_and_names_the_first(gateway):
+    """ZeroMQ itself would steal the path without a word. Row 14."""
+    with pytest.raises(AddressInUse, match=f"pid {os.getpid()}$"):
+        Gateway(gateway.address)
+
+
+def test_a_second_bind_of_a_port_is_refused():
+    """Here the kernel says so. Row 14."""
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        address = f"tcp://127.0.0.1:{holder.getsockname()[1]}"
+
+        with pytest.raises(AddressInUse, match="in use"):
+            Gateway(address)
+
+
+def test_an_ipc_path_can_be_bound_again_after_a_close(gateway):
+    """And over the socket file that a killed sidecar leaves."""
+    gateway.close()
+    gateway.close()
+
+    Gateway(gateway.address).close()
