@@ -1,0 +1,98 @@
+"""Cursors: how far a sink has got, whatever happened in between."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from telemetry.sinks.base import START, Position
+from telemetry.sinks.cursor import Cursor, CursorLocked
+
+
+def test_a_new_cursor_stands_at_the_start(tmp_path):
+    """Nothing was accepted yet."""
+    with Cursor(tmp_path, "lines", "r") as cursor:
+        assert (cursor.position, cursor.is_done) == (START, False)
+
+
+def test_a_committed_position_is_there_after_a_restart(tmp_path):
+    """With all that the sink needs to go on."""
+    position = Position(7, {"bytes": 100, "files": ["a"]})
+    with Cursor(tmp_path, "lines", "r") as cursor:
+        cursor.commit(position, is_done=True, ending=2)
+
+    with Cursor(tmp_path, "lines", "r") as cursor:
+        assert (cursor.position, cursor.is_done) == (position, True)
+    assert json.loads(cursor.path.read_text())["ending"] == 2
+
+
+def test_a_cursor_that_was_done_is_not_when_it_moves_on(tmp_path):
+    """The run was reopened."""
+    with Cursor(tmp_path, "lines", "r") as cursor:
+        cursor.commit(Position(7, {}), is_done=True, ending=1)
+        cursor.commit(Position(8, {}))
+
+        assert json.loads(cursor.path.read_text())["done"] is False
+
+
+def test_nothing_is_written_where_nothing_changed(tmp_path):
+    """An idle sink does not wear the disk once a second."""
+    with Cursor(tmp_path, "lines", "r") as cursor:
+        cursor.commit(Position(7, {"a": 1}))
+        before = cursor.path.stat()
+        cursor.commit(Position(7, {"a": 1}))
+
+        assert cursor.path.stat().st_ino == before.st_ino
+
+
+def test_the_same_position_at_a_later_end_of_the_run_is_written(tmp_path):
+    """Or the supervisor would start the sink again and again."""
+    with Cursor(tmp_path, "lines", "r") as cursor:
+        cursor.commit(Position(7, {}), is_done=True, ending=1)
+        cursor.commit(Position(7, {}), is_done=True, ending=2)
+
+        assert json.loads(cursor.path.read_text())["ending"] == 2
+
+
+def test_a_cursor_has_one_holder_at_a_time(tmp_path):
+    """Two processes of one sink would double every point."""
+    with Cursor(tmp_path, "lines", "r"):
+        with pytest.raises(CursorLocked):
+            Cursor(tmp_path, "lines", "r")
+        Cursor(tmp_path, "other", "r").close()
+
+    Cursor(tmp_path, "lines", "r").close()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"run_id": "q", "row": 1, "state": {}}', '{"run_id": "r"}', '{"run_id": "r", "row": "x"}',
+     '{"run_id": "r", "row": 1, "state": 5}'],
+)  # fmt: skip
+def test_a_cursor_that_is_not_this_runs_or_damaged_is_refused(tmp_path, content):
+    """To begin again from row 0 would double what is in the sink. The lock is let go."""
+    (tmp_path / "cursors").mkdir()
+    path = tmp_path / "cursors" / "lines.json"
+    path.write_text(content)
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"lines\.json"):
+            Cursor(tmp_path, "lines", "r")
+
+
+def test_a_commit_that_fails_leaves_the_old_position_and_nothing_else(tmp_path, monkeypatch):
+    """The disk is full: the cursor is as it was, in memory too."""
+    with Cursor(tmp_path, "lines", "r") as cursor:
+        cursor.commit(Position(7, {}))
+
+        def full(_: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("os.fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            cursor.commit(Position(8, {}))
+
+        assert cursor.position.row == 7
+        assert json.loads(cursor.path.read_text())["row"] == 7
+        assert sorted(p.name for p in cursor.path.parent.iterdir()) == ["lines.json", "lines.lock"]

@@ -1,0 +1,357 @@
+"""The runner: each row exactly once, through a crash at any place."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from shared.events import encode_event, join_events
+from telemetry.errors import EXIT_BACKLOG, EXIT_FAULT, EXIT_OK, EXIT_RUNNING, CommandError
+from telemetry.files import read_json, write_json
+from telemetry.journal.writer import JournalWriter
+from telemetry.sinks.base import SinkRejected, SinkUnavailable
+from telemetry.sinks.cursor import Cursor
+from telemetry.sinks.runner import Reporter, SinkJob, run_sink
+from tests.telemetry.sinks.lines_sink import Killed, LinesSink, Trouble, lines
+from tests.telemetry.waiting import wait_until
+from tests.telemetry.wire_client import metric
+
+
+class Recorded:
+    """A run on disk that grows as the test says."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.writer = JournalWriter(directory / "journal", segment_max_bytes=20_000)
+        self.info = {"run_id": "r", "name": "n", "state": "running"}
+        write_json(directory / "run.json", self.info)
+
+    def append(self, count: int) -> None:
+        first = self.writer.next_row
+        for at in range(first, first + count, 100):
+            rows = range(at, min(at + 100, first + count))
+            payload = join_events([encode_event(metric(row), 1, 1) for row in rows])
+            self.writer.append("r", "s1", "rank0", at, len(rows), payload)
+        self.writer.sync()
+
+    def set_state(self, state: str, **more: object) -> None:
+        self.info.update(state=state, **more)
+        write_json(self.directory / "run.json", self.info)
+
+
+class Reports(Reporter):
+    """Remembers what the supervisor would have been told."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.said: list[tuple[str, int, str]] = []
+
+    def __call__(self, state: str, row: int, detail: str = "") -> None:
+        self.said.append((state, row, detail))
+
+
+@dataclass
+class Bench:
+    """A recorded run, and the sink that reads it."""
+
+    run: Recorded
+    job: SinkJob
+    patch: pytest.MonkeyPatch
+
+    def go(
+        self, trouble: Trouble | None = None, *, stop: threading.Event | None = None,
+        report: Reporter | None = None,
+    ) -> int:  # fmt: skip
+        """One process of the sink, from its start to its end."""
+        self.install(trouble or Trouble())
+        return run_sink(self.job, stop or threading.Event(), report or Reporter(None))
+
+    def install(self, trouble: Trouble) -> None:
+        self.patch.setattr(
+            "telemetry.sinks.runner.make_sink", lambda _, context: self.made(context, trouble)
+        )
+
+    def made(self, context, trouble: Trouble) -> LinesSink:
+        self.sink = LinesSink(context, trouble)
+        return self.sink
+
+    @property
+    def lines(self) -> list[int]:
+        return lines(self.job.out_dir / "lines.jsonl")
+
+    @property
+    def cursor(self) -> dict[str, object]:
+        return read_json(self.job.out_dir / "cursors" / "lines.json") or {}
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    run = Recorded(tmp_path)
+    monkeypatch.setattr("telemetry.sinks.runner.POLL_S", 0.01)
+    monkeypatch.setattr("telemetry.sinks.runner.WRITE_ROWS", 70)
+    yield Bench(run, SinkJob("lines", tmp_path, tmp_path, True, {}), monkeypatch)
+    run.writer.close()
+
+
+def following(bench: Bench, act: Callable[[threading.Event], None]) -> int:
+    """Run the sink in a thread while the test acts; its exit code."""
+    bench.install(Trouble())
+    stop, codes = threading.Event(), []
+    thread = threading.Thread(
+        target=lambda: codes.append(run_sink(bench.job, stop, Reporter(None)))
+    )
+    thread.start()
+    try:
+        act(stop)
+    finally:
+        if thread.is_alive() and bench.run.info["state"] != "ended":
+            stop.set()
+        thread.join(30)
+    assert not thread.is_alive()
+    return codes[0]
+
+
+def test_an_ended_run_is_carried_whole_and_finished(bench):
+    """Every row once, in order; the sink hears how it ended."""
+    bench.run.append(1000)
+    bench.run.set_state("ended", status="failed", exit_code=3, endings=1)
+
+    code = bench.go()
+
+    assert code == EXIT_OK and bench.lines == list(range(1000))
+    assert bench.sink.finished == [("failed", 3)] and bench.sink.closed == 1
+    assert (bench.cursor["row"], bench.cursor["done"], bench.cursor["ending"]) == (1000, True, 1)
+
+
+PLACES = [
+    "open", "before write", "in write", "after write", "before commit", "after commit",
+    "before finish", "after finish",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("commit_interval_s", [0.0, 60.0], ids=["each batch", "at the end"])
+@pytest.mark.parametrize("place", PLACES)
+def test_after_a_kill_at_any_place_each_row_is_there_once(bench, place, commit_interval_s):
+    """Between write, commit and cursor; more than once in a row. Row 18."""
+    bench.patch.setattr("telemetry.sinks.runner.COMMIT_INTERVAL_S", commit_interval_s)
+    bench.patch.setattr("telemetry.journal.reader.CHUNK_BYTES", 8_000)
+    bench.run.append(1000)
+    bench.run.set_state("ended", status="finished")
+    kills = 0
+    for nth in (1, 2, 5):
+        try:
+            bench.go(Trouble(place, nth))
+        except Killed:
+            kills += 1
+
+    code = bench.go()
+
+    assert kills > 0 and code == EXIT_OK
+    assert bench.lines == list(range(1000))
+
+
+@pytest.mark.parametrize("step", ["write", "rename"])
+def test_after_a_kill_in_the_cursors_own_write_each_row_is_there_once(bench, step):
+    """The file of the cursor is the old one or the new one. Row 18."""
+    bench.run.append(100)
+    bench.run.set_state("ended", status="finished")
+
+    def killed(*_: object) -> None:
+        raise Killed(step)
+
+    target = "telemetry.files.os.fsync" if step == "write" else "pathlib.Path.replace"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(target, killed)
+        with pytest.raises(Killed):
+            bench.go()
+
+    bench.go()
+
+    assert bench.lines == list(range(100))
+
+
+def test_a_running_run_is_followed_until_it_has_ended(bench):
+    """What comes meanwhile is carried as it comes."""
+
+    def act(stop: threading.Event) -> None:
+        for count in (10, 200, 30):
+            bench.run.append(count)
+            expected = bench.run.writer.next_row
+            wait_until(lambda n=expected: bench.job.out_dir.joinpath("lines.jsonl").exists()
+                       and len(bench.lines) == n)  # fmt: skip
+        bench.run.append(5)
+        bench.run.set_state("ended", status="finished")
+
+    code = following(bench, act)
+
+    assert code == EXIT_OK and bench.lines == list(range(245))
+    assert bench.cursor["done"] is True
+
+
+def test_a_sink_waits_until_its_run_is_introduced(bench):
+    """Without a name there is nothing to show."""
+    del bench.run.info["name"]
+    bench.run.set_state("running")
+
+    def act(stop: threading.Event) -> None:
+        bench.run.append(3)
+        bench.run.set_state("ended", name="n")
+
+    assert following(bench, act) == EXIT_OK
+    assert bench.lines == [0, 1, 2]
+
+
+def test_a_stop_while_waiting_for_the_run_ends_at_once(bench):
+    """The sidecar ends before the run has begun."""
+    del bench.run.info["name"]
+    bench.run.set_state("running")
+    stop = threading.Event()
+    stop.set()
+
+    assert bench.go(stop=stop) == EXIT_OK
+
+
+def test_a_stop_drains_what_is_on_disk_and_commits_it(bench):
+    """A follower comes to the end of what there is, and goes on another time."""
+    bench.run.append(1000)
+    stop = threading.Event()
+    stop.set()
+
+    code = bench.go(stop=stop)
+
+    assert code == EXIT_OK and bench.lines == list(range(1000))
+    assert (bench.cursor["row"], bench.cursor["done"]) == (1000, False)
+    assert bench.sink.finished == [] and bench.sink.closed == 1
+
+
+def test_a_stop_without_follow_comes_at_once_and_the_next_run_goes_on(bench):
+    """Whoever interrupts a replay of a million rows does not wait for its end. Row 19."""
+    bench.job = SinkJob("lines", bench.run.directory, bench.run.directory, False, {})
+    bench.run.append(1000)
+    stop = threading.Event()
+    stop.set()
+
+    code = bench.go(stop=stop)
+    stopped_at = bench.cursor["row"]
+    again = bench.go()
+
+    assert code == EXIT_BACKLOG and 0 < stopped_at < 1000
+    assert again == EXIT_OK and bench.lines == list(range(1000))
+
+
+def test_a_reopened_run_goes_on_where_it_was_done(bench):
+    """A new session came after its end. Row 33."""
+    bench.run.append(10)
+    bench.run.set_state("ended", endings=1)
+    bench.go()
+    bench.run.append(10)
+    bench.run.set_state("ended", endings=2)
+
+    bench.go()
+
+    assert bench.lines == list(range(20))
+    assert (bench.cursor["done"], bench.cursor["ending"]) == (True, 2)
+
+
+def test_a_done_sink_carried_again_changes_nothing(bench):
+    """Twice is as good as once. Row 19."""
+    bench.run.append(10)
+    bench.run.set_state("ended")
+    bench.go()
+    before = bench.cursor
+
+    code = bench.go()
+
+    assert code == EXIT_OK and bench.lines == list(range(10)) and bench.cursor == before
+
+
+def test_a_journal_that_goes_on_without_follow_is_carried_to_its_present_end(bench):
+    """A replay of a run that is still at work ends."""
+    bench.job = SinkJob("lines", bench.run.directory, bench.run.directory / "out", False, {})
+    bench.run.append(10)
+
+    code = bench.go()
+
+    assert code == EXIT_OK and bench.lines == list(range(10))
+
+
+@pytest.mark.parametrize("place", ["open", "before write", "before commit", "before finish"])
+@pytest.mark.parametrize(
+    ("error", "code", "state"),
+    [
+        (SinkUnavailable("server is down"), EXIT_BACKLOG, "unavailable"),
+        (SinkRejected("run was deleted"), EXIT_FAULT, "rejected"),
+        (ImportError("No module named 'wandb'"), EXIT_BACKLOG, "unavailable"),
+    ],
+    ids=["unavailable", "rejected", "not installed"],
+)
+def test_an_error_of_the_sink_is_told_by_the_exit_code(bench, place, error, code, state):
+    """The cursor has not moved, the sink was let go, and the supervisor knows why. Row 17."""
+    bench.run.append(10)
+    bench.run.set_state("ended")
+    reports = Reports()
+
+    returned = bench.go(Trouble(place, 1, error), report=reports)
+
+    assert returned == code and bench.sink.closed == 1
+    assert reports.said[-1] == (state, 0, str(error))
+    assert bench.cursor == {}
+
+
+def test_a_sink_that_is_at_work_already_is_not_started_twice(bench):
+    """The second process says so, and ends with 5."""
+    bench.run.append(1)
+    with (
+        Cursor(bench.job.out_dir, "lines", "r"),
+        pytest.raises(CommandError, match="held by another process") as caught,
+    ):
+        bench.go()
+
+    assert caught.value.exit_code == EXIT_RUNNING
+
+
+def test_what_is_no_run_is_named(tmp_path, bench):
+    """Without follow there is nothing to wait for."""
+    bench.job = SinkJob("lines", tmp_path / "nothing", tmp_path, False, {})
+
+    with pytest.raises(CommandError, match="not a recorded run"):
+        bench.go()
+
+
+def test_the_supervisor_hears_of_every_call(bench):
+    """Silence for a minute would mean that one hangs."""
+    bench.run.append(1000)
+    bench.run.set_state("ended")
+    reports = Reports()
+
+    bench.go(report=reports)
+
+    states = [state for state, _, _ in reports.said]
+    assert states[0] == "opening" and states[-2:] == ["finishing", "done"]
+    written = [row for state, row, _ in reports.said if state == "running"]
+    assert all(b - a <= 70 for a, b in itertools.pairwise(written))
+    assert reports.said[-1][1] == 1000
+
+
+def test_reports_are_json_lines_and_a_reader_that_is_gone_is_no_error():
+    """The supervisor was killed: the sink hears of that by its stdin."""
+
+    read_fd, write_fd = os.pipe()
+    report = Reporter(write_fd)
+    report("running", 5, 'with "quotes"\n')
+    line = os.read(read_fd, 1000)
+    os.close(read_fd)
+
+    report("running", 6)
+    report("running", 7)
+
+    assert json.loads(line) == {"state": "running", "row": 5, "detail": 'with "quotes"\n'}
+    assert line.count(b"\n") == 1
+    os.close(write_fd)
