@@ -168,7 +168,7 @@ def parse_args(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> 
         BadInput: an unknown flag, or a value out of its range.
         SystemExit: --help was asked for and has been printed.
     """
-    parser = _build_parser()
+    parser = make_parser()
     # argparse sets a default only where the name is missing, so what is still _UNSET
     # afterwards was not on the command line.
     unset = argparse.Namespace(**{field.name: _UNSET for field in _flag_fields()})
@@ -195,7 +195,7 @@ class _Parser(argparse.ArgumentParser):
         raise BadInput(f"{message}; `{self.prog} --help` lists every flag")
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m trainer",
         description="Train a ternary masked-language encoder.",

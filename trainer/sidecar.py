@@ -107,10 +107,10 @@ def start_sidecar(address: str, data_dir: Path, say: Say) -> Sidecar | None:
 
 
 def serve_command(address: str, data_dir: Path) -> list[str]:
-    """The service for one run: no HTTP, and an end when its standard input closes."""
+    """The service for one run and no run of the host's: no HTTP, an end with its input."""
     command = [sys.executable, "-m", "telemetry", "serve", "--bind", address]
     command += ["--data-dir", str(data_dir), "--sinks", "tensorboard,wandb"]
-    return [*command, "--http", "off", "--exit-with-stdin"]
+    return [*command, "--http", "off", "--no-host-run", "--exit-with-stdin"]
 
 
 def is_installed() -> bool:

@@ -134,8 +134,8 @@ def test_the_private_address_is_short_and_goes_away(monkeypatch, tmp_path):
 
 
 def test_the_command_asks_for_what_a_single_run_needs():
-    """TensorBoard and wandb, no HTTP, and an end with the pipe."""
+    """TensorBoard and wandb, no HTTP, no run beside the user's, and an end with the pipe."""
     command = sidecar.serve_command("ipc:///x", Path("/data"))
 
     assert command[1:4] == ["-m", "telemetry", "serve"]
-    assert {"--exit-with-stdin", "tensorboard,wandb", "ipc:///x", "/data"} <= set(command)
+    assert {"--exit-with-stdin", "--no-host-run", "tensorboard,wandb", "ipc:///x", "/data"} <= set(command)
