@@ -29,7 +29,7 @@ ORPHAN_GRACE_S = 60.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    parser = _parser()
+    parser = make_parser()
     args = parser.parse_args(argv)
     configure_logs()
     try:
@@ -54,7 +54,7 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(EXIT_USAGE)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m telemetry", description=DESCRIPTION, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands)
@@ -193,10 +193,18 @@ def _replay(args: argparse.Namespace) -> int:
 def _add_inspect(commands: Commands) -> None:
     parser = commands.add_parser("inspect", help="what is in a journal", allow_abbrev=False)
     parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument(
+        "--repair", action="store_true", help="write a clean copy beside, RUN.repaired"
+    )
     parser.set_defaults(act=_inspect)
 
 
 def _inspect(args: argparse.Namespace) -> int:
     from telemetry.inspect import inspect
+    from telemetry.repair import repair
 
+    if args.repair:
+        copy = repair(args.run)
+        print(f"telemetry: the clean copy is {copy}", file=sys.stderr)
+        return inspect(copy)
     return inspect(args.run)

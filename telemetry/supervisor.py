@@ -26,6 +26,7 @@ from typing import Any, Final, NamedTuple
 import psutil
 
 from shared.clock import Clock
+from shared.ids import RUN_ID
 from telemetry.errors import EXIT_FAULT, EXIT_OK, EXIT_RUNNING
 from telemetry.files import read_json
 from telemetry.runs import RUN_FILE
@@ -200,7 +201,9 @@ class Supervisor:
 
     def _run_dirs(self) -> Iterator[Path]:
         if self._runs_dir.is_dir():
-            yield from sorted(self._runs_dir.iterdir())
+            # Anything else there, a repaired copy for one, is no run of ours.
+            names = (path.name for path in self._runs_dir.iterdir())
+            yield from (self._runs_dir / name for name in sorted(filter(RUN_ID.fullmatch, names)))
 
     def _read(self, path: Path) -> dict[str, Any] | None:
         """A JSON file, parsed again only when it has changed."""
