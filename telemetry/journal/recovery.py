@@ -22,7 +22,7 @@ from shared.record import (
     decode_table,
     find_record,
 )
-from telemetry.journal.layout import Mark, SegmentFile, read_mark, segments, sync_directory
+from telemetry.journal.layout import SegmentFile, read_mark, segments, sync_directory
 from telemetry.journal.scan import CONTENT, HOLE, SEGMENT, Damage, Found, scan
 
 
@@ -69,12 +69,16 @@ def recover(directory: Path) -> Recovered:
         state.next_stream = max(header.streams, default=-1) + 1
         state.next_row = header.first_row
         end, behind = _walk(state, data, header.size)
-        if (promised := _promised(mark, segment, data)) > end:
+        promised = mark.offset if mark is not None and mark.segment == segment.first_row else 0
+        if end < promised <= len(data):
+            # Not a torn tail: these bytes were whole once. They stay where readers saw them.
             state.damage += behind
             end = promised
         if not unread:
             _cut(directory, segment, data, end)
-            state.segment, state.offset = segment, end
+            # Readers may be as far as the mark: nothing is written before it again.
+            if end >= promised:
+                state.segment, state.offset = segment, end
         break
     for segment in unread:
         _walk_headless(state, segment)
@@ -82,13 +86,6 @@ def recover(directory: Path) -> Recovered:
         state.damage.append(Damage(HOLE, 0, 0, state.next_row, mark.next_row, "durable rows"))
         state.next_row = mark.next_row
     return state
-
-
-def _promised(mark: Mark | None, segment: SegmentFile, data: bytes) -> int:
-    """Where what was durable in this segment ends: damage before is no torn tail."""
-    if mark is None or mark.segment != segment.first_row or mark.offset > len(data):
-        return 0
-    return mark.offset
 
 
 def _has_records(data: bytes, segment: SegmentFile) -> bool:

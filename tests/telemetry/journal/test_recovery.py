@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.record import SEGMENT_HEADER_BYTES
+from shared.record import SEGMENT_HEADER_BYTES, decode_record_header
 from telemetry.journal.layout import MARK_NAME, segment_path, segments
+from telemetry.journal.reader import JournalReader
 from telemetry.journal.recovery import recover
 from telemetry.journal.scan import HOLE, SEGMENT
 from telemetry.journal.writer import JournalWriter
@@ -95,6 +96,28 @@ def test_a_journal_cut_at_every_byte_of_its_last_three_records_opens(whole, tmp_
         assert saved_tails(directory) == ([data[left[-1][1] : cut]] if cut > left[-1][1] else [])
 
 
+@pytest.mark.parametrize("lost", [1, 60, 200])
+def test_a_reader_that_saw_what_was_lost_misses_nothing_that_comes_after(whole, tmp_path, lost):
+    """A disk took back what was promised: nothing new stands where the reader has been."""
+    directory = copied(whole, tmp_path, with_mark=True)
+    with JournalReader(directory) as reader:
+        while not reader.read().is_end:
+            pass
+        path = only_segment(directory)
+        path.write_bytes(path.read_bytes()[:-lost])
+        with JournalWriter(directory) as writer:
+            for _ in range(5):
+                write(writer, 2)
+                writer.sync()
+
+        rows: list[int] = []
+        while not (batch := reader.read()).is_end:
+            rows += numbers(batch.rows)
+            assert batch.damage == []
+
+    assert rows == list(range(12, 22))
+
+
 @given(data=st.data())
 def test_any_flipped_bit_costs_its_record_and_no_other(whole, tmp_path_factory, data):
     """Row 8: in any record, in its header or its payload; the writer writes on behind.
@@ -117,7 +140,7 @@ def test_any_flipped_bit_costs_its_record_and_no_other(whole, tmp_path_factory, 
     left = [row for row in range(12) if row not in gone]
     assert numbers(before[0]) == left
     assert row == 12 and numbers(after[0]) == [*left, 12, 13]
-    assert before[1] and after[1]
+    assert before[1] and after[1] and saved_tails(directory) == []
     assert all(set(range(d.first_row, d.next_row or 0)) <= set(gone) for d in after[1])
 
 
@@ -254,12 +277,17 @@ def test_a_crash_while_a_segment_was_created_leaves_no_trace(rotated, tmp_path, 
     torn = header[:length] if length >= 0 else header[:-1]
     segment_path(directory, 40).write_bytes(torn)
 
-    row = reopened(directory)
+    with JournalWriter(directory, 600) as writer:
+        assert writer.next_row == 40
+        for _ in range(10):
+            write(writer, 2)
+            writer.sync()
 
     rows, damage = read_all(directory)
-    assert row == 40 and numbers(rows) == list(range(42)) and damage == []
+    assert numbers(rows) == list(range(60)) and damage == []
     assert is_whole(directory)
-    assert numbers(read_all(directory, 41)[0]) == [41]
+    for first_row in (40, 41, 45, 59):
+        assert numbers(read_all(directory, first_row)[0]) == list(range(first_row, 60))
 
 
 def test_a_whole_segment_without_records_goes_on(tmp_path):
@@ -287,8 +315,10 @@ def test_a_stream_number_is_never_given_twice(whole, tmp_path):
         writer.sync()
 
     rows, damage = read_all(directory)
+    data = memoryview(path.read_bytes())
+    last = decode_record_header(data, record_places(path)[-1][0])
     assert [(r.row, r.source) for r in rows] == [(row, "rank7")]
-    assert damage
+    assert damage and last is not None and last.stream == 1
 
 
 def test_records_that_are_damaged_with_everything_behind_them_are_saved(whole, tmp_path):
