@@ -402,6 +402,34 @@ def test_a_spool_that_breaks_under_a_live_emitter_costs_what_was_in_it(endpoint,
     assert emitter.stats().dropped == 10 and adds_up(emitter.stats())
 
 
+def test_a_loss_at_the_very_end_of_a_stream_does_not_keep_it_from_ending(endpoint, spool_dir):
+    """Nothing follows that could show the hole: the HELLO says it."""
+    emitter = Emitter(endpoint, run_id=RUN, source="rank0", spool_dir=spool_dir)
+    emitter.emit(metric(0))
+    wait_until(lambda: emitter.stats().spooled == 1)
+    (path,) = spool_dir.glob("*.spool")
+    os.truncate(path, 100)
+
+    with FakeSidecar(endpoint) as sidecar:
+        assert emitter.close(FAR_S)
+        assert list(sidecar.disk.lost.values()) == [1] and len(sidecar.disk.finished) == 1
+    assert emitter.stats() == EmitterStats(emitted=1, dropped=1)
+
+
+def test_what_is_not_overdue_when_the_time_is_up_goes_to_the_spool_all_the_same(
+    endpoint, spool_dir
+):
+    """Row 22: a very short close_timeout_s loses nothing either."""
+    emitter = Emitter(endpoint, run_id=RUN, source="rank0", spool_dir=spool_dir)
+    for step in range(50):
+        emitter.emit(metric(step))
+
+    assert not emitter.close(0.05)
+
+    assert emitter._sender._closed.wait(FAR_S)
+    assert orphaned(spool_dir) == 50
+
+
 def test_an_event_that_the_sidecar_rejects_counts_as_refused(endpoint):
     """It was sent and acknowledged, and is in no journal."""
     with FakeSidecar(endpoint) as sidecar:

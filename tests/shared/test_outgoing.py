@@ -7,7 +7,7 @@ from collections import deque
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from shared.events import split_events
 from shared.outgoing import FRAME_OVERHEAD_BYTES, Frame, FrameLost, OutgoingStream, State
@@ -40,6 +40,13 @@ class StreamAgainstSidecar(RuleBasedStateMachine):
         self.down: deque[Message] = deque()
         self.stale: list[Message] = []
         self.closing = False
+
+    @initialize(is_open=st.sampled_from([True, True, True, False]))
+    def begin(self, is_open):
+        """Mostly in the middle of a conversation, where the trouble is."""
+        if is_open:
+            self._sidecar(self.stream.hello())
+            self._emitter(self.down.popleft())
 
     # --- the emitter's side
 
@@ -96,8 +103,12 @@ class StreamAgainstSidecar(RuleBasedStateMachine):
     def silence(self):
         self.stream.lost()
 
+    @precondition(lambda self: len(self.said) > 5)
     @rule()
     def finish(self):
+        self._finish()
+
+    def _finish(self) -> None:
         self.closing = True
         if self.stream.state is State.OPEN and not self.stream.frames:
             if self.stream.is_told:
@@ -232,7 +243,7 @@ class StreamAgainstSidecar(RuleBasedStateMachine):
                 self.sync()
             while self.down:
                 self._emitter(self.down.popleft())
-            self.finish()
+            self._finish()
             if self.stream.state is State.DONE:
                 break
         assert self.stream.state is State.DONE and self.is_finished
@@ -270,6 +281,16 @@ def test_a_frame_that_the_socket_did_not_take_is_offered_again():
         == (0, b"\x91\x01")
     )
     assert stream.in_flight == 0
+
+
+def test_a_forged_ack_lets_go_of_nothing():
+    """Row 24: of events that were never sent; not even of those that were."""
+    stream = opened()
+    stream.add([b"\x01"], 0)
+    assert len(list(stream.sendable())) == 1
+
+    assert stream.on_ack(Ack(1, 1, 10**9)) == []
+    assert len(stream.on_ack(Ack(1, 0, 10**9))) == 1
 
 
 def test_one_frame_goes_even_above_the_credit():
