@@ -88,6 +88,8 @@ class Service:
     def run(self) -> int:
         """Serve until `stop` is set, then drain. Returns the exit code of `serve`."""
         self._runs.open_unfinished()
+        # Before the first event and the first sink: is there room for them?
+        self._tick()
         self._supervisor.start()
         self._data_dir.publish(self.config.address)
         log.info("listening on %s, data in %s", self.config.address, self.config.data_dir)

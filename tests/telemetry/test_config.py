@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis.strategies import booleans, builds, floats, integers, lists, sampled_from, text
 
-from telemetry.cli import _parser
+from telemetry.cli import make_parser
 from telemetry.config import ServeConfig, as_flags, load
 from telemetry.errors import EXIT_USAGE, CommandError
 from telemetry.sinks.registry import SINK_NAMES
@@ -143,7 +143,7 @@ CONFIGS = builds(
 @given(config=CONFIGS)
 def test_a_configuration_survives_its_way_through_a_command_line(config):
     """`run` starts `serve` with exactly what it was told itself."""
-    args = _parser().parse_args(["serve", *as_flags(config)])
+    args = make_parser().parse_args(["serve", *as_flags(config)])
 
     assert load(vars(args), {}, None) == config
 

@@ -1,0 +1,226 @@
+"""`inspect` and `replay`: what is said of a recorded run, and where it can go."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shared.events import Gap, encode_event, join_events
+from telemetry.errors import EXIT_OK, CommandError
+from telemetry.files import read_json, write_json
+from telemetry.inspect import EXIT_DAMAGED, inspect
+from telemetry.journal.layout import segments
+from telemetry.journal.writer import JournalWriter
+from telemetry.replay import replay
+from tests.telemetry.sidecar_process import clean_env
+from tests.telemetry.sinks.lines_sink import Killed, LinesSink, Trouble, lines
+from tests.telemetry.wire_client import metric
+
+
+def recorded(directory: Path, name: str = "n", frames: int = 4) -> Path:
+    """An ended run of some frames, two events each."""
+    run_dir = directory / "r"
+    with JournalWriter(run_dir / "journal") as writer:
+        for frame in range(frames):
+            seq = 2 * frame
+            events = [metric(seq), metric(seq + 1)]
+            packed = [encode_event(e, 10**18 + (seq + i) * 10**9, 1) for i, e in enumerate(events)]
+            writer.append("r", "s1", "rank0", seq, 2, join_events(packed))
+        writer.sync()
+    write_json(
+        run_dir / "run.json",
+        {"run_id": "r", "name": name, "state": "ended", "status": "finished", "exit_code": 0},
+    )
+    return run_dir
+
+
+def damage(run_dir: Path, offset_from_end: int) -> None:
+    (segment,) = segments(run_dir / "journal")
+    data = bytearray(segment.path.read_bytes())
+    data[-offset_from_end] ^= 0x10
+    segment.path.write_bytes(data)
+
+
+def test_a_whole_journal_is_told_of_and_ends_with_0(tmp_path, capsys):
+    """Events by kind and source, their steps, and that nothing is missing."""
+    code = inspect(recorded(tmp_path))
+
+    out = capsys.readouterr().out
+    assert code == 0
+    assert "8 rows" in out and "rank0" in out and "0 to 7" in out and "1.00" in out
+    assert "missing: nothing" in out and "damage: none" in out
+
+
+def test_a_damaged_journal_ends_with_1_and_names_its_rows(tmp_path, capsys):
+    """One flipped bit in the payload of the second last record. Row 8."""
+    run_dir = recorded(tmp_path)
+    size = segments(run_dir / "journal")[0].path.stat().st_size
+    (segment,) = segments(run_dir / "journal")
+    record = segment.path.read_bytes().rfind(b"\x1e\x7e")
+    damage(run_dir, size - record + 5)
+
+    code = inspect(run_dir)
+
+    out = capsys.readouterr().out
+    assert code == EXIT_DAMAGED
+    assert "rows 4 to 5" in out and "damage: see above" in out
+
+
+def test_a_missing_first_segment_ends_with_1(tmp_path, capsys):
+    """The hole is named. Row 7."""
+    run_dir = recorded(tmp_path)
+    (segment,) = segments(run_dir / "journal")
+    with JournalWriter(run_dir / "journal", segment_max_bytes=1) as writer:
+        writer.append("r", "s1", "rank0", 8, 1, join_events([encode_event(metric(8), 1, 1)]))
+        writer.sync()
+        writer.append("r", "s1", "rank0", 9, 1, join_events([encode_event(metric(9), 1, 1)]))
+        writer.sync()
+    segment.path.unlink()
+
+    code = inspect(run_dir)
+
+    assert code == EXIT_DAMAGED and "rows 0 to 8" in capsys.readouterr().out
+
+
+def test_what_producers_missed_is_told_by_kind_and_reason(tmp_path, capsys):
+    """Every drop is counted."""
+    run_dir = recorded(tmp_path)
+    gap = Gap(count=3, by_kind={"train": 3}, reason="queue full", unknown_ms=12.0)
+    with JournalWriter(run_dir / "journal") as writer:
+        writer.append("r", "s1", "rank0", 8, 1, join_events([encode_event(gap, 1, 1)]))
+        writer.sync()
+
+    code = inspect(run_dir)
+
+    out = capsys.readouterr().out
+    assert code == 0 and "3 events of kind train: queue full" in out and "12 ms unknown" in out
+
+
+@pytest.mark.parametrize("name", ["a [/b] c", "[red]x[/red]", "\x1b[2J", ":smile:", "a\nb"])
+def test_a_name_is_text_whatever_it_looks_like(tmp_path, capsys, name):
+    """No markup, and nothing that moves a terminal's cursor. Row 27."""
+    code = inspect(recorded(tmp_path, name))
+
+    out = capsys.readouterr().out
+    assert code == 0 and "\x1b" not in out
+    assert "".join(c if c.isprintable() else "?" for c in name) in out
+
+
+@pytest.mark.parametrize("what", ["missing", "file", "empty"])
+def test_what_is_no_journal_is_named_and_refused(tmp_path, what):
+    """A command error, and 2."""
+    path = tmp_path / what
+    if what == "file":
+        path.touch()
+    elif what == "empty":
+        path.mkdir()
+
+    with pytest.raises(CommandError, match=what) as caught:
+        inspect(path)
+
+    assert caught.value.exit_code == 2
+
+
+# --- replay
+
+
+@pytest.fixture
+def into_lines(monkeypatch):
+    """Replay goes into a file of lines, with trouble where the test wants it."""
+
+    def install(trouble: Trouble | None = None) -> None:
+        monkeypatch.setattr(
+            "telemetry.sinks.runner.make_sink",
+            lambda _, context: LinesSink(context, trouble or Trouble()),
+        )
+
+    # Replay takes the signals of its process; here they are the tests' own.
+    monkeypatch.setattr("telemetry.replay.signal.signal", lambda *_: None)
+    monkeypatch.setattr("telemetry.sinks.runner.WRITE_ROWS", 3)
+    install()
+    return install
+
+
+def test_a_replay_carries_every_row_and_leaves_the_run_alone(tmp_path, into_lines):
+    """Its files and its cursor are elsewhere."""
+    run_dir = recorded(tmp_path)
+    before = sorted(run_dir.rglob("*"))
+
+    code = replay([run_dir], "lines", tmp_path / "out", None)
+
+    assert code == EXIT_OK and lines(tmp_path / "out/r/lines.jsonl") == list(range(8))
+    assert sorted(run_dir.rglob("*")) == before
+
+
+def test_a_second_replay_doubles_nothing(tmp_path, into_lines):
+    """Row 19."""
+    run_dir = recorded(tmp_path)
+
+    codes = [replay([run_dir], "lines", tmp_path / "out", None) for _ in range(2)]
+
+    assert codes == [EXIT_OK] * 2 and lines(tmp_path / "out/r/lines.jsonl") == list(range(8))
+
+
+@pytest.mark.parametrize("place", ["in write", "before commit", "after finish"])
+def test_a_replay_that_was_killed_goes_on_without_a_double_row(tmp_path, into_lines, place):
+    """Row 19."""
+    run_dir = recorded(tmp_path)
+    into_lines(Trouble(place))
+    with pytest.raises(Killed):
+        replay([run_dir], "lines", tmp_path / "out", None)
+    into_lines()
+
+    code = replay([run_dir], "lines", tmp_path / "out", None)
+
+    assert code == EXIT_OK and lines(tmp_path / "out/r/lines.jsonl") == list(range(8))
+
+
+def test_a_journal_that_was_copied_elsewhere_can_be_replayed(tmp_path, into_lines):
+    """A run's directory is all that it takes."""
+    recorded(tmp_path).rename(tmp_path / "archived")
+
+    code = replay([tmp_path / "archived"], "lines", tmp_path / "out", None)
+
+    assert code == EXIT_OK
+    assert lines(tmp_path / "out/archived/lines.jsonl") == list(range(8))
+
+
+def test_with_one_bad_directory_no_run_is_touched(tmp_path, into_lines):
+    """A typing error is found before an hour's work. Exit 2."""
+    run_dir = recorded(tmp_path)
+
+    with pytest.raises(CommandError, match="not a recorded run") as caught:
+        replay([run_dir, tmp_path], "lines", tmp_path / "out", None)
+
+    assert caught.value.exit_code == 2 and not (tmp_path / "out").exists()
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "telemetry", *words],
+        capture_output=True, text=True, env=clean_env(),
+    )  # fmt: skip
+
+
+def test_an_unknown_sink_is_named_with_those_there_are(tmp_path):
+    """Exit 2, and no traceback."""
+    done = command("replay", str(recorded(tmp_path)), "--to", "excel")
+
+    assert done.returncode == 2
+    assert "'excel'" in done.stderr and "tensorboard" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_commands_end_as_their_functions_do(tmp_path):
+    """0 for a whole journal, 2 for none; the console sink says what was recorded."""
+    run_dir = recorded(tmp_path)
+
+    whole, none = command("inspect", str(run_dir)), command("inspect", str(tmp_path))
+    shown = command("replay", str(run_dir), "--to", "console", "--out", str(tmp_path / "out"))
+
+    assert (whole.returncode, none.returncode, shown.returncode) == (0, 2, 0)
+    assert "Traceback" not in none.stderr
+    assert "loss" in shown.stdout and read_json(tmp_path / "out/r/cursors/console.json")["done"]

@@ -1,0 +1,178 @@
+"""`run -- CMD`: the command comes first, whatever becomes of its sidecar."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from telemetry.config import ServeConfig
+from telemetry.datadir import holder_of, is_held
+from telemetry.files import read_json
+from telemetry.launch import Sidecar
+from tests.telemetry.sidecar_process import QUIET, SidecarProcess, clean_env
+from tests.telemetry.waiting import wait_until
+
+EMIT = """
+from shared.emitter import Emitter
+from shared.events import RunStarted, RunFinished
+import os
+with Emitter(os.environ["TELEMETRY_ENDPOINT"], run_id="r", source="rank0") as emitter:
+    emitter.emit(RunStarted(project="p", name="n"))
+"""
+FINISH = '    emitter.emit(RunFinished(status="finished"))\n'
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="tm-", dir="/tmp") as name:
+        yield Path(name)
+
+
+def launched(data_dir: Path, *command: str) -> subprocess.Popen[str]:
+    """`run -- command` at work."""
+    flags = ["--data-dir", str(data_dir), *QUIET, "--drain-grace-s=5"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "telemetry", "run", *flags, "--", *command],
+        env=clean_env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def run(data_dir: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    process = launched(data_dir, *command)
+    out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+@pytest.mark.parametrize(
+    ("script", "code"), [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137), ("kill -15 $$", 143)]
+)
+def test_the_exit_code_is_the_commands_own(place, script, code):
+    """128 + n on a signal, as a shell has it."""
+    done = run(place / "data", "sh", "-c", script)
+
+    assert done.returncode == code, done.stderr
+    assert not is_held(place / "data")
+
+
+@pytest.mark.parametrize(("command", "code"), [("no-such-command", 127), ("/", 126)])
+def test_a_command_that_can_not_be_run_is_named(place, command, code):
+    """As a shell has it."""
+    done = run(place / "data", command)
+
+    assert done.returncode == code and repr(command) in done.stderr
+
+
+def test_what_the_command_emits_is_recorded_and_shown_at_the_end(place):
+    """It finds the sidecar by its environment, even before that listens."""
+    done = run(place / "data", sys.executable, "-c", EMIT + FINISH)
+
+    info = read_json(place / "data/runs/r/run.json")
+    assert done.returncode == 0
+    assert (info["state"], info["status"]) == ("ended", "finished")
+    assert "2 events, finished" in done.stderr
+
+
+def test_a_command_that_does_not_finish_its_run_leaves_it_lost(place):
+    """Nobody will come back. Row 2."""
+    run(place / "data", sys.executable, "-c", EMIT)
+
+    assert read_json(place / "data/runs/r/run.json")["status"] == "lost"
+
+
+def test_a_sidecar_that_can_not_start_keeps_the_command_from_nothing(place):
+    """The reason is said; the command runs. Row 13."""
+    (place / "file").touch()
+
+    done = run(place / "file/below", "sh", "-c", "sleep 1; exit 3")
+
+    assert done.returncode == 3
+    assert "can't be written" in done.stderr and "goes on without it" in done.stderr
+
+
+def listening(data_dir: Path, other_than: str = "") -> str:
+    """The pid of the sidecar that listens there; nothing where none does yet."""
+    pid, address = holder_of(data_dir)
+    return pid if address and is_held(data_dir) and pid != other_than else ""
+
+
+def waits_for(path: Path) -> list[str]:
+    """A command that lasts until a file is there, and says where telemetry goes."""
+    script = f'echo "$TELEMETRY_ENDPOINT"; until [ -e {path} ]; do sleep 0.02; done'
+    return ["sh", "-c", script]
+
+
+def test_a_sidecar_that_is_killed_is_started_again(place):
+    """The command does not notice. Row 1."""
+    data = place / "data"
+    process = launched(data, *waits_for(place / "go"))
+    first = wait_until(lambda: listening(data))
+
+    os.kill(int(first), signal.SIGKILL)
+    second = wait_until(lambda: listening(data, other_than=first))
+    (place / "go").touch()
+    process.communicate(timeout=60)
+
+    assert second != first and process.returncode == 0
+
+
+def test_a_sidecar_that_is_at_work_already_is_used_and_left_at_work(place):
+    """It serves others, too."""
+    data = place / "data"
+    with SidecarProcess(data) as sidecar:
+        done = run(data, "sh", "-c", 'echo "$TELEMETRY_ENDPOINT"')
+
+        assert sidecar.process.poll() is None
+
+    assert done.returncode == 0 and done.stdout.strip() == sidecar.endpoint
+    assert "using the sidecar" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_is_for_the_command(place, number):
+    """A scheduler's warning reaches the trainer; its answer is the exit code."""
+    script = (
+        "import signal, pathlib, sys, threading\n"
+        f"signal.signal({int(number)}, lambda *_: sys.exit(9))\n"
+        f"pathlib.Path({str(place / 'ready')!r}).touch()\n"
+        "threading.Event().wait(60)\n"
+    )
+    process = launched(place / "data", sys.executable, "-c", script)
+    wait_until(lambda: (place / "ready").exists())
+
+    process.send_signal(number)
+    process.communicate(timeout=60)
+
+    assert process.returncode == 9
+    wait_until(lambda: not is_held(place / "data"))
+
+
+def test_a_sidecar_that_died_while_the_command_ended_is_there_once_more_to_drain(place):
+    """What its sinks had not got yet goes on."""
+
+    config = ServeConfig(data_dir=place / "data", sinks=(), sample_hz=0, http="off", host_run=False)
+    sidecar = Sidecar(config)
+    sidecar.keep()
+    first = wait_until(lambda: listening(config.data_dir))
+    os.kill(int(first), signal.SIGKILL)
+    wait_until(lambda: not is_held(config.data_dir))
+
+    sidecar.drain(20)
+
+    assert holder_of(config.data_dir)[0] != first
+    assert not is_held(config.data_dir)
+
+
+def test_without_a_command_it_says_how(place):
+    """One sentence, and 2."""
+    done = subprocess.run(
+        [sys.executable, "-m", "telemetry", "run"], capture_output=True, text=True
+    )
+
+    assert done.returncode == 2 and "run -- CMD" in done.stderr
