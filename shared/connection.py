@@ -49,6 +49,7 @@ class Connection:
         self.failures = 0
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
+        self._poller = zmq.Poller()
         self._retry_at_s = 0.0
 
     def __enter__(self) -> Connection:
@@ -78,7 +79,7 @@ class Connection:
         socket = self._open()
         if socket is not None:
             try:
-                return bool(socket.poll(int(timeout_s * 1000)))
+                return bool(self._poller.poll(int(timeout_s * 1000)))
             except zmq.ZMQError:
                 self.rebuild()
         time.sleep(timeout_s)
@@ -99,6 +100,7 @@ class Connection:
     def rebuild(self) -> None:
         """Start over with a new socket: what was queued in the old one is gone."""
         if self._socket is not None:
+            self._poller.unregister(self._socket)
             self._socket.close(0)
             self._socket = None
 
@@ -114,6 +116,8 @@ class Connection:
             self._retry_at_s = time.monotonic() + OPEN_RETRY_S
             try:
                 self._socket = _connected(self._context, self.endpoint)
+                # One poller for the socket's life: socket.poll() makes one each time.
+                self._poller.register(self._socket, zmq.POLLIN)
                 self._retry_at_s = 0.0
             except zmq.ZMQError as exc:
                 if self.failures == 0:

@@ -19,25 +19,21 @@ from typing import Final, NamedTuple
 from shared.backlog import Backlog
 from shared.clock import Clock
 from shared.connection import Connection
+from shared.conversation import Conversation, Peer, adopted_peers, loader
 from shared.events import Event
-from shared.outgoing import Frame, FrameLost, OutgoingStream, State
+from shared.outgoing import Frame, OutgoingStream, State
 from shared.packing import Refused, kind_of, pack_event
-from shared.spool import Spool, SpoolDamaged, SpoolUnavailable, adopt_orphans
-from shared.wire import Ack, FinAck, Message, Nack, Welcome
+from shared.spool import Spool, SpoolUnavailable
 
 log = logging.getLogger("telemetry.emitter")
-
-HELLO_INTERVAL_NS: Final = 500_000_000
-KEEPALIVE_NS: Final = 5_000_000_000
-ACK_OVERDUE_NS: Final = 2_000_000_000
-SILENCE_NS: Final = 8_000_000_000
-"""After so long without an answer to what was asked, the socket is rebuilt."""
 
 SPOOL_RETRY_NS: Final = 5_000_000_000
 BY_SIDECAR: Final = "by the sidecar"
 """As a reason in Sender.refused: events that were sent and not accepted."""
 
 FINAL_SPOOL_MARGIN_S: Final = 0.3
+QUIET_NS: Final = 250_000_000
+"""Between turns while there is nothing to send, to hear or to spool."""
 
 # The bound of an emitter's memory is shared out between the queue that emit()
 # fills, the events that have no number yet and may be given up, and the frames.
@@ -66,17 +62,6 @@ class SenderOptions:
     spool_dir: Path | None = None
 
 
-@dataclass
-class Peer:
-    """A stream with what the sender knows about talking to the sidecar about it."""
-
-    stream: OutgoingStream
-    spool: Spool | None
-    asked_ns: int = 0
-    heard_ns: int = 0
-    refusal: str = ""
-
-
 class Sender:
     """Owns the connection, the streams and the spool. `run` is the thread."""
 
@@ -94,7 +79,7 @@ class Sender:
         """Events that were taken out of the queue."""
         self.refused: Counter[str] = Counter()
         self.backlog = Backlog(int(options.queue_max_bytes * BACKLOG_SHARE), clock)
-        self.main = Peer(stream, None)
+        self.main = Peer(stream)
         self.crashed = 0
         self._endpoint = endpoint
         self._queue = queue
@@ -102,11 +87,11 @@ class Sender:
         self._take_missing = take_missing
         self._options = options
         self._clock = clock
-        self._peers = {stream.number: self.main}
+        self._orphans: list[Peer] = []
         self._waiting_since_ns: int | None = None
         """Since when events have been in the backlog; None while it is empty."""
         self._spool_retry_ns = 0
-        self._unanswered_since_ns: int | None = None
+        self._idle_until_ns = 0
         self._warned: set[str] = set()
         self._deadline_ns: int | None = None
         self._closed = threading.Event()
@@ -130,7 +115,7 @@ class Sender:
 
     def abandon(self) -> None:
         """In a forked child, where there is no thread: let go of the parent's spools."""
-        for peer in self._peers.values():
+        for peer in (self.main, *self._orphans):
             if peer.spool is not None:
                 peer.spool.abandon()
 
@@ -138,13 +123,29 @@ class Sender:
         """The thread: until close, and a little beyond."""
         try:
             with Connection(self._endpoint) as connection:
+                talk = Conversation(
+                    connection, self._clock, self._release, self._note_refused_event
+                )
                 self._guarded(self._adopt_orphans)
+                has_news = True
                 while not self._is_over():
-                    if not self._guarded(lambda: self._turn(connection)):
+                    if (has_news or self._has_work()) and not self._guarded(
+                        lambda: self._turn(talk)
+                    ):
                         connection.wait(0.1)
+                    has_news = connection.wait(self._options.flush_interval_s)
         finally:
             self._guarded(self._leave)
             self._closed.set()
+
+    def _has_work(self) -> bool:
+        """Whether a turn could do anything: asked a hundred times a second, mostly in vain."""
+        return (
+            bool(self._queue)
+            or self._waiting_since_ns is not None
+            or self._deadline_ns is not None
+            or self._clock.monotonic_ns() >= self._idle_until_ns
+        )
 
     def _is_over(self) -> bool:
         if self._deadline_ns is None:
@@ -162,19 +163,19 @@ class Sender:
             return False
         return True
 
-    def _turn(self, connection: Connection) -> None:
+    def _turn(self, talk: Conversation) -> None:
         self._take_queue()
-        for message in connection.receive():
-            self._on_message(message)
         now = self._clock.monotonic_ns()
         self._make_frames(now)
-        for peer in self._oldest_first():
-            self._ask(connection, peer, now)
-            self._send_frames(connection, peer)
-            self._finish(connection, peer, now)
-        self._rebuild_if_silent(connection, now)
+        self.main.is_complete = self._deadline_ns is not None and not (
+            self._queue or len(self.backlog)
+        )
+        talk.turn([*self._orphans, self.main])
+        self._forget_finished_orphans()
         self._spool_overdue(now)
-        connection.wait(self._options.flush_interval_s)
+        stream = self.main.stream
+        is_quiet = not stream.frames and not self._orphans
+        self._idle_until_ns = now + (QUIET_NS if is_quiet else 0)
 
     # --- from the queue to frames
 
@@ -216,86 +217,6 @@ class Sender:
         if not len(self.backlog):
             self._waiting_since_ns = None
 
-    # --- the conversation with the sidecar
-
-    def _on_message(self, message: Message) -> None:
-        self._unanswered_since_ns = None
-        peer = self._peers.get(getattr(message, "stream", -1))
-        if peer is None:
-            return
-        peer.heard_ns = self._clock.monotonic_ns()
-        match message:
-            case Welcome():
-                peer.stream.on_welcome(message)
-                peer.refusal = ""
-            case Ack():
-                self._release(peer, peer.stream.on_ack(message))
-            case Nack():
-                self._note_refusal(peer, message, is_news=peer.stream.on_nack(message))
-            case FinAck():
-                peer.stream.on_fin_ack(message)
-
-    def _note_refusal(self, peer: Peer, message: Nack, is_news: bool) -> None:
-        if message.seq >= 0:
-            if is_news and peer is self.main:
-                self.refused[BY_SIDECAR] += 1
-        elif message.reason != peer.refusal:
-            peer.refusal = message.reason
-            log.info("stream of run %s: %s", peer.stream.run_id, message.reason)
-
-    def _ask(self, connection: Connection, peer: Peer, now: int) -> None:
-        """HELLO: to open, when acknowledgements are overdue, or to say we are alive."""
-        stream, since = peer.stream, now - peer.asked_ns
-        if stream.state in (State.CLOSED, State.ASKED, State.FINISHING):
-            due = since >= HELLO_INTERVAL_NS
-        elif stream.in_flight:
-            due = min(since, now - peer.heard_ns) >= ACK_OVERDUE_NS
-        else:
-            due = since >= KEEPALIVE_NS
-        if due and stream.state is not State.DONE:
-            if stream.state is State.FINISHING:
-                stream.lost()
-            if connection.send(stream.hello()):
-                self._expect_answer(now)
-                peer.asked_ns = now
-
-    def _send_frames(self, connection: Connection, peer: Peer) -> None:
-        for message in peer.stream.sendable():
-            if not connection.send(message):
-                break
-            self._expect_answer(self._clock.monotonic_ns())
-
-    def _finish(self, connection: Connection, peer: Peer, now: int) -> None:
-        """FIN, where a stream has nothing left to say."""
-        stream = peer.stream
-        if peer is self.main and (self._deadline_ns is None or self._queue or len(self.backlog)):
-            return
-        if stream.state is State.OPEN and not stream.frames:
-            if not stream.is_told:
-                stream.lost()  # what is missing at the end can be told by a HELLO only
-            elif connection.send(stream.fin()):
-                self._expect_answer(now)
-                peer.asked_ns = now
-        if stream.state is State.DONE and peer is not self.main:
-            self._forget_orphan(peer)
-
-    def _oldest_first(self) -> list[Peer]:
-        """Orphans before the main stream: of one source only one session may be open."""
-        main, *orphans = self._peers.values()
-        return [*orphans, main]
-
-    def _expect_answer(self, now: int) -> None:
-        if self._unanswered_since_ns is None:
-            self._unanswered_since_ns = now
-
-    def _rebuild_if_silent(self, connection: Connection, now: int) -> None:
-        since = self._unanswered_since_ns
-        if since is not None and now - since > SILENCE_NS:
-            connection.rebuild()
-            self._unanswered_since_ns = None
-            for peer in self._peers.values():
-                peer.stream.lost()
-
     # --- the spool
 
     @property
@@ -320,7 +241,7 @@ class Sender:
             self._spool_retry_ns = self._clock.monotonic_ns() + SPOOL_RETRY_NS
             self._warn_once("spool", f"telemetry {exc}; events stay in memory")
             return False
-        self.main.stream.moved_to_spool(_loader(spool, at, len(body)))
+        self.main.stream.moved_to_spool(loader(spool, at, len(body)))
         return True
 
     def _open_spool(self) -> Spool:
@@ -336,20 +257,14 @@ class Sender:
         return self.main.spool
 
     def _adopt_orphans(self) -> None:
-        """Take over what earlier emitters left in the spool directory."""
-        directory = self._options.spool_dir
-        if directory is None:
-            return
-        for spool in adopt_orphans(directory):
-            entry = spool.entry
-            number = max(self._peers) + 1
-            stream = OutgoingStream(number, entry.run_id, entry.session, entry.source)
-            for header, at in spool.frames():
-                load = _loader(spool, at, header.payload_length)
-                stream.add_frame(
-                    Frame(header.base_seq, header.count, header.payload_length, 0, load, True)
-                )
-            self._peers[number] = Peer(stream, spool)
+        if self._options.spool_dir is not None:
+            self._orphans = adopted_peers(self._options.spool_dir, self.main.stream.number + 1)
+
+    def _forget_finished_orphans(self) -> None:
+        for peer in [peer for peer in self._orphans if peer.stream.state is State.DONE]:
+            self._orphans.remove(peer)
+            if peer.spool is not None:
+                peer.spool.close(delete=True)
 
     def _release(self, peer: Peer, frames: list[Frame]) -> None:
         """Empty the spool of the main stream as soon as nothing in it is needed."""
@@ -358,10 +273,9 @@ class Sender:
         if not peer.stream.spooled_events:
             peer.spool.clear()
 
-    def _forget_orphan(self, peer: Peer) -> None:
-        del self._peers[peer.stream.number]
-        if peer.spool is not None:
-            peer.spool.close(delete=True)
+    def _note_refused_event(self, peer: Peer) -> None:
+        if peer is self.main:
+            self.refused[BY_SIDECAR] += 1
 
     def _leave(self) -> None:
         """The end: what is not acknowledged goes to the spool."""
@@ -370,7 +284,7 @@ class Sender:
         self._take_queue()
         self._make_frames(now, everything=True)
         self._spool_overdue(now, everything=True)
-        for peer in self._peers.values():
+        for peer in (self.main, *self._orphans):
             if peer.spool is not None:
                 # An orphan that is all sent stays until FIN_ACK: somebody has to end it.
                 peer.spool.close(delete=peer is self.main and not peer.stream.frames)
@@ -379,13 +293,3 @@ class Sender:
         if key not in self._warned:
             self._warned.add(key)
             log.warning(text)
-
-
-def _loader(spool: Spool, at: int, size: int) -> Callable[[], bytes]:
-    def load() -> bytes:
-        try:
-            return spool.load(at, size)
-        except SpoolDamaged as exc:
-            raise FrameLost(str(exc)) from exc
-
-    return load

@@ -18,8 +18,10 @@ from pathlib import Path
 import pytest
 import zmq
 
+from shared import conversation as conversation_module
 from shared import sender as sender_module
 from shared.clock import SystemClock
+from shared.conversation import Conversation
 from shared.emitter import Emitter, EmitterStats, NullEmitter
 from shared.events import (
     ConfigUpdated,
@@ -31,7 +33,6 @@ from shared.events import (
     RunFinished,
     RunStarted,
 )
-from shared.sender import Sender
 from shared.spool import Spool, SpoolUnavailable, adopt_orphans
 from tests.fakes import Disk, FakeSidecar
 
@@ -172,7 +173,7 @@ def test_a_sidecar_killed_in_mid_stream_gets_everything_once(endpoint):
 
 def test_a_sidecar_that_answers_nothing_for_a_while_gets_everything_once(endpoint, monkeypatch):
     """Row 4: frozen. The socket is rebuilt, and what was swallowed is sent again."""
-    monkeypatch.setattr(sender_module, "SILENCE_NS", 300_000_000)
+    monkeypatch.setattr(conversation_module, "SILENCE_NS", 300_000_000)
     with FakeSidecar(endpoint) as sidecar, Emitter(endpoint, run_id=RUN, source="rank0") as emitter:
         emitter.emit(metric(0))
         sidecar.wait_for_events(RUN, 1)
@@ -539,15 +540,15 @@ def test_no_socket_to_be_had_leaves_events_in_the_spool_until_there_is_one(
 
 def test_an_exception_in_the_sender_does_not_end_it(endpoint, monkeypatch, caplog):
     """It is logged once, with its traceback, and the next turn goes on."""
-    send_frames, left = Sender._send_frames, [3]
+    send_frames, left = Conversation._send_frames, [3]
 
-    def failing(self: Sender, *args: object) -> None:
+    def failing(self: Conversation, *args: object) -> None:
         if left[0]:
             left[0] -= 1
             raise ZeroDivisionError
         send_frames(self, *args)
 
-    monkeypatch.setattr(Sender, "_send_frames", failing)
+    monkeypatch.setattr(Conversation, "_send_frames", failing)
     with FakeSidecar(endpoint) as sidecar:
         emitter = Emitter(endpoint, run_id=RUN, source="rank0")
         emitter.emit(metric(0))

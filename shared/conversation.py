@@ -1,0 +1,177 @@
+"""Conversation: what a sender and the sidecar have to say to each other about streams.
+
+In: streams with frames to send.
+Out: messages on the wire, and what their answers mean for each stream.
+Never: makes a frame, or lets go of one that is not acknowledged.
+
+Not thread-safe: one thread owns it, with its connection.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from shared.clock import Clock
+from shared.connection import Connection
+from shared.outgoing import Frame, FrameLost, OutgoingStream, State
+from shared.spool import Spool, SpoolDamaged, adopt_orphans
+from shared.wire import Ack, FinAck, Message, Nack, Welcome
+
+log = logging.getLogger("telemetry.emitter")
+
+HELLO_INTERVAL_NS: Final = 500_000_000
+KEEPALIVE_NS: Final = 5_000_000_000
+ACK_OVERDUE_NS: Final = 2_000_000_000
+SILENCE_NS: Final = 8_000_000_000
+"""After so long without an answer to what was asked, the socket is rebuilt."""
+
+
+@dataclass
+class Peer:
+    """A stream with what is known about talking to the sidecar about it."""
+
+    stream: OutgoingStream
+    spool: Spool | None = None
+    is_complete: bool = False
+    """Nothing will be added: when all is acknowledged, FIN."""
+
+    asked_ns: int = 0
+    heard_ns: int = 0
+    refusal: str = ""
+
+
+class Conversation:
+    """Many streams over one connection."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        clock: Clock,
+        on_released: Callable[[Peer, list[Frame]], None] = lambda peer, frames: None,
+        on_refused: Callable[[Peer], None] = lambda peer: None,
+    ) -> None:
+        self._connection = connection
+        self._clock = clock
+        self._on_released = on_released
+        self._on_refused = on_refused
+        self._unanswered_since_ns: int | None = None
+
+    def turn(self, peers: Iterable[Peer]) -> None:
+        """Take in what has come, and say what is due. Of one source only one session
+        may be open, so streams that are to end first come first."""
+        peers = list(peers)
+        by_number = {peer.stream.number: peer for peer in peers}
+        for message in self._connection.receive():
+            self._on_message(message, by_number)
+        now = self._clock.monotonic_ns()
+        for peer in peers:
+            self._ask(peer, now)
+            self._send_frames(peer)
+            self._finish(peer, now)
+        self._rebuild_if_silent(peers, now)
+
+    def _on_message(self, message: Message, peers: dict[int, Peer]) -> None:
+        self._unanswered_since_ns = None
+        peer = peers.get(getattr(message, "stream", -1))
+        if peer is None:
+            return
+        peer.heard_ns = self._clock.monotonic_ns()
+        match message:
+            case Welcome():
+                peer.stream.on_welcome(message)
+                peer.refusal = ""
+            case Ack():
+                self._on_released(peer, peer.stream.on_ack(message))
+            case Nack():
+                self._note_refusal(peer, message, is_news=peer.stream.on_nack(message))
+            case FinAck():
+                peer.stream.on_fin_ack(message)
+
+    def _note_refusal(self, peer: Peer, message: Nack, is_news: bool) -> None:
+        if message.seq >= 0:
+            if is_news:
+                self._on_refused(peer)
+        elif message.reason != peer.refusal:
+            peer.refusal = message.reason
+            log.info("stream of run %s: %s", peer.stream.run_id, message.reason)
+
+    def _ask(self, peer: Peer, now: int) -> None:
+        """HELLO: to open, when acknowledgements are overdue, or to say we are alive."""
+        stream, since = peer.stream, now - peer.asked_ns
+        if stream.state in (State.CLOSED, State.ASKED, State.FINISHING):
+            due = since >= HELLO_INTERVAL_NS
+        elif stream.in_flight:
+            due = min(since, now - peer.heard_ns) >= ACK_OVERDUE_NS
+        else:
+            due = since >= KEEPALIVE_NS
+        if due and stream.state is not State.DONE:
+            if stream.state is State.FINISHING:
+                stream.lost()
+            if self._connection.send(stream.hello()):
+                self._expect_answer(now)
+                peer.asked_ns = now
+
+    def _send_frames(self, peer: Peer) -> None:
+        for message in peer.stream.sendable():
+            if not self._connection.send(message):
+                break
+            self._expect_answer(self._clock.monotonic_ns())
+
+    def _finish(self, peer: Peer, now: int) -> None:
+        """FIN, where a stream has nothing left to say."""
+        stream = peer.stream
+        if peer.is_complete and stream.state is State.OPEN and not stream.frames:
+            if not stream.is_told:
+                stream.lost()  # what is missing at the end can be told by a HELLO only
+            elif self._connection.send(stream.fin()):
+                self._expect_answer(now)
+                peer.asked_ns = now
+
+    def _expect_answer(self, now: int) -> None:
+        if self._unanswered_since_ns is None:
+            self._unanswered_since_ns = now
+
+    def _rebuild_if_silent(self, peers: list[Peer], now: int) -> None:
+        since = self._unanswered_since_ns
+        if since is not None and now - since > SILENCE_NS:
+            self._connection.rebuild()
+            self._unanswered_since_ns = None
+            for peer in peers:
+                peer.stream.lost()
+
+
+def adopted_peers(directory: Path, first_number: int) -> list[Peer]:
+    """What emitters that are gone left in a spool directory, each as a stream of its own.
+
+    Raises:
+        OSError: the directory can't be read.
+    """
+    return [
+        Peer(_stream_of(spool, number), spool, is_complete=True)
+        for number, spool in enumerate(adopt_orphans(directory), first_number)
+    ]
+
+
+def _stream_of(spool: Spool, number: int) -> OutgoingStream:
+    entry = spool.entry
+    stream = OutgoingStream(number, entry.run_id, entry.session, entry.source)
+    for header, at in spool.frames():
+        load = loader(spool, at, header.payload_length)
+        stream.add_frame(Frame(header.base_seq, header.count, header.payload_length, 0, load, True))
+    return stream
+
+
+def loader(spool: Spool, at: int, size: int) -> Callable[[], bytes]:
+    """How a frame that is in a spool is loaded."""
+
+    def load() -> bytes:
+        try:
+            return spool.load(at, size)
+        except SpoolDamaged as exc:
+            raise FrameLost(str(exc)) from exc
+
+    return load
