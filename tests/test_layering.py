@@ -103,7 +103,7 @@ def test_the_trainer_needs_neither_wandb_nor_tensorboard_nor_the_sidecar(module)
     """Training goes on where they are not installed."""
     loaded = loaded_with(module)
 
-    assert loaded.isdisjoint({"wandb", "tensorboard", "telemetry", "pynvml"})
+    assert loaded.isdisjoint({"wandb", "tensorboard", "telemetry"})
 
 
 @pytest.mark.parametrize("module", ["telemetry.sinks.tensorboard.sink", "telemetry.sinks.wandb"])
