@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shared.record import EVENTS, encode_record
 from telemetry.journal import reader as reader_module
-from telemetry.journal.layout import read_mark, segments
+from telemetry.journal.layout import read_mark, segment_path, segments
 from telemetry.journal.reader import JournalReader, NotAJournal
 from telemetry.journal.scan import CONTENT, HOLE, REST, TAIL, Damage, Found, scan
 from telemetry.journal.writer import JournalWriter
@@ -139,6 +139,36 @@ def test_a_segment_that_is_rotated_between_two_reads_is_read_to_its_end(tmp_path
         assert seen == list(range(1, writer.durable_row))
 
 
+@pytest.mark.parametrize("written", [0, 20])
+def test_a_segment_that_is_being_created_is_not_looked_at_before_the_mark_names_it(
+    tmp_path, written
+):
+    """Its header may be half there."""
+    with JournalWriter(tmp_path) as writer, JournalReader(tmp_path) as reader:
+        write(writer, 3)
+        writer.sync()
+        assert numbers(reader.read().rows) == [0, 1, 2]
+        header = only_segment(tmp_path).read_bytes()
+        segment_path(tmp_path, 3).write_bytes(header[:written])
+
+        assert reader.read() == ([], [], True)
+        with JournalReader(tmp_path, 3) as another:
+            assert another.read() == ([], [], True)
+
+
+@pytest.mark.parametrize("first_row", [0, 2, 5])
+def test_a_hole_begins_where_reading_does(journal, tmp_path, first_row):
+    """The rows before were not asked for."""
+    for segment in segments(journal)[1:]:
+        os.link(segment.path, tmp_path / segment.path.name)
+    second = segments(journal)[1].first_row
+
+    rows, damage = read_all(tmp_path, first_row)
+
+    assert [(d.kind, d.first_row, d.next_row) for d in damage] == [(HOLE, first_row, second)]
+    assert numbers(rows) == list(range(second, 60))
+
+
 def test_a_journal_without_its_mark_is_read_to_its_end(journal, tmp_path):
     """A copy of the segments is a journal."""
     for segment in segments(journal):
@@ -196,7 +226,7 @@ def test_records_across_the_ends_of_chunks_are_read_once(tmp_path, monkeypatch, 
     assert numbers(rows) == list(range(60)) and damage == []
 
 
-@pytest.mark.parametrize("shift", [-80, -41, -40, -39, -1, 0, 1])
+@pytest.mark.parametrize("shift", [-40, -1, 0, 1, 40, 41, 1000, 149_000])
 def test_damage_at_the_end_of_a_chunk_is_found_as_anywhere(tmp_path, monkeypatch, shift):
     """A damaged header whose resynchronization needs the next chunk."""
     with JournalWriter(tmp_path) as writer:
