@@ -37,6 +37,8 @@ class ServeConfig:
                          "(default: ipc://DATA_DIR/telemetry.sock)")  # fmt: skip
     http: str = _setting("127.0.0.1:9464", "address of /livez, /readyz and /metrics, or 'off'")
     sinks: tuple[str, ...] = _setting(("tensorboard", "wandb"), "sinks to run, with commas")
+    spool_dir: tuple[str, ...] = _setting((), "where trainers spool, with commas: what is left "
+                                          "there by those that are gone is taken in")  # fmt: skip
     sample_hz: float = _setting(1.0, "hardware samples a second, 0 for none", 0, 20)
     host: str = _setting("", "name of this host in the metrics (default: its own)")
     host_run: bool = _setting(True, "record the hardware as a run of its own while nothing trains")

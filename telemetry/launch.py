@@ -95,6 +95,8 @@ def launch(command: Sequence[str], config: ServeConfig) -> int:
     """Run the command with a sidecar, and return the command's exit code (128 + n on a signal)."""
     sidecar: Sidecar | None = None
     address = config.address
+    if not config.spool_dir:
+        config = replace(config, spool_dir=(str((config.data_dir / "spool").resolve()),))
     if is_held(config.data_dir):
         address = holder_of(config.data_dir)[1] or address
         log.info("using the sidecar that is at work on %s", address)
@@ -110,8 +112,7 @@ def launch(command: Sequence[str], config: ServeConfig) -> int:
 def _run_command(
     command: Sequence[str], config: ServeConfig, address: str, sidecar: Sidecar | None
 ) -> int:
-    environ = dict(os.environ, TELEMETRY_ENDPOINT=address)
-    environ.setdefault("TELEMETRY_SPOOL_DIR", str((config.data_dir / "spool").resolve()))
+    environ = dict(os.environ, TELEMETRY_ENDPOINT=address, TELEMETRY_SPOOL_DIR=config.spool_dir[0])
     # A signal that comes between the start and the handlers waits for them.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
     try:

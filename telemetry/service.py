@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Final
 
@@ -31,6 +32,7 @@ from telemetry.hostrun import HostRun
 from telemetry.ingest import Ingest
 from telemetry.journal.writer import JournalFault
 from telemetry.runs import Runs
+from telemetry.spools import SpoolCarrier
 from telemetry.status import Health, StatusServer
 from telemetry.summary import print_summary
 from telemetry.supervisor import Supervisor
@@ -76,6 +78,8 @@ class Service:
             max_processes=config.max_sink_processes,
             sink_timeout_s=config.sink_timeout_s,
         )
+        spools = tuple(Path(name).expanduser() for name in config.spool_dir)
+        self._carrier = SpoolCarrier(config.address, spools, self._clock)
         self._sampler: subprocess.Popen[bytes] | None = None
         self._sampler_not_before_ns = 0
         self._turned_ns = self._clock.monotonic_ns()
@@ -91,6 +95,7 @@ class Service:
         # Before the first event and the first sink: is there room for them?
         self._tick()
         self._supervisor.start()
+        self._carrier.start()
         self._data_dir.publish(self.config.address)
         log.info("listening on %s, data in %s", self.config.address, self.config.data_dir)
         try:
@@ -109,6 +114,7 @@ class Service:
     def close(self) -> None:
         """Let go of everything. May be called twice."""
         self._supervisor.end(0)
+        self._carrier.close()
         self._end_sampler()
         if self._status is not None:
             self._status.close()
@@ -244,13 +250,16 @@ class Service:
 
         if self._sampler is not None and self._sampler.stdin is not None:
             self._sampler.stdin.close()
+        self._carrier.look_now()
         settle = min(SETTLE_S, self.config.drain_grace_s / 4)
         while True:
             self._guarded_turn()
-            is_waited_for = self._ingest.has_live_trainers and not self.are_producers_gone
+            has_words = self._ingest.has_live_trainers and not self.are_producers_gone
+            is_waited_for = has_words or not self._carrier.is_idle
             spent_s = self.config.drain_grace_s - left_s()
             if spent_s >= settle and not (is_waited_for and left_s(LAST_WORDS_SHARE)):
                 break
+        self._carrier.close()
         self._end_sampler()
         if self.are_producers_gone:
             self._ingest.declare_abandoned_lost()

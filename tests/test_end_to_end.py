@@ -33,13 +33,6 @@ TRAINER = (
 pytestmark = pytest.mark.timeout(600)
 
 
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory with a path short enough for an ipc socket."""
-    with tempfile.TemporaryDirectory(prefix="tm-", dir="/tmp") as name:
-        yield Path(name)
-
-
 @pytest.fixture(scope="module")
 def recorded() -> Iterator[Path]:
     """The directory of one training run that was recorded from start to end."""
