@@ -12,8 +12,12 @@ from telemetry.journal.layout import sync_directory
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside the target, sync, rename over it, and make the name durable."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write beside the target, sync, rename over it, and make the name durable.
+
+    One process at a time writes a target. What a crash leaves beside it, the
+    next write replaces.
+    """
+    beside = path.with_name(f".{path.name}.tmp")
     try:
         with beside.open("wb") as file:
             file.write(data)
