@@ -25,6 +25,7 @@ from trainer.model.config import ModelConfig
 from trainer.model.integer import largest_level
 from trainer.model.noise import centred_uniform_like
 from trainer.model.precision import ScheduledModule, StageBits
+from trainer.model.readings import ObservedModule, quantizer_readings
 from trainer.schedule import ScheduleState
 
 SAMPLE_ROWS = 256
@@ -60,16 +61,17 @@ def upper_percentile(magnitudes: Tensor, percentile: float) -> Tensor:
     return torch.lerp(largest[:, n - below - 1], upper, position - below)
 
 
-class ActivationQuantizer(ScheduledModule):
+class ActivationQuantizer(ScheduledModule, ObservedModule):
     """Q_b with one moving range for each channel, or for each head's channels.
 
-    Persistent state: rho (ranges), observed (whether any data was seen). Both are part
-    of the state dict, since a resumed run needs the ranges it was trained with.
+    Persistent state: rho (ranges), start_rho (the first of them), observed (whether any
+    data was seen). All are part of the state dict, since a resumed run needs the ranges
+    it was trained with.
     """
 
     rho: Tensor
+    start_rho: Tensor
     observed: Tensor
-    overload_rate: Tensor
     bypassed: Tensor
 
     def __init__(
@@ -85,8 +87,8 @@ class ActivationQuantizer(ScheduledModule):
         self.channels_per_range = channels_per_range
         ranges = channels // channels_per_range
         self.register_buffer("rho", torch.full((ranges,), _UNOBSERVED_RANGE))
+        self.register_buffer("start_rho", torch.full((ranges,), _UNOBSERVED_RANGE))
         self.register_buffer("observed", torch.zeros((), dtype=torch.bool))
-        self.register_buffer("overload_rate", torch.zeros(()), persistent=False)
         self.register_buffer("bypassed", torch.zeros(()), persistent=False)
 
     def apply_schedule(self, state: ScheduleState) -> None:
@@ -101,7 +103,7 @@ class ActivationQuantizer(ScheduledModule):
         if self.bits is None:
             return x
         if self.training:
-            self._observe(x.detach().flatten(0, -2), rows)
+            self._follow(x.detach().flatten(0, -2), rows, self.bits)
         steps = self.steps(self.bits)
         quantized = quantize_activation(x, steps, self.bits, stochastic=self.training)
         if not (self.training and self.qdrop_probability > 0.0):
@@ -117,22 +119,26 @@ class ActivationQuantizer(ScheduledModule):
         return step[:, None].expand(-1, self.channels_per_range).flatten()
 
     @torch.no_grad()
-    def _observe(self, x: Tensor, rows: Tensor | None) -> None:
+    def _follow(self, x: Tensor, rows: Tensor | None, bits: int) -> None:
         """Move rho towards the percentile of this batch; x is (N, channels)."""
         if x.shape[0] == 0:
             return
         if rows is None and x.shape[0] > SAMPLE_ROWS:
             rows = torch.randint(x.shape[0], (SAMPLE_ROWS,), device=x.device)
         sample = x if rows is None else x.index_select(0, rows)
-        sample = sample.abs().to(self.rho.dtype)
-        grouped = torch.unflatten(sample, 1, (-1, self.channels_per_range))
+        sample = sample.to(self.rho.dtype)
+        grouped = torch.unflatten(sample.abs(), 1, (-1, self.channels_per_range))
         # One contiguous row a range: topk along a strided dimension takes twice as long.
         magnitudes = grouped.transpose(0, 1).flatten(1).contiguous()
         found = upper_percentile(magnitudes, self.percentile)
         moved = torch.lerp(found, self.rho, self.momentum)
         self.rho.copy_(torch.where(self.observed, moved, found))
+        self.start_rho.copy_(torch.where(self.observed, self.start_rho, found))
         self.observed.fill_(True)
-        self.overload_rate.copy_((magnitudes > self.rho[:, None]).float().mean())
+        if self.observing:
+            self.readings = quantizer_readings(
+                sample, self.steps(bits), largest_level(bits), self.rho, self.start_rho
+            )
 
 
 def quantize_activation(x: Tensor, steps: Tensor, bits: int, *, stochastic: bool) -> Tensor:

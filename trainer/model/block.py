@@ -24,9 +24,10 @@ from trainer.model.linear import QuantizedLinear
 from trainer.model.mixing import make_mixer
 from trainer.model.norms import make_norm
 from trainer.model.precision import activation_stage_bits, weight_stage_bits
+from trainer.model.readings import ObservedModule, attention_readings
 
 
-class Attention(nn.Module):
+class Attention(ObservedModule):
     """Bidirectional self-attention. Q and K see more bits than V, and a range a head."""
 
     def __init__(self, config: ModelConfig, layer: int, generator: torch.Generator) -> None:
@@ -52,6 +53,8 @@ class Attention(nn.Module):
             torch.unflatten(part, -1, (self.heads, -1)).transpose(1, 2)
             for part in (self.q(qk), self.k(qk), self.v(self.v_input(mixed, rows)))
         )
+        if self.observing and self.training:
+            self.readings = attention_readings(q.detach(), k.detach(), key_mask)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask)
         joined = attended.transpose(1, 2).flatten(-2)
         out: Tensor = self.o(self.o_input(joined, rows))
@@ -106,3 +109,7 @@ class Block(nn.Module):
         x = x + self.attention_zeta * attended
         out: Tensor = x + self.ffn_zeta * self.ffn(self.ffn_norm(x, rows), rows)
         return out
+
+    def zetas(self) -> tuple[Tensor, Tensor]:
+        """The learned scales of both branches, () each."""
+        return self.attention_zeta, self.ffn_zeta

@@ -1,103 +1,153 @@
-"""What quantization does to the weights and activations, as a few numbers.
+"""What quantization does to an encoder, as a few numbers, or as a few a layer.
 
-In: the quantizing modules of an encoder.
+In: an encoder, between backward and the optimizer's step.
 Out: 0-d tensors on the model's device, by metric name.
 Never: copies anything to the host, or says what cannot be known: without a ternary
-layer there is no occupancy, and before a training step nothing was observed.
+layer there is no occupancy, and without an observed forward no overload.
+
+Aggregates are quant/NAME; what is of one layer is quant/layers.3.ffn.up/NAME.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainer.model.activation import ActivationQuantizer
+from trainer.model.block import Attention, Block
+from trainer.model.config import ModelConfig
+from trainer.model.gradients import gradient_metrics
 from trainer.model.linear import QuantizedLinear
 from trainer.model.qdyt import QDyT
+from trainer.model.readings import ObservedModule, largest_drift, metric_path
+from trainer.model.weight_readings import FlipMeter, read_weights, weight_metrics
+
+M = TypeVar("M", bound=nn.Module)
 
 TERNARY_INFORMATION_BITS = math.log2(3)
 
-
-@torch.no_grad()
-def weight_diagnostics(linears: Sequence[QuantizedLinear]) -> dict[str, Tensor]:
-    """Aggregates over all weights, at the bits in force and without training noise."""
-    like = linears[0].weight
-    signal, noise = like.new_zeros(()), like.new_zeros(())
-    counts, scales = like.new_zeros(4), []
-    weights = rows = 0
-    for linear in linears:
-        codes, scale = linear.codes()
-        signal += linear.weight.square().sum()
-        noise += (linear.weight - codes * scale).square().sum()
-        if linear.is_ternary:
-            counts += _count_codes(codes)
-            scales.append(scale.mean())
-            weights += codes.numel()
-            rows += codes.shape[0]
-    found = {"quant/weight_bits_mean": like.new_full((), _mean_weight_bits(linears))}
-    if any(linear.bits is not None for linear in linears):
-        found["quant/weight_sqnr_db"] = 10.0 * torch.log10(signal / noise.clamp(min=1e-30))
-    if not scales:
-        return found
-    return found | {
-        "quant/zero_ratio": counts[0] / weights,
-        "quant/plus_ratio": counts[1] / weights,
-        "quant/minus_ratio": counts[2] / weights,
-        "quant/dead_rows_ratio": counts[3] / rows,
-        "quant/scale_mean": torch.stack(scales).mean(),
-    }
+# How the readings of many sites become one; those of attention have a value a head.
+_MEANS: dict[type[ObservedModule], dict[str, str]] = {
+    ActivationQuantizer: {
+        "overload_ratio": "activation_overload_rate",
+        "sqnr_db": "activation_sqnr_db",
+        "codebook_utilization_ratio": "codebook_utilization_ratio",
+        "levels_used_ratio": "levels_used_ratio",
+        "dead_channels_ratio": "dead_channels_ratio",
+    },
+    QDyT: {
+        "tanh_saturation_ratio": "tanh_saturation_ratio",
+        "pact_clip_ratio": "pact_clip_ratio",
+    },
+    Attention: {
+        "q_scale": "q_scale_mean",
+        "k_scale": "k_scale_mean",
+        "entropy_nats": "attention_entropy_nats",
+    },
+}
+_MAXIMA: dict[type[ObservedModule], dict[str, str]] = {
+    ActivationQuantizer: {"range_drift": "activation_range_drift_max"},
+    Attention: {"logit_max": "attention_logit_max"},
+}
 
 
 @torch.no_grad()
-def activation_diagnostics(
-    quantizers: Sequence[ActivationQuantizer], norms: Sequence[QDyT]
+def collect(
+    model: nn.Module, config: ModelConfig, flips: FlipMeter, step: int, detail: bool
 ) -> dict[str, Tensor]:
-    """What the last training forward saw on its sampled rows, averaged over the sites."""
+    """Everything there is to say about a model at a step, by metric name."""
+    linears = _modules(model, QuantizedLinear)
+    quantizers = _modules(model, ActivationQuantizer)
+    weights = read_weights(linears, flips, step)
+    found = _precision(linears.values(), quantizers.values())
+    if weights:
+        found |= weight_metrics(list(weights.values()))
+    found |= _joined_readings(model)
+    found |= _drifts(model, config)
+    found |= gradient_metrics(model)
+    named = {f"quant/{name}": value for name, value in found.items()}
+    if detail:
+        for layer, reading in weights.items():
+            named |= _under(layer, weight_metrics([reading]))
+        named |= _detailed_readings(model)
+    return named
+
+
+def _modules(model: nn.Module, kind: type[M]) -> dict[str, M]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, kind)}
+
+
+def _under(module_name: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    path = metric_path(module_name)
+    return {f"quant/{path}/{name}": value for name, value in values.items()}
+
+
+def _joined_readings(model: nn.Module) -> dict[str, Tensor]:
     found = {}
-    if overloads := [q.overload_rate for q in quantizers if q.bits is not None]:
-        found["quant/activation_overload_rate"] = _mean(overloads)
-    if norms:
-        found["quant/tanh_saturation_ratio"] = _mean([norm.tanh_saturation for norm in norms])
+    joins: Any = ((_MEANS, torch.mean), (_MAXIMA, torch.max))
+    for table, join in joins:
+        for kind, names in table.items():
+            taken = [module.readings for module in _modules(model, kind).values()]
+            for own, joined in names.items():
+                values = [readings[own].flatten() for readings in taken if own in readings]
+                if values:
+                    found[joined] = join(torch.cat(values))
     return found
 
 
-@torch.no_grad()
-def precision_diagnostics(
-    linears: Sequence[QuantizedLinear], quantizers: Sequence[ActivationQuantizer]
+def _detailed_readings(model: nn.Module) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for name, module in _modules(model, ObservedModule).items():
+        for reading, value in module.readings.items():
+            if value.dim() == 0:
+                found |= _under(name, {reading: value})
+            else:
+                heads = enumerate(value)
+                found |= _under(name, {f"head_{head}_{reading}": one for head, one in heads})
+    return found
+
+
+def _drifts(model: nn.Module, config: ModelConfig) -> dict[str, Tensor]:
+    """How far the learned alpha and zeta have gone from where the configuration put them."""
+    norms = _modules(model, QDyT).values()
+    blocks = _modules(model, Block).values()
+    learned = [zeta for block in blocks for zeta in block.zetas()]
+    zetas = torch.stack(learned)
+    found = {"zeta_drift_max": _drift_from(zetas, config.skip_init_scale / config.layers**0.5)}
+    if norms:
+        alphas = torch.stack([norm.alpha for norm in norms])
+        found["alpha_drift_max"] = _drift_from(alphas, config.alpha_target)
+    return found
+
+
+def _drift_from(values: Tensor, start: float) -> Tensor:
+    return largest_drift(values.abs(), torch.full_like(values, start))
+
+
+def _precision(
+    linears: Iterable[QuantizedLinear], quantizers: Iterable[ActivationQuantizer]
 ) -> dict[str, Tensor]:
-    """Activation bits in force, and the share of quantizers that QDrop bypassed last."""
+    """Bits in force, and the share of quantizers that QDrop bypassed last."""
+    linears, quantizers = list(linears), list(quantizers)
+    switches = [*(linear.bypassed for linear in linears), *(q.bypassed for q in quantizers)]
+    bypassed = torch.stack(switches)
+    weights = [(linear.weight.numel(), _information_bits(linear)) for linear in linears]
     in_force = [32 if quantizer.bits is None else quantizer.bits for quantizer in quantizers]
-    bits = sum(in_force) / len(in_force)
-    bypassed = [linear.bypassed for linear in linears]
-    bypassed += [quantizer.bypassed for quantizer in quantizers]
     return {
-        "quant/activation_bits_mean": bypassed[0].new_full((), bits),
-        "quant/bypassed_ratio": _mean(bypassed),
+        "weight_bits_mean": bypassed.new_full(
+            (), sum(n * bits for n, bits in weights) / sum(n for n, _ in weights)
+        ),
+        "activation_bits_mean": bypassed.new_full((), sum(in_force) / len(in_force)),
+        "bypassed_ratio": bypassed.mean(),
     }
 
 
-def _mean_weight_bits(linears: Sequence[QuantizedLinear]) -> float:
-    """Mean over weights; a ternary weight carries log2(3) bits."""
-    bits = sum(linear.weight.numel() * _information_bits(linear) for linear in linears)
-    return bits / sum(linear.weight.numel() for linear in linears)
-
-
 def _information_bits(linear: QuantizedLinear) -> float:
+    """Bits a weight; a ternary one carries log2(3)."""
     if linear.bits is None:
         return torch.finfo(linear.weight.dtype).bits
     return TERNARY_INFORMATION_BITS if linear.is_ternary else linear.bits
-
-
-def _count_codes(codes: Tensor) -> Tensor:
-    """How many codes (out, in) are 0, +1 and -1, and how many rows are all 0: (4,)."""
-    zero = codes == 0
-    return torch.stack(
-        [zero.sum(), (codes > 0).sum(), (codes < 0).sum(), zero.all(dim=1).sum()]
-    ).float()
-
-
-def _mean(values: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(values)).mean()

@@ -16,14 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.model import diagnostics
-from trainer.model.activation import ActivationQuantizer, sample_rows
+from trainer.model import diagnostics, histograms
+from trainer.model.activation import sample_rows
 from trainer.model.block import Block
 from trainer.model.config import ModelConfig
 from trainer.model.ends import Embedding, LanguageModelHead
+from trainer.model.histograms import Histogram
 from trainer.model.linear import QuantizedLinear
 from trainer.model.precision import ScheduledModule
-from trainer.model.qdyt import QDyT
+from trainer.model.readings import ObservedModule
+from trainer.model.weight_readings import FlipMeter
 from trainer.schedule import ScheduleState, schedule_state
 
 NOT_PREDICTED = -100
@@ -56,7 +58,8 @@ class BitNetQDyT(nn.Module):
             Block(config, layer, generator) for layer in range(config.layers)
         )
         self.head = LanguageModelHead(config)
-        self._has_observed = False
+        self._flips = FlipMeter()
+        self._step = 0
 
     def apply_schedule(self, step: int, total_steps: int) -> ScheduleState:
         """Set bits, QDrop, alpha ramp, dither and dropout for one optimizer step.
@@ -68,6 +71,7 @@ class BitNetQDyT(nn.Module):
             ValueError: step below 0 or total_steps below 1.
         """
         state = schedule_state(self.config, step, total_steps)
+        self._step = step
         for module in self.modules():
             if isinstance(module, ScheduledModule):
                 module.apply_schedule(state)
@@ -140,20 +144,28 @@ class BitNetQDyT(nn.Module):
             if isinstance(module, QuantizedLinear):
                 module.grad_clip = self.config.lsq_grad_clip * scale
 
-    def diagnostics(self) -> dict[str, Tensor]:
-        """Aggregate quantization diagnostics: 0-d tensors on the device, by metric name.
+    def observe(self, on: bool) -> None:
+        """Say whether the next training forwards take readings of activations and heads.
 
-        What a stage has no value for is left out: occupancy without a ternary layer,
-        and what training forwards observe before there was one.
+        They cost a few percent of a step, so a loop asks for them only in the steps whose
+        diagnostics it reads. Off until it is called.
         """
-        linears = [m for m in self.modules() if isinstance(m, QuantizedLinear)]
-        quantizers = [m for m in self.modules() if isinstance(m, ActivationQuantizer)]
-        norms = [m for m in self.modules() if isinstance(m, QDyT)]
-        found = diagnostics.weight_diagnostics(linears)
-        found |= diagnostics.precision_diagnostics(linears, quantizers)
-        if self._has_observed:
-            found |= diagnostics.activation_diagnostics(quantizers, norms)
-        return found
+        for module in self.modules():
+            if isinstance(module, ObservedModule):
+                module.observing = on
+
+    def diagnostics(self, detail: bool = False) -> dict[str, Tensor]:
+        """Quantization diagnostics: 0-d tensors on the device, by metric name.
+
+        detail adds those of each layer. What nobody can know is left out: occupancy
+        without a ternary layer, readings of activations before an observed forward,
+        shares of gradients before a backward, and flips at the first call.
+        """
+        return diagnostics.collect(self, self.config, self._flips, self._step, detail)
+
+    def histograms(self, detail: bool = False) -> dict[str, Histogram]:
+        """Scales and latent weights of the linear layers, by name; see histograms.py."""
+        return histograms.collect(self, detail)
 
     def _hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, S) -> (B, S, d_model), up to the norm before the head."""
@@ -161,7 +173,6 @@ class BitNetQDyT(nn.Module):
         if self.training:
             # One sample for all quantizers: each would otherwise order its own.
             rows = sample_rows(attention_mask.flatten())
-            self._has_observed = True
         key_mask = _key_mask(attention_mask)
         x: Tensor = self.embedding(input_ids, rows)
         for block in self.blocks:

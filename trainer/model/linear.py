@@ -34,12 +34,14 @@ class QuantizedLinear(ScheduledModule):
     raw_scale, threshold and dead_zone, each (out, 1), are there where the layer has a
     ternary stage and its mode learns them. They start from the weights as these are
     when the layer first turns ternary; ternary_started says, also to a resumed run,
-    that this has happened.
+    that this has happened. start_scale and start_dead_zone keep where that was.
     """
 
     raw_scale: nn.Parameter | None
     threshold: nn.Parameter | None
     dead_zone: nn.Parameter | None
+    start_scale: Tensor
+    start_dead_zone: Tensor
     ternary_started: Tensor
     bypassed: Tensor
 
@@ -146,6 +148,8 @@ class QuantizedLinear(ScheduledModule):
             self.raw_scale = nn.Parameter(inverse_softplus(scale))
             self.threshold = nn.Parameter(threshold)
             self.dead_zone = nn.Parameter(dead_zone)
+            self.register_buffer("start_scale", scale.clone())
+            self.register_buffer("start_dead_zone", dead_zone.clone())
 
     @torch.no_grad()
     def _start_ternary(self) -> None:
@@ -161,4 +165,6 @@ class QuantizedLinear(ScheduledModule):
         self.raw_scale.copy_(torch.where(started, self.raw_scale, inverse_softplus(scale)))
         self.threshold.copy_(torch.where(started, self.threshold, threshold))
         self.dead_zone.copy_(torch.where(started, self.dead_zone, dead_zone))
+        self.start_scale.copy_(torch.where(started, self.start_scale, scale))
+        self.start_dead_zone.copy_(torch.where(started, self.start_dead_zone, dead_zone))
         started.fill_(True)

@@ -71,13 +71,17 @@ def test_gradients_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(call, (x, *values))
 
 
-def test_saturation_is_the_share_of_sampled_outputs_near_one():
-    """Counted in training on the rows that are named, before gamma and beta."""
+def test_saturation_and_clipping_are_shares_of_the_sampled_tokens():
+    """Read in training where it is asked for, on the rows that are named."""
     norm = QDyT(CONFIG)
     x = torch.cat([torch.zeros(1, 16), torch.tensor([-100.0, 100.0]).repeat(1, 8)])
     with torch.no_grad():
         norm.alpha.fill_(10.0)
+    norm(x, torch.tensor([0, 1, 1, 1]))
+    assert norm.readings == {}
+    norm.observing = True
 
     norm(x, torch.tensor([0, 1, 1, 1]))
 
-    assert norm.tanh_saturation.item() == 0.75
+    assert norm.readings["tanh_saturation_ratio"] == 0.75
+    assert norm.readings["pact_clip_ratio"] == 0.75
