@@ -121,3 +121,13 @@ def _ternary_dropout(config: ModelConfig, step: int, total_steps: int) -> float:
     first = round(config.stage1 * total_steps)
     span = resolve_steps(config.ternary_dropout_steps, total_steps)
     return config.ternary_dropout if first <= step < first + span else 0.0
+
+
+def teacher_weight(step: int, total_steps: int, final: float = 0.5) -> float:
+    """The weight of a teacher's part of the loss: 0 at first, final at the last step.
+
+    Rises as half a cosine wave, so that the teacher is not followed while it is as bad
+    as its student.
+    """
+    progress = min(1.0, step / max(1, total_steps - 1))
+    return final * 0.5 * (1.0 - math.cos(math.pi * progress))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.model import ModelConfig
-from trainer.schedule import learning_rate, resolve_steps, schedule_state
+from trainer.schedule import learning_rate, resolve_steps, schedule_state, teacher_weight
 
 CONFIG = ModelConfig.for_size("small", 100, stage1=0.1, stage2=0.4, qdrop_anneal_steps=50)
 
@@ -131,3 +131,11 @@ def test_an_unknown_scheduler_is_named_in_the_error():
     """The message has the word that was given."""
     with pytest.raises(ValueError, match="'step' is not one of"):
         learning_rate(0, base=1.0, warmup_steps=0, total_steps=1, kind="step", factor=1.0)
+
+
+def test_a_teachers_weight_rises_as_a_cosine_from_zero_to_its_final_value():
+    """0 at first, half at half, all at the last step and after it."""
+    weights = [teacher_weight(step, 101) for step in (0, 25, 50, 100, 200)]
+
+    quarter = 0.25 * (1 - math.cos(math.pi / 4))
+    assert weights == pytest.approx([0.0, quarter, 0.25, 0.5, 0.5])
