@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from trainer.args import parse_args
-from trainer.errors import BadInput, TrainingDiverged
+from trainer.errors import BadInput, TrainingFailed
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BadInput as exc:
         print(f"error: {exc}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except TrainingDiverged as exc:
+    except TrainingFailed as exc:
         print(f"Training stopped: {exc}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:

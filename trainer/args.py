@@ -110,7 +110,9 @@ class TrainArgs:
     grad_clip: float = _flag(
         1.0, "largest norm of the gradients; 0 turns clipping off", type=_number_from_0
     )
-    fp16: bool = _switch("mixed precision, on a GPU")
+    fp16: bool = _switch("mixed precision with a loss scale, on a GPU")
+    bf16: bool = _switch("mixed precision in bfloat16")
+    compile: bool = _switch("compile the model; the first steps of each stage take long")
     seed: int = _flag(42, "seed of weights, order, masks and noise", type=_count)
     device: str = _flag("auto", "auto, cpu, cuda or cuda:N")
 
@@ -121,6 +123,8 @@ class TrainArgs:
     quant_interval: int = _flag(
         500, "steps between diagnostics of the quantizers; 0 for none", type=_count
     )
+    quant_detail: bool = _switch("diagnostics and histograms of each layer, too")
+    profile_blocks: bool = _switch("time of each block, once every --log_interval")
     save_interval: int = _flag(5000, "steps between checkpoints", type=_positive)
     keep_checkpoints: int = _flag(0, "newest checkpoints to keep; 0 for all", type=_count)
     resume_from: str | None = _flag(

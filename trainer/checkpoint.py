@@ -1,40 +1,49 @@
 """Checkpoints: everything that a run needs to go on as if it had never stopped.
 
 In: the state of a run between two steps, as tensors and plain values.
-Out: OUTPUT_DIR/checkpoints/step-000500.pt, and the file `latest` beside it with that name.
+Out: OUTPUT_DIR/checkpoints/step-000500/, and the file `latest` beside it with that name.
 Never: leaves half a checkpoint under a checkpoint's name, or runs code from one it reads.
 
-A checkpoint is a dict:
+A checkpoint is a directory of three files:
 
-    format         1
-    run_id         str
-    run_name       str
+    model.safetensors      weights and buffers, by their names in the model
+    optimizer.safetensors  PARAMETER.NAME: what AdamW keeps, parameters by their number
+    state.json             all that is not a tensor:
+
+    format         2
+    run_id, run_name
     step           optimizer steps done
     position       rows read, in the order that the seed gives them
-    best_val_loss  float or None
+    best_val_loss  float or null
     identity       what must not change in mid-run: model fields, seed, hashes of text and tokens
-    model, optimizer, scaler       their state_dict()
-    random         states of the python, numpy and torch generators
+    arguments      the arguments of the session that wrote it
+    model_config   the fields of the model's configuration
+    param_groups, scaler   of the optimizer and of the gradient scaler
+    random         a list by rank: states of the python, numpy and torch generators
     window         what the next logged mean already holds
 """
 
 from __future__ import annotations
 
-import random
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
-import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from trainer.errors import BadInput
-from trainer.files import write_atomically
+from trainer.files import write_atomically, write_directory_atomically
 
-FORMAT = 1
+FORMAT = 2
 LATEST = "latest"
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 
 Checkpoint = dict[str, Any]
+"""As above, with "model" and "optimizer" as state dicts and param_groups within the latter."""
 
 
 class CheckpointDirectory:
@@ -51,14 +60,14 @@ class CheckpointDirectory:
             OSError: `latest` still names the one before.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        target = self.path / f"step-{checkpoint['step']:06d}.pt"
-        write_atomically(target, lambda file: torch.save(checkpoint, file))
+        target = self.path / f"step-{checkpoint['step']:06d}"
+        write_directory_atomically(target, lambda directory: _write(checkpoint, directory))
         write_atomically(self.path / LATEST, lambda file: file.write(f"{target.name}\n".encode()))
         self._delete_oldest(target)
         return target
 
     def resolve(self, resume_from: str) -> Path:
-        """The file that --resume_from means.
+        """The directory that --resume_from means.
 
         Raises:
             BadInput: `latest`, and there is none.
@@ -76,28 +85,32 @@ class CheckpointDirectory:
 
     def _delete_oldest(self, newest: Path) -> None:
         if self._keep:
-            found = (path for path in self.path.glob("step-*.pt") if path != newest)
+            found = (path for path in self.path.glob("step-*") if path != newest)
             others = sorted(found, key=lambda path: (len(path.name), path.name))
             for path in others[: max(0, len(others) + 1 - self._keep)]:
-                path.unlink(missing_ok=True)
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint onto the CPU.
 
     Raises:
-        BadInput: there is none, it is damaged, or another program's.
+        BadInput: there is none, it is damaged, or of another program or a newer version.
     """
-    way_out = "take another with --resume_from PATH, or start anew without it"
+    way_out = "name another one, or train anew"
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    # torch.load documents no exceptions: a cut zip, a wrong pickle and a missing file differ.
-    except Exception as exc:
-        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else "it is damaged"
-        raise BadInput(f"checkpoint {path} cannot be read: {reason}; {way_out}") from exc
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
-        raise BadInput(f"checkpoint {path} is not of this trainer's format {FORMAT}; {way_out}")
-    return checkpoint
+        state = json.loads((path / STATE).read_bytes())
+        _check_format(state, path, way_out)
+        model, optimizer = load_file(path / MODEL), load_file(path / OPTIMIZER)
+        groups = state.pop("param_groups")
+        return {**state, "model": model, "optimizer": _unpack_optimizer(optimizer, groups)}
+    except FileNotFoundError as exc:
+        missing = f"{exc.filename} is missing" if exc.filename else str(exc)
+        raise BadInput(f"checkpoint {path} cannot be read: {missing}; {way_out}") from exc
+    except OSError as exc:
+        raise BadInput(f"checkpoint {path} cannot be read: {exc.strerror}; {way_out}") from exc
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise BadInput(f"checkpoint {path} cannot be read: it is damaged; {way_out}") from exc
 
 
 def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
@@ -115,24 +128,48 @@ def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
             )
 
 
-def random_states() -> dict[str, Any]:
-    """The states of all generators, in types that weights_only can load."""
-    version, internal, gauss = random.getstate()
-    _, keys, position, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state())
+def _check_format(state: Any, path: Path, way_out: str) -> None:
+    found = state.get("format")
+    if isinstance(found, int) and found > FORMAT:
+        raise BadInput(
+            f"checkpoint {path} was written by a newer version of this trainer (format {found}, "
+            f"this one reads {FORMAT}); update this one, or {way_out}"
+        )
+    if found != FORMAT:
+        raise BadInput(f"checkpoint {path} is not of this trainer's format {FORMAT}; {way_out}")
+
+
+def _write(checkpoint: Checkpoint, directory: Path) -> None:
+    """Three files.
+
+    Raises:
+        OSError: no room, or no right to write.
+    """
+    state = {k: v for k, v in checkpoint.items() if k not in ("model", "optimizer")}
+    state["param_groups"] = checkpoint["optimizer"]["param_groups"]
+    try:
+        save_file(_plain(checkpoint["model"]), directory / MODEL)
+        save_file(_plain(_pack_optimizer(checkpoint["optimizer"])), directory / OPTIMIZER)
+    except SafetensorError as exc:  # it wraps what the disk had to say
+        raise OSError(str(exc)) from exc
+    (directory / STATE).write_text(json.dumps(state, indent=1) + "\n")
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def _pack_optimizer(optimizer: Mapping[str, Any]) -> dict[str, Tensor]:
     return {
-        "python": [version, list(internal), gauss],
-        "numpy": [torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        f"{number}.{name}": tensor
+        for number, kept in optimizer["state"].items()
+        for name, tensor in kept.items()
     }
 
 
-def restore_random_states(states: Mapping[str, Any]) -> None:
-    """Set all generators to saved states; those of GPUs only where their number is the same."""
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(states["torch"])
-    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states["cuda"])
+def _unpack_optimizer(tensors: Mapping[str, Tensor], groups: list[Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = tensor
+    return {"state": state, "param_groups": groups}

@@ -54,13 +54,13 @@ def row_length(args: TrainArgs, config: ModelConfig, say: Say) -> int:
     return min(args.max_length, config.max_length)
 
 
-def build_plan(args: TrainArgs, training_rows: int, say: Say) -> Plan:
+def build_plan(args: TrainArgs, training_rows: int, say: Say, world_size: int = 1) -> Plan:
     """The numbers that the loop follows.
 
     Raises:
         BadInput: a warmup that the run would never leave.
     """
-    rows_per_step = args.batch_size * args.gradient_accumulation_steps
+    rows_per_step = args.batch_size * args.gradient_accumulation_steps * world_size
     total_steps = args.max_steps or math.ceil(args.num_epochs * training_rows / rows_per_step)
     return Plan(
         total_steps=total_steps,
@@ -71,11 +71,14 @@ def build_plan(args: TrainArgs, training_rows: int, say: Say) -> Plan:
         learning_rate=args.learning_rate,
         scheduler=cast(Literal["linear", "cosine"], args.scheduler),
         grad_clip=args.grad_clip,
-        fp16=args.fp16,
+        precision="fp16" if args.fp16 else "bf16" if args.bf16 else "fp32",
         log_interval=args.log_interval,
         eval_interval=args.eval_interval,
         quant_interval=args.quant_interval,
         save_interval=args.save_interval,
+        quant_detail=args.quant_detail,
+        profile_blocks=args.profile_blocks,
+        world_size=world_size,
     )
 
 
@@ -87,7 +90,6 @@ def describe_data(
     batches = {
         f"{split}_batches": math.ceil(len(part) / plan.batch_size) for split, part in rows.items()
     }
-    rows_per_step = plan.batch_size * plan.accumulation
     return {
         "dataset_sha256": corpus.sha256,
         "dataset_paragraphs": sum(map(len, corpus.splits.values())),
@@ -97,10 +99,10 @@ def describe_data(
         "row_tokens": next(iter(rows.values())).shape[1],
         **counts,
         **batches,
-        "steps_per_epoch": math.ceil(plan.rows_per_epoch / rows_per_step),
+        "steps_per_epoch": math.ceil(plan.rows_per_epoch / plan.rows_per_step),
         "total_steps": plan.total_steps,
         "effective_warmup_steps": plan.warmup_steps,
-        "effective_batch_size": rows_per_step,
+        "effective_batch_size": plan.rows_per_step,
     }
 
 

@@ -28,7 +28,8 @@ class Batch(NamedTuple):
     """Masked rows, and what the host knows of them without asking a device.
 
     Shapes: input_ids, labels (B, T) int64; attention_mask (B, T) bool; predicted (M,) int64,
-    the flat indices of what is to be predicted. tokens counts those that are not padding.
+    the flat indices of what is to be predicted. tokens counts those that are not padding;
+    the last two count what other processes have at the same time.
     """
 
     input_ids: Tensor
@@ -36,15 +37,16 @@ class Batch(NamedTuple):
     labels: Tensor
     predicted: Tensor
     tokens: int
+    predicted_elsewhere: int = 0
+    tokens_elsewhere: int = 0
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; asynchronous from pinned memory."""
-        return Batch(
-            self.input_ids.to(device, non_blocking=True),
-            self.attention_mask.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-            self.predicted.to(device, non_blocking=True),
-            self.tokens,
+        return self._replace(
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            attention_mask=self.attention_mask.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            predicted=self.predicted.to(device, non_blocking=True),
         )
 
 
@@ -130,18 +132,47 @@ class TrainingBatches(Dataset[Batch]):
     """The batch at every position of an endless order: each epoch in its own permutation.
 
     A position counts rows from the start of training. Batches are always full; the one at the
-    end of an epoch goes on into the next, so no row is left out.
+    end of an epoch goes on into the next, so no row is left out. world_size processes take
+    neighbouring batches, each that of its rank, and know the counts of the others' without
+    asking them, since rows and masks follow from seed and position.
     """
 
-    def __init__(self, rows: Tensor, batch_size: int, masking: Masking, seed: int) -> None:
+    def __init__(
+        self,
+        rows: Tensor,
+        batch_size: int,
+        masking: Masking,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         self.rows, self.batch_size, self.masking, self.seed = rows, batch_size, masking, seed
+        self.rank, self.world_size = rank, world_size
         self._orders: dict[int, Tensor] = {}
 
     def __getitem__(self, position: int) -> Batch:
+        own = position + self.rank * self.batch_size
+        batch = mask_for_training(self._rows(own), self.masking, self._generator(own))
+        span = self.batch_size * self.world_size
+        others = [at for at in range(position, position + span, self.batch_size) if at != own]
+        counts = [self._count(at) for at in others]
+        return batch._replace(
+            predicted_elsewhere=sum(predicted for predicted, _ in counts),
+            tokens_elsewhere=sum(tokens for _, tokens in counts),
+        )
+
+    def _count(self, position: int) -> tuple[int, int]:
+        """How many are predicted, and how many are not padding: 0.3 ms for 32 rows of 512."""
+        rows = self._rows(position)
+        chosen = _choose(rows, self.masking, self._generator(position))
+        return int(chosen.sum()), int((rows != self.masking.pad_id).sum())
+
+    def _rows(self, position: int) -> Tensor:
         places = range(position, position + self.batch_size)
-        index = torch.tensor([self._row_at(place) for place in places])
-        generator = _generator(self.seed, 1, position)
-        return mask_for_training(self.rows[index], self.masking, generator)
+        return self.rows[torch.tensor([self._row_at(place) for place in places])]
+
+    def _generator(self, position: int) -> torch.Generator:
+        return _generator(self.seed, 1, position)
 
     def _row_at(self, place: int) -> int:
         epoch, offset = divmod(place, len(self.rows))
@@ -158,9 +189,10 @@ def load_batches(
     loader = DataLoader(
         source,
         batch_size=None,
-        sampler=range(position, 2**62, source.batch_size),
+        sampler=range(position, 2**62, source.batch_size * source.world_size),
         num_workers=num_workers,
         pin_memory=pin_memory,
+        persistent_workers=num_workers > 0,
         worker_init_fn=_ignore_signals if num_workers else None,
         # Its own generator: otherwise every start of a loader draws from the global one,
         # and a resumed run would go on with other noise than the run it continues.
@@ -177,12 +209,21 @@ def _ignore_signals(worker: int) -> None:
 
 
 def evaluation_batches(
-    rows: Tensor, batch_size: int, masking: Masking, seed: int, limit: int = 0
+    rows: Tensor,
+    batch_size: int,
+    masking: Masking,
+    seed: int,
+    limit: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[Batch]:
-    """The rows in order with the same masks at every call; at most limit batches unless 0."""
-    starts = range(0, len(rows), batch_size)
-    for number, start in enumerate(starts[: limit or None]):
-        chunk = rows[start : start + batch_size]
+    """The rows in order with the same masks at every call; at most limit batches unless 0.
+
+    Of world_size processes each takes the batches whose number, modulo that, is its rank.
+    """
+    starts = range(0, len(rows), batch_size)[: limit or None]
+    for number in range(rank, len(starts), world_size):
+        chunk = rows[starts[number] : starts[number] + batch_size]
         yield mask_for_evaluation(chunk, masking, _generator(seed, 3, number))
 
 

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from trainer.data import Batch
+from trainer.processes import Place, Processes
+
+ALONE = Processes(Place())
 
 
 @torch.no_grad()
@@ -23,13 +26,15 @@ def evaluate(
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[object]],
     is_stopping: Callable[[], bool] = lambda: False,
+    processes: Processes = ALONE,
 ) -> Tensor | None:
     """Mean cross entropy in nats over all predicted tokens, or None if it was interrupted.
 
-    Shapes: -> ().
+    Shapes: -> (). Each process brings its own batches; all get the mean over those of all.
     """
-    total = torch.zeros((), device=device)
-    predicted = 0
+    # In double: a sum over millions of tokens has more digits than a float.
+    sums = torch.zeros(2, device=device, dtype=torch.float64)
+    count = 0
     model.eval()
     # A model may draw numbers in evaluation too; those of training must not shift by it.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -39,7 +44,12 @@ def evaluate(
             batch = cpu_batch.to(device)
             with autocast():
                 out = model(*batch[:4])
-            total += out.loss * len(batch.predicted)
-            predicted += len(batch.predicted)
+            sums[0] += out.loss * len(batch.predicted)
+            count += len(batch.predicted)
     model.train()
-    return total / predicted if predicted and not is_stopping() else None
+    sums[1] += count
+    if processes.any(is_stopping()) or not processes.any(count > 0):
+        return None
+    processes.sum_(sums)
+    mean: Tensor = (sums[0] / sums[1]).float()
+    return mean

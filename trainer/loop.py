@@ -10,77 +10,64 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trainer.checkpoint import (
-    FORMAT,
-    Checkpoint,
-    CheckpointDirectory,
-    random_states,
-    restore_random_states,
-)
+from trainer.block_profile import BlockProfile
+from trainer.checkpoint import Checkpoint, CheckpointDirectory
 from trainer.data import Batch
 from trainer.errors import TrainingDiverged
 from trainer.evaluate import evaluate
-from trainer.observe import Observer
 from trainer.plan import Plan
-from trainer.progress import Progress
-from trainer.scalars import ScalarCopies
+from trainer.reporting import Reading, Reporter
+from trainer.resume import Position, capture, has_finite_weights, restore
+from trainer.scalars import Numbers, ScalarCopies
 from trainer.schedule import ScheduleState, learning_rate
+from trainer.step import Stepper
 from trainer.stop import StopRequest
 from trainer.window import Window
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What numbers from the device belong to; values are those the host knew already."""
-
-    kind: str
-    step: int
-    values: dict[str, Any] = field(default_factory=dict)
 
 
 class Training:
     """A run in progress: what is trained, how far it is, and whom to tell.
 
     batches_from gives the batches from a position on, validation those of one evaluation.
+    Of several processes each has one; all do the same at the same step, and the reporter
+    of the first speaks for all.
     """
 
     def __init__(
         self,
         *,
         plan: Plan,
-        model: Any,
+        stepper: Stepper,
         optimizer: torch.optim.Optimizer,
-        device: torch.device,
         batches_from: Callable[[int], Iterator[Batch]],
         validation: Callable[[], Iterator[Batch]],
-        identity: dict[str, Any],
-        run_id: str,
-        run_name: str,
-        observer: Observer,
-        progress: Progress,
+        facts: dict[str, Any],
+        reporter: Reporter,
         checkpoints: CheckpointDirectory,
         stop: StopRequest,
     ) -> None:
-        self.plan, self.model, self.optimizer, self.device = plan, model, optimizer, device
+        self.plan, self.stepper, self.optimizer = plan, stepper, optimizer
+        self.model, self.device = stepper.model, stepper.device
+        self.processes = stepper.processes
         self.batches_from, self.validation = batches_from, validation
-        self.identity, self.run_id, self.run_name = identity, run_id, run_name
-        self.observer, self.progress = observer, progress
+        self.facts, self.reporter = facts, reporter
         self.checkpoints, self.stop = checkpoints, stop
-        self.scaler = torch.amp.GradScaler(device.type, enabled=plan.fp16)
-        self.copies: ScalarCopies[Reading] = ScalarCopies(device)
-        self.window = Window(torch.zeros((), device=device))
+        self.copies: ScalarCopies[Reading] = ScalarCopies(self.device)
+        self.profile = BlockProfile(self.model.blocks if plan.profile_blocks else (), self.device)
+        self.window = Window(torch.zeros((), device=self.device))
         self.step = self.position = 0
+        self.is_stopping = False
         self.val_loss: float | None = None
         self.best_val_loss: float | None = None
         self.evaluated_step: int | None = None
         self.saved_step: int | None = None
+        self.saved_path: Any = None
 
     def run(self) -> None:
         """Train to the last step, or until a stop is requested; then write a checkpoint.
@@ -88,55 +75,64 @@ class Training:
         Raises:
             TrainingDiverged: the loss is no longer a number.
         """
-        plan, model = self.plan, self.model
+        plan, model, stepper = self.plan, self.model, self.stepper
         stage: str | None = None
         batches = self.batches_from(self.position)
-        self.progress.begin(self.step, plan.total_steps)
+        self.reporter.begin(self.step, plan.total_steps)
         self.window.started_s = time.perf_counter()
         model.train()
 
-        while self.step < plan.total_steps and not self.stop.is_requested():
+        while self.step < plan.total_steps and not self._is_asked_to_stop():
+            stepper.work.begin()
             schedule = model.apply_schedule(self.step, plan.total_steps)
             if schedule.stage != stage:
-                self._tell_stage(stage, schedule.stage)
+                self.reporter.stage(self.step, stage, schedule.stage)
                 stage = schedule.stage
             rate = self._set_learning_rate(schedule)
+            is_quant_due = self._is_due(plan.quant_interval, self.step + 1)
+            is_log_due = self._is_due(plan.log_interval, self.step + 1)
+            if is_quant_due:
+                model.observe(True)
 
             micro_batches = [next(batches) for _ in range(plan.accumulation)]
-            loss = accumulate_gradients(
-                model, micro_batches, self.device, self.autocast, self.scaler
-            )
-            self.scaler.unscale_(self.optimizer)
+            with self.profile.step(self.step + 1) if is_log_due else nullcontext():
+                loss = stepper.accumulate_gradients(micro_batches)
+            stepper.scaler.unscale_(self.optimizer)
             grad_norm = nn.utils.clip_grad_norm_(model.parameters(), plan.grad_clip or math.inf)
+            if is_quant_due:  # here: it reads the gradients too
+                self._send_diagnostics(self.step + 1)
+            stepper.update(self.optimizer)
             self.step += 1
-            self.position += plan.accumulation * plan.batch_size
-            if self._is_due(plan.quant_interval):  # here: it reads the gradients too
-                self.copies.send(Reading("quant", self.step), model.diagnostics())
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.optimizer.zero_grad(set_to_none=True)
+            self.position += plan.rows_per_step
 
-            self.window.add(loss, sum(batch.tokens for batch in micro_batches))
-            if self._is_due(plan.log_interval):
+            self.window.add(loss, sum(b.tokens + b.tokens_elsewhere for b in micro_batches))
+            if is_log_due:
                 self._log(schedule, rate, grad_norm)
-            if self._is_due(plan.eval_interval):
+            if self._is_due(plan.eval_interval, self.step):
                 self.window.pause(self.evaluate)
-            if self._is_due(plan.save_interval):
+            if self._is_due(plan.save_interval, self.step):
                 self.window.pause(self.save)
             self._report(self.copies.arrived())
-            self.progress.advance()
+            self.reporter.advance(self.profile.arrived())
 
-        if not self.stop.is_requested() and self.evaluated_step != self.step:
+        self.is_stopping = self.processes.any(self.is_stopping or self.stop.is_requested())
+        if not self.is_stopping and self.evaluated_step != self.step:
             self.evaluate()
         if self.saved_step != self.step:
             self.save()
         self._report(self.copies.wait())
+        self.reporter.advance_to_end(self.profile.arrived())
 
     def evaluate(self) -> None:
         """Validate the model as it stands after this step."""
         self.model.apply_schedule(self.step, self.plan.total_steps)
         loss = evaluate(
-            self.model, self.validation(), self.device, self.autocast, self.stop.is_requested
+            self.model,
+            self.validation(),
+            self.device,
+            self.stepper.autocast,
+            self.stop.is_requested,
+            self.processes,
         )
         if loss is not None:
             self.evaluated_step = self.step
@@ -151,59 +147,50 @@ class Training:
         """
         self._report(self.copies.wait())
         # Both may wait: to write a checkpoint is to copy everything to the host anyway.
-        if not math.isfinite(self.window.loss_sum.item()):
+        loss_sum = self.processes.sum_(self.window.loss_sum.clone()).item()
+        if not math.isfinite(loss_sum) or not has_finite_weights(self.model):
             raise self._diverged(self.step)
-        try:
-            path = self.checkpoints.save(self.state())
-        except OSError as exc:
-            self._tell(f"The checkpoint of step {self.step:,} cannot be written: {exc}", "error")
-        else:
-            self.saved_step = self.step
-            self._tell(f"Checkpoint of step {self.step:,}: {path}")
+        checkpoint = self.state(loss_sum)
+        path = None
+        if self.processes.is_first:
+            try:
+                path = self.checkpoints.save(checkpoint)
+            except OSError as exc:
+                self.reporter.tell(
+                    f"The checkpoint of step {self.step:,} cannot be written: {exc}", "error"
+                )
+            else:
+                self.reporter.tell(f"Checkpoint of step {self.step:,}: {path}")
+        [path] = self.processes.share([path])
+        if path is not None:
+            self.saved_step, self.saved_path = self.step, path
 
-    def autocast(self) -> AbstractContextManager[object]:
-        """The precision of forward passes."""
-        return torch.autocast(self.device.type, torch.float16) if self.plan.fp16 else nullcontext()
+    def state(self, loss_sum: float) -> Checkpoint:
+        """Everything that load() needs. All processes have to ask for it."""
+        position = Position(
+            self.step, self.position, self.best_val_loss, loss_sum, self.window.steps
+        )
+        return {**self.facts, **capture(self.stepper, self.optimizer, position)}
 
-    def state(self) -> Checkpoint:
-        """Everything that load() needs."""
-        return {
-            "format": FORMAT,
-            "run_id": self.run_id,
-            "run_name": self.run_name,
-            "step": self.step,
-            "position": self.position,
-            "best_val_loss": self.best_val_loss,
-            "identity": self.identity,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "random": random_states(),
-            "window": {"loss_sum": self.window.loss_sum, "steps": self.window.steps},
-        }
-
-    def load(self, checkpoint: Checkpoint) -> None:
+    def load(self, checkpoint: Checkpoint, path: Any = None) -> None:
         """Go on from a checkpoint of a run with the same identity."""
-        self.step, self.position = checkpoint["step"], checkpoint["position"]
-        self.best_val_loss = checkpoint["best_val_loss"]
-        # The stage of the last step done is not in the weights, and without it a run that was
-        # stopped between two stages would miss what happens on their border.
-        self.model.apply_schedule(max(0, self.step - 1), self.plan.total_steps)
-        self.model.load_state_dict(checkpoint["model"])
-        # What the arguments and the device decide is this session's, not the checkpoint's.
-        for ours, saved in zip(
-            self.optimizer.param_groups, checkpoint["optimizer"]["param_groups"], strict=True
-        ):
-            saved |= {name: ours[name] for name in ("weight_decay", "fused")}
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        if checkpoint["scaler"]:  # empty if the run was not in fp16 then
-            self.scaler.load_state_dict(checkpoint["scaler"])
-        self.window.loss_sum.copy_(checkpoint["window"]["loss_sum"])
-        self.window.steps = checkpoint["window"]["steps"]
-        restore_random_states(checkpoint["random"])
+        position = restore(checkpoint, self.stepper, self.optimizer, self.plan.total_steps)
+        self.step, self.position = position.step, position.rows
+        self.best_val_loss = position.best_val_loss
+        self.window.steps = position.window_steps
+        # The sum is that of all processes; the first takes it over for all of them.
+        if self.processes.is_first:
+            self.window.loss_sum.fill_(position.window_loss_sum)
+        self.saved_path = path
 
-    def _is_due(self, interval: int) -> bool:
-        return interval > 0 and self.step % interval == 0
+    def _is_asked_to_stop(self) -> bool:
+        self.is_stopping = self.processes.agree_to_stop(
+            self.stop.is_requested(), self.stepper.work.seconds()
+        )
+        return self.is_stopping
+
+    def _is_due(self, interval: int, step: int) -> bool:
+        return interval > 0 and step % interval == 0
 
     def _set_learning_rate(self, schedule: ScheduleState) -> float:
         rate = learning_rate(
@@ -218,6 +205,15 @@ class Training:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         return rate
 
+    def _send_diagnostics(self, step: int) -> None:
+        """Scalars and histograms of the quantizers, in one copy."""
+        detail = self.plan.quant_detail
+        values = dict(self.model.diagnostics(detail=detail))
+        for name, histogram in self.model.histograms(detail=detail).items():
+            values |= {f"{name}/edges": histogram.edges, f"{name}/counts": histogram.counts}
+        self.copies.send(Reading("quant", step), values)
+        self.model.observe(False)
+
     def _log(self, schedule: ScheduleState, rate: float, grad_norm: Tensor) -> None:
         values: dict[str, Any] = {
             "train/learning_rate": rate,
@@ -230,15 +226,15 @@ class Training:
         if self.device.type == "cuda":
             values["torch_gpu_memory_allocated"] = torch.cuda.memory_allocated(self.device) / 1e9
             values["torch_gpu_memory_reserved"] = torch.cuda.memory_reserved(self.device) / 1e9
-        numbers = {"train/loss": self.window.mean_loss(), "train/grad_norm": grad_norm}
+        self.reporter.work(self.step, values, self.processes.take_work_seconds())
+        mean_loss = self.processes.sum_(self.window.mean_loss())
+        numbers = {"train/loss": mean_loss, "train/grad_norm": grad_norm}
         self.copies.send(Reading("train", self.step, values), numbers)
         self.window = Window(torch.zeros((), device=self.device))
 
-    def _report(self, arrived: list[tuple[Reading, dict[str, float]]]) -> None:
+    def _report(self, arrived: list[tuple[Reading, Numbers]]) -> None:
         for reading, numbers in arrived:
-            values = {**numbers, **reading.values}
-            self.observer.metrics(reading.kind, reading.step, values)
-            self.progress.show(reading.kind, reading.step, values)
+            self.reporter.report(reading, numbers)
             if reading.kind == "val":
                 self.val_loss = numbers["val/loss"]
                 best = math.inf if self.best_val_loss is None else self.best_val_loss
@@ -247,43 +243,11 @@ class Training:
                 raise self._diverged(reading.step)
 
     def _diverged(self, step: int) -> TrainingDiverged:
+        if self.saved_path is None:
+            way_out = "no checkpoint was written before; start anew"
+        else:
+            way_out = f"go on from the last good one with --resume_from {self.saved_path}"
         return TrainingDiverged(
-            f"the loss is not a number any more at step {step:,}; go on from an earlier "
-            "checkpoint with --resume_from, with a lower --learning_rate or --grad_clip"
+            f"the loss is not a number any more at step {step:,}; {way_out}, "
+            "with a lower --learning_rate or --grad_clip"
         )
-
-    def _tell_stage(self, old: str | None, new: str) -> None:
-        self._tell(
-            f"Stage {new} from step {self.step:,}"
-            + (f" on, after {old}." if old else ", where this session begins.")
-        )
-
-    def _tell(self, text: str, level: str = "info") -> None:
-        self.observer.message(text, level)
-        self.progress.say(text)
-
-
-def accumulate_gradients(
-    model: Any,
-    micro_batches: list[Batch],
-    device: torch.device,
-    autocast: Callable[[], AbstractContextManager[object]],
-    scaler: torch.amp.GradScaler,
-) -> Tensor:
-    """Add up the gradients of one optimizer step; its mean loss, still on the device.
-
-    Each micro batch counts by its predicted tokens, so the step is the same as that of one
-    batch with all their rows.
-    """
-    predicted = sum(len(batch.predicted) for batch in micro_batches)
-    step_loss = torch.zeros((), device=device)
-    for cpu_batch in micro_batches:
-        batch = cpu_batch.to(device)
-        share = len(batch.predicted) / predicted
-        # As a tensor of the scaler's making: its get_scale() would wait for the device.
-        model.set_loss_scale(scaler.scale(torch.full((), share, device=device)))
-        with autocast():
-            loss = model(*batch[:4]).loss * share
-        scaler.scale(loss).backward()
-        step_loss += loss.detach()
-    return step_loss

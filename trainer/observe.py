@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from shared.emitter import Emitter, EventSink, NullEmitter
 from shared.events import (
     ConfigUpdated,
     Event,
+    HistogramLogged,
     MessageLogged,
     MetricsLogged,
     RunFinished,
@@ -27,6 +29,9 @@ from shared.events import (
 )
 
 Scalar = float | int | bool | str
+
+VALUES_A_EVENT = 500
+"""An event takes 1,024; a large model's diagnostics by layer are more."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,19 @@ class Observer:
         self._emit(lambda: ConfigUpdated(config=dict(config)))
 
     def metrics(self, kind: str, step: int, values: Mapping[str, Scalar]) -> None:
-        """Numbers of one optimizer step; kind is train, val or quant."""
-        self._emit(lambda: MetricsLogged(kind=kind, step=step, values=dict(values)))
+        """Numbers of one optimizer step; kind is train, val, quant or custom."""
+        names = list(values)
+        for start in range(0, len(names), VALUES_A_EVENT):
+            part = {name: values[name] for name in names[start : start + VALUES_A_EVENT]}
+            self._emit(partial(MetricsLogged, kind=kind, step=step, values=part))
+
+    def histogram(
+        self, kind: str, step: int, name: str, edges: list[float], counts: list[float]
+    ) -> None:
+        """Counts between ascending edges, of which there is one more."""
+        self._emit(
+            lambda: HistogramLogged(kind=kind, step=step, name=name, edges=edges, counts=counts)
+        )
 
     def message(self, text: str, level: str = "info") -> None:
         """A line for people."""
@@ -105,14 +121,19 @@ class Observer:
 
 
 def open_emitter(
-    endpoint: str, run_id: str, spool_dir: Path, close_timeout_s: float, say: Callable[[str], None]
+    endpoint: str,
+    run_id: str,
+    rank: int,
+    spool_dir: Path,
+    close_timeout_s: float,
+    say: Callable[[str], None],
 ) -> EventSink:
     """The emitter of this process, or one that keeps nothing if it cannot start."""
     try:
         return Emitter(
             endpoint,
             run_id=run_id,
-            source="rank0",
+            source=f"rank{rank}",
             spool_dir=spool_dir,
             close_timeout_s=close_timeout_s,
         )

@@ -8,7 +8,10 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps are optimizer steps; an interval of 0 means never."""
+    """Steps are optimizer steps; an interval of 0 means never.
+
+    A step reads batch_size rows in each micro batch of each process.
+    """
 
     total_steps: int
     warmup_steps: int
@@ -18,8 +21,16 @@ class Plan:
     learning_rate: float
     scheduler: Literal["linear", "cosine"]
     grad_clip: float
-    fp16: bool
+    precision: Literal["fp32", "fp16", "bf16"]
     log_interval: int
     eval_interval: int
     quant_interval: int
     save_interval: int
+    quant_detail: bool = False
+    profile_blocks: bool = False
+    world_size: int = 1
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows that an optimizer step reads, in all processes together."""
+        return self.batch_size * self.accumulation * self.world_size

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from trainer.errors import BadInput
 from trainer.model import ModelConfig
 from trainer.observe import RunFacts
 from trainer.plan import Plan
+from trainer.processes import Place, Processes
 from trainer.progress import Progress
 from trainer.token_cache import load_rows
 from trainer.tokenizer import load_tokenizer
@@ -47,8 +47,10 @@ class Prepared:
     run_id: str
     run_name: str
     device: torch.device
+    processes: Processes
     checkpoints: CheckpointDirectory
     checkpoint: Checkpoint | None
+    checkpoint_path: Path | None
     model_config: ModelConfig
     plan: Plan
     rows: dict[str, Tensor]
@@ -57,40 +59,58 @@ class Prepared:
     data_config: dict[str, Any]
 
 
-def prepare(args: TrainArgs, environ: Mapping[str, str], progress: Progress) -> Prepared:
+def check_arguments(args: TrainArgs, place: Place) -> torch.device:
+    """What can be checked before the processes of a run meet; the device of this one.
+
+    Raises:
+        BadInput: the first thing found wrong.
+    """
+    if args.fp16 and args.bf16:
+        raise BadInput("--fp16 and --bf16 are two precisions; give one of them")
+    device = resolve_device(args.device, args.fp16, place)
+    _check_telemetry_arguments(args)
+    build_model_config(args, vocabulary_size=8192)  # before the slow part, to fail early
+    return device
+
+
+def prepare(
+    args: TrainArgs, device: torch.device, processes: Processes, progress: Progress
+) -> Prepared:
     """Check and load everything that a user can get wrong.
 
     Raises:
         BadInput: the first thing found wrong.
     """
     say = progress.say
-    _refuse_several_processes(environ)
-    device = resolve_device(args.device, args.fp16)
-    _check_telemetry_arguments(args)
-    build_model_config(args, vocabulary_size=8192)  # before the slow part, to fail early
     checkpoints = CheckpointDirectory(args.output_dir, args.keep_checkpoints)
-    checkpoint = None
+    checkpoint = checkpoint_path = None
     if args.resume_from:
-        checkpoint = read_checkpoint(checkpoints.resolve(args.resume_from))
+        checkpoint_path = checkpoints.resolve(args.resume_from)
+        checkpoint = read_checkpoint(checkpoint_path)
     run_id = resolve_run_id(args.run_id, checkpoint)
+    run_name = resolve_run_name(args, checkpoint)
+    run_id, run_name = processes.share([run_id, run_name])
     check_writable(args.output_dir)
 
     corpus = load_corpus(args.dataset, say)
     tokenizer = load_tokenizer(args.tokenizer, args.dataset, say)
     model_config = build_model_config(args, tokenizer.vocabulary_size)
     length = row_length(args, model_config, say)
-    rows = load_rows(corpus, tokenizer, length, args.cache_dir, say)
-    plan = build_plan(args, len(rows["train"]), say)
+    with processes.first_goes_first():  # the others find what it has put into the cache
+        rows = load_rows(corpus, tokenizer, length, args.cache_dir, say)
+    plan = build_plan(args, len(rows["train"]), say, processes.world_size)
     identity = run_identity(model_config, args.seed, corpus, tokenizer, length)
     if checkpoint is not None:
         check_identity(checkpoint, identity)
     return Prepared(
         args=args,
         run_id=run_id,
-        run_name=resolve_run_name(args, checkpoint),
+        run_name=run_name,
         device=device,
+        processes=processes,
         checkpoints=checkpoints,
         checkpoint=checkpoint,
+        checkpoint_path=checkpoint_path,
         model_config=model_config,
         plan=plan,
         rows=rows,
@@ -106,8 +126,8 @@ def prepare(args: TrainArgs, environ: Mapping[str, str], progress: Progress) -> 
     )
 
 
-def resolve_device(name: str, fp16: bool) -> torch.device:
-    """The device that --device means.
+def resolve_device(name: str, fp16: bool, place: Place) -> torch.device:
+    """The device that --device means; of several processes each has the GPU of its number.
 
     Raises:
         BadInput: there is none of that name, or it has no fp16 to train with.
@@ -120,9 +140,18 @@ def resolve_device(name: str, fp16: bool) -> torch.device:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
         raise BadInput(f"--device {name} is none of auto, cpu, cuda, cuda:N")
+    if device.type == "cuda" and place.world_size > 1:
+        if ":" in name:
+            raise BadInput(
+                f"--device {name} is one GPU for {place.world_size} processes; give --device cuda"
+            )
+        device = torch.device("cuda", place.local_rank)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise BadInput(f"--device {name}: torch finds {count} GPUs here; give another, or cpu")
+        raise BadInput(
+            f"--device {name}: {device} is meant, and torch finds {count} GPUs here; give "
+            "another, or cpu"
+        )
     if fp16 and device.type == "cpu":
         raise BadInput("--fp16 needs a GPU, and this run is on the CPU; leave --fp16 out")
     return device
@@ -176,6 +205,17 @@ def check_writable(output_dir: Path) -> None:
         ) from exc
 
 
+def checkpoint_facts(prepared: Prepared) -> dict[str, Any]:
+    """The part of a checkpoint that no step changes."""
+    return {
+        "run_id": prepared.run_id,
+        "run_name": prepared.run_name,
+        "identity": prepared.identity,
+        "arguments": prepared.args.as_config(),
+        "model_config": asdict(prepared.model_config),
+    }
+
+
 def run_facts(prepared: Prepared) -> RunFacts:
     """What the run is called and where it belongs."""
     args, device = prepared.args, prepared.device
@@ -185,8 +225,8 @@ def run_facts(prepared: Prepared) -> RunFacts:
         tags=list(dict.fromkeys([*args.wandb_tags, args.model_size, args.dataset])),
         notes=args.wandb_notes,
         wandb_mode=args.effective_wandb_mode(),
-        rank=0,
-        world_size=1,
+        rank=prepared.processes.rank,
+        world_size=prepared.processes.world_size,
         gpu_uuids=gpu_uuids(device),
         resumed_from_step=prepared.checkpoint["step"] if prepared.checkpoint else None,
     )
@@ -200,7 +240,7 @@ def start_config(prepared: Prepared) -> dict[str, Any]:
         **prepared.data_config,
         "device": str(prepared.device),
         "device_name": torch.cuda.get_device_name(prepared.device) if on_gpu else "cpu",
-        "world_size": 1,
+        "world_size": prepared.processes.world_size,
         "torch_version": torch.__version__,
     }
 
@@ -211,15 +251,6 @@ def gpu_uuids(device: torch.device) -> list[str]:
         return []
     uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
     return [f"GPU-{uuid}"] if uuid else []
-
-
-def _refuse_several_processes(environ: Mapping[str, str]) -> None:
-    world_size = environ.get("WORLD_SIZE", "1")
-    if world_size != "1":
-        raise BadInput(
-            f"WORLD_SIZE is {world_size}: training in several processes is not possible yet; "
-            "start one process, without torchrun"
-        )
 
 
 def _check_telemetry_arguments(args: TrainArgs) -> None:

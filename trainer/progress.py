@@ -7,6 +7,7 @@ Never: shows a number that training would have to wait for.
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -17,12 +18,19 @@ from tqdm import tqdm
 
 
 class Progress:
-    """A context from the first sentence of a run to its last. Not thread-safe."""
+    """A context from the first sentence of a run to its last. Not thread-safe.
+
+    Of several processes all but the first are silent.
+    """
 
     def __init__(
-        self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        is_silent: bool = False,
     ) -> None:
-        self._stream = stream or sys.stderr
+        self._stream = io.StringIO() if is_silent else stream or sys.stderr
+        self._is_silent = is_silent
         self._clock = clock
         self._bar: Any = None
         self._total = self._first = 0
@@ -30,6 +38,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """One line, above the bar if there is one."""
+        if self._is_silent:
+            return
         if self._bar is None:
             print(text, file=self._stream, flush=True)
         else:

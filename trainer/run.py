@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,14 +18,29 @@ import torch
 from trainer.args import TrainArgs
 from trainer.configure import describe_model
 from trainer.data import Batch, TrainingBatches, evaluation_batches, load_batches
+from trainer.errors import PeerLost, TrainingFailed
 from trainer.evaluate import evaluate
 from trainer.loop import Training
+from trainer.memory import explain_out_of_memory
 from trainer.model import BitNetQDyT
 from trainer.observe import Observer
-from trainer.prepare import Prepared, prepare, run_facts, start_config
+from trainer.prepare import (
+    Prepared,
+    check_arguments,
+    checkpoint_facts,
+    prepare,
+    run_facts,
+    start_config,
+)
+from trainer.processes import is_peer_failure, make_processes, read_place
 from trainer.progress import Progress
+from trainer.random_states import seed_noise
+from trainer.reporting import Reporter
+from trainer.step import Stepper
 from trainer.stop import StopRequest
 from trainer.telemetry_link import open_telemetry
+
+PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def run(args: TrainArgs, environ: Mapping[str, str]) -> int:
@@ -32,10 +48,15 @@ def run(args: TrainArgs, environ: Mapping[str, str]) -> int:
 
     Raises:
         BadInput: something that was asked for cannot be done; nothing was recorded.
-        TrainingDiverged: the loss is no longer a number.
+        TrainingFailed: the run cannot go on.
     """
-    with Progress() as progress:
-        prepared = prepare(args, environ, progress)
+    place = read_place(environ)
+    device = check_arguments(args, place)
+    with (
+        make_processes(place, device) as processes,
+        Progress(is_silent=not processes.is_first) as progress,
+    ):
+        prepared = prepare(args, device, processes, progress)
         with StopRequest() as stop, open_telemetry(prepared, progress) as observer:
             return train(prepared, observer, progress, stop)
 
@@ -51,18 +72,34 @@ def train(prepared: Prepared, observer: Observer, progress: Progress, stop: Stop
         if training.step >= training.plan.total_steps:
             summary |= test_summary(prepared, training, stop)
     except BaseException as exc:
-        text = f"{type(exc).__name__}: {exc}"
+        error = explain(exc, prepared)
+        text = str(error) if error is not exc else f"{type(exc).__name__}: {exc}"
         progress.close()
         observer.message(text, "error")
         summary = {**(summarize(training) if training else {}), "error": text}
         observer.finished("failed", 130 if isinstance(exc, KeyboardInterrupt) else 1, summary)
+        if error is not exc:
+            raise error from exc
         raise
     progress.close()
     is_finished = training.step >= training.plan.total_steps
-    exit_code = 0 if is_finished else stop.exit_code
+    # Another process of the run may have got the signal, and this one not.
+    exit_code = 0 if is_finished else stop.exit_code or 128 + signal.SIGTERM
     observer.finished("finished" if is_finished else "preempted", exit_code, summary)
     _say_summary(progress, training, summary, is_finished)
     return exit_code
+
+
+def explain(error: BaseException, prepared: Prepared) -> BaseException:
+    """The error itself, or a sentence in its place for one that has a known cause."""
+    if isinstance(error, TrainingFailed):
+        return error
+    if prepared.processes.world_size > 1 and is_peer_failure(error):
+        return PeerLost(
+            "another process of this run has ended or stands still; what it said before is "
+            "the cause. Go on with --resume_from latest"
+        )
+    return explain_out_of_memory(error, prepared.args, prepared.rows["train"].shape[1]) or error
 
 
 def build_training(
@@ -70,14 +107,16 @@ def build_training(
 ) -> Training:
     """Build the model and all that trains it; from the checkpoint, if there is one."""
     args, plan, device = prepared.args, prepared.plan, prepared.device
+    processes = prepared.processes
     torch.manual_seed(args.seed)
     model = BitNetQDyT(prepared.model_config, seed=args.seed).to(device)
     model_facts = describe_model(model, prepared.model_config)
     observer.config_updated(model_facts)
+    together = f" in {processes.world_size} processes" if processes.world_size > 1 else ""
     progress.say(
         f"Run {prepared.run_id}: {args.model_size} with {model_facts['total_parameters']:,} "
-        f"parameters on {device}, {plan.total_steps:,} steps of "
-        f"{plan.batch_size * plan.accumulation} rows, {plan.rows_per_epoch:,} rows an epoch."
+        f"parameters on {device}{together}, {plan.total_steps:,} steps of "
+        f"{plan.rows_per_step} rows, {plan.rows_per_epoch:,} rows an epoch."
     )
     on_gpu = device.type == "cuda"
     optimizer = torch.optim.AdamW(
@@ -85,29 +124,33 @@ def build_training(
         lr=args.learning_rate,
         betas=(0.9, 0.98),
         eps=1e-8,
-        # Fused: with a gradient scaler any other kind reads a flag from the GPU each step.
-        fused=on_gpu,
+        # With a gradient scaler any other kind reads a flag from the GPU each step.
+        fused=True,
     )
+    seed_noise(args.seed, processes.rank)
     # More workers than cores only get in each other's way; the batches are the same.
     num_workers = min(args.num_workers, len(os.sched_getaffinity(0)))
-    source = TrainingBatches(prepared.rows["train"], plan.batch_size, prepared.masking, args.seed)
+    source = TrainingBatches(
+        prepared.rows["train"],
+        plan.batch_size,
+        prepared.masking,
+        args.seed,
+        processes.rank,
+        processes.world_size,
+    )
     training = Training(
         plan=plan,
-        model=model,
+        stepper=Stepper(model, device, PRECISIONS[plan.precision], processes, args.compile),
         optimizer=optimizer,
-        device=device,
         batches_from=lambda position: load_batches(source, position, num_workers, on_gpu),
         validation=lambda: _evaluation(prepared, "validation"),
-        identity=prepared.identity,
-        run_id=prepared.run_id,
-        run_name=prepared.run_name,
-        observer=observer,
-        progress=progress,
+        facts=checkpoint_facts(prepared),
+        reporter=Reporter(observer, progress, processes.rank),
         checkpoints=prepared.checkpoints,
         stop=stop,
     )
     if prepared.checkpoint is not None:
-        training.load(prepared.checkpoint)
+        training.load(prepared.checkpoint, prepared.checkpoint_path)
     return training
 
 
@@ -124,7 +167,14 @@ def summarize(training: Training) -> dict[str, Any]:
 def test_summary(prepared: Prepared, training: Training, stop: StopRequest) -> dict[str, float]:
     """The loss on the text that no decision was made on; once, after the last step."""
     batches = _evaluation(prepared, "test")
-    loss = evaluate(training.model, batches, training.device, training.autocast, stop.is_requested)
+    loss = evaluate(
+        training.model,
+        batches,
+        training.device,
+        training.stepper.autocast,
+        stop.is_requested,
+        prepared.processes,
+    )
     return {} if loss is None else {"test_loss": loss.item()}
 
 
@@ -136,6 +186,8 @@ def _evaluation(prepared: Prepared, split: str) -> Iterator[Batch]:
         prepared.masking,
         args.seed,
         args.eval_batches,
+        prepared.processes.rank,
+        prepared.processes.world_size,
     )
 
 

@@ -1,6 +1,6 @@
-"""Scalars: values that leave the device without the loop waiting for them.
+"""Numbers from the device: values that leave it without the loop waiting for them.
 
-In: zero-dimensional tensors on the training device, and a label that says what they are.
+In: small tensors on the training device, and a label that says what they are.
 Out: their numbers, in the order they were sent, once they have arrived.
 Never: makes the loop wait, except in wait(), which is for the end and for checkpoints.
 """
@@ -16,26 +16,32 @@ import torch
 from torch import Tensor
 
 Label = TypeVar("Label")
+Numbers = dict[str, Any]
+"""A float for a tensor without dimensions, a list of floats for any other."""
 
 
 @dataclass(frozen=True)
 class _Sent(Generic[Label]):
     label: Label
-    names: tuple[str, ...]
+    shapes: dict[str, torch.Size]
     buffer: Tensor
     copied: Any  # a torch.cuda.Event, which torch leaves untyped, or None on a CPU
 
     def has_arrived(self) -> bool:
         return self.copied is None or bool(self.copied.query())
 
-    def numbers(self) -> dict[str, float]:
-        return dict(zip(self.names, self.buffer.tolist(), strict=True))
+    def numbers(self) -> Numbers:
+        parts = torch.split(self.buffer, [shape.numel() for shape in self.shapes.values()])
+        return {
+            name: part.tolist() if len(shape) else part.item()
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
 
 
 class ScalarCopies(Generic[Label]):
     """One copy a call from the device to the host, polled and never waited for.
 
-    On a GPU the values are stacked into one vector and copied to pinned memory on the current
+    On a GPU the values are laid into one vector and copied to pinned memory on the current
     stream; an event behind the copy tells when it is done. On a CPU they have arrived at once.
     Not thread-safe.
     """
@@ -48,16 +54,17 @@ class ScalarCopies(Generic[Label]):
         """Start the copy of the values as they are now."""
         if not values:
             return
-        vector = torch.stack([value.detach().float().reshape(()) for value in values.values()])
+        vector = torch.cat([value.detach().float().reshape(-1) for value in values.values()])
         copied: Any = None
         if self._on_gpu:
             pinned = torch.empty(vector.shape, pin_memory=True)
             vector = pinned.copy_(vector, non_blocking=True)
             copied = cast(Any, torch.cuda.Event)()
             copied.record()
-        self._sent.append(_Sent(label, tuple(values), vector, copied))
+        shapes = {name: value.shape for name, value in values.items()}
+        self._sent.append(_Sent(label, shapes, vector, copied))
 
-    def arrived(self) -> list[tuple[Label, dict[str, float]]]:
+    def arrived(self) -> list[tuple[Label, Numbers]]:
         """What has arrived since the last call, oldest first."""
         done = []
         while self._sent and self._sent[0].has_arrived():
@@ -65,7 +72,7 @@ class ScalarCopies(Generic[Label]):
             done.append((sent.label, sent.numbers()))
         return done
 
-    def wait(self) -> list[tuple[Label, dict[str, float]]]:
+    def wait(self) -> list[tuple[Label, Numbers]]:
         """Everything that was sent; waits for the device."""
         for sent in self._sent:
             if sent.copied is not None:

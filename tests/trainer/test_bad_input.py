@@ -22,6 +22,7 @@ BAD = {
     "--model_option weight_mode": "weight_mode",
     "--max_steps 10 --warmup_steps 10": "--warmup_steps 10",
     "--fp16 --device cpu": "--fp16",
+    "--fp16 --bf16": "--bf16",
     "--device toaster": "--device toaster",
     "--device meta": "--device meta",
     "--run_id a/b": "--run_id",
@@ -80,14 +81,17 @@ def test_a_checkpoint_of_another_run_is_refused(small_run, recorder, tmp_path, c
         assert named in capsys.readouterr().err
 
 
-def test_several_processes_are_refused_for_now(small_run, monkeypatch, capsys):
-    """Under torchrun each process would train the same model alone."""
+def test_several_processes_without_their_places_are_refused(small_run, monkeypatch, capsys):
+    """Each would train the same model alone; the sentence names torchrun."""
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
 
     code = main(small_run)
 
     assert code == 2
-    assert "WORLD_SIZE" in capsys.readouterr().err
+    [line] = errors_of(capsys.readouterr().err)
+    assert "WORLD_SIZE is 2" in line
+    assert "torchrun" in line
 
 
 def test_the_command_itself_ends_with_code_2_and_one_line():

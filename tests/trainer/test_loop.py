@@ -10,8 +10,9 @@ from torch import nn
 
 from trainer.data import Masking, mask_for_training
 from trainer.evaluate import evaluate
-from trainer.loop import accumulate_gradients
+from trainer.processes import Place, Processes
 from trainer.scalars import ScalarCopies
+from trainer.step import Stepper
 
 CPU = torch.device("cpu")
 VOCABULARY = 50
@@ -46,8 +47,7 @@ def batch_of(rows: torch.Tensor, seed: int = 0):
 def gradients(micro_batches) -> tuple[float, list[torch.Tensor]]:
     torch.manual_seed(0)
     model = PlainModel()
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    loss = accumulate_gradients(model, micro_batches, CPU, nullcontext, scaler)
+    loss = Stepper(model, CPU, None, Processes(Place())).accumulate_gradients(micro_batches)
     return loss.item(), [parameter.grad for parameter in model.parameters()]
 
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from shared.events import ConfigUpdated, MessageLogged, MetricsLogged, RunFinished, RunStarted
-from trainer import loop
 from trainer.__main__ import main
 from trainer.checkpoint import read_checkpoint
+from trainer.step import Stepper
 
 TRAIN_NAMES = {
     "train/loss",
@@ -94,7 +94,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_exactly(small_run, recorder, tmp
     whole_val = recorder.metrics("val", "val/loss")
     recorder.events.clear()
 
-    code = main([*run, "--resume_from", str(out(small_run) / "checkpoints" / "step-000005.pt")])
+    code = main([*run, "--resume_from", str(out(small_run) / "checkpoints" / "step-000005")])
 
     resumed, started = recorder.metrics("train", "train/loss"), recorder.events[0]
     assert code == 0
@@ -139,12 +139,12 @@ def test_a_loss_that_is_no_number_stops_the_run_with_a_sentence(
     small_run, recorder, monkeypatch, capsys
 ):
     """No traceback, no checkpoint of ruins, and the run says that it failed."""
-    accumulate = loop.accumulate_gradients
+    accumulate = Stepper.accumulate_gradients
 
     def diverge(*args):
         return accumulate(*args) * float("nan")
 
-    monkeypatch.setattr(loop, "accumulate_gradients", diverge)
+    monkeypatch.setattr(Stepper, "accumulate_gradients", diverge)
 
     code = main(small_run)
 
@@ -162,7 +162,7 @@ def test_an_error_in_training_is_recorded_and_goes_on_to_the_user(small_run, rec
     def explode(*args):
         raise RuntimeError("out of everything")
 
-    monkeypatch.setattr(loop, "accumulate_gradients", explode)
+    monkeypatch.setattr(Stepper, "accumulate_gradients", explode)
 
     with pytest.raises(RuntimeError, match="out of everything"):
         main(small_run)
@@ -181,7 +181,7 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainer.checkpoint.write_atomically", full)
+    monkeypatch.setattr("trainer.checkpoint.write_directory_atomically", full)
 
     code = main([*small_run, "--save_interval", "2"])
 

@@ -138,4 +138,6 @@ def test_the_command_asks_for_what_a_single_run_needs():
     command = sidecar.serve_command("ipc:///x", Path("/data"))
 
     assert command[1:4] == ["-m", "telemetry", "serve"]
-    assert {"--exit-with-stdin", "--no-host-run", "tensorboard,wandb", "ipc:///x", "/data"} <= set(command)
+    assert {"--exit-with-stdin", "--no-host-run", "tensorboard,wandb", "ipc:///x", "/data"} <= set(
+        command
+    )

@@ -1,0 +1,42 @@
+"""Memory: what to lower when a step does not fit.
+
+In: an error, and the arguments of the run.
+Out: a sentence in its place, if the error is that there is no memory left.
+Never: tries again with less; that would be another run than the one asked for.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from trainer.args import TrainArgs
+from trainer.errors import OutOfMemory
+
+_CPU_TEXTS = ("can't allocate memory", "not enough memory")
+
+
+def explain_out_of_memory(
+    error: BaseException, args: TrainArgs, row_tokens: int
+) -> OutOfMemory | None:
+    """None for any other error."""
+    if not _is_out_of_memory(error):
+        return None
+    if args.batch_size > 1:
+        half = args.batch_size // 2
+        accumulation = -(-args.batch_size * args.gradient_accumulation_steps // half)
+        lower = (
+            f"lower --batch_size from {args.batch_size}, for example --batch_size {half} "
+            f"--gradient_accumulation_steps {accumulation} for the same step"
+        )
+    else:
+        lower = f"lower --max_length from {row_tokens}, or take a smaller --model_size"
+    return OutOfMemory(
+        f"out of memory; {lower}, and go on with --resume_from latest if there is one"
+    )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # torch has no class for a CPU without memory, only these words.
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _CPU_TEXTS)

@@ -1,0 +1,95 @@
+"""Reporting: what the loop has to say, to the record and to the person at the terminal.
+
+In: numbers that have arrived from the device, and facts of the run.
+Out: events through the observer, lines through the progress.
+Never: says twice what several processes of one run have in common: the first speaks for all.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainer.observe import Observer
+from trainer.progress import Progress
+from trainer.scalars import Numbers
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What numbers from the device belong to; values are those the host knew already."""
+
+    kind: str
+    step: int
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+class Reporter:
+    """Speaks for the process of one rank. Not thread-safe."""
+
+    def __init__(self, observer: Observer, progress: Progress, rank: int = 0) -> None:
+        self._observer, self._progress, self._rank = observer, progress, rank
+
+    def begin(self, step: int, total_steps: int) -> None:
+        """Training starts after step."""
+        self._progress.begin(step, total_steps)
+
+    def advance(self, profiles: Sequence[tuple[int, dict[str, float]]]) -> None:
+        """One more step is done; profiles are times of blocks in earlier ones."""
+        self._progress.advance()
+        self.advance_to_end(profiles)
+
+    def advance_to_end(self, profiles: Sequence[tuple[int, dict[str, float]]]) -> None:
+        """The times of blocks that are known by now."""
+        for step, seconds in profiles:
+            if self._rank == 0 and seconds:
+                self._observer.metrics("custom", step, seconds)
+
+    def report(self, reading: Reading, numbers: Numbers) -> None:
+        """Numbers that have arrived; lists among them are histograms."""
+        if self._rank:
+            return
+        scalars = {n: v for n, v in numbers.items() if not isinstance(v, list)}
+        values = {**scalars, **reading.values}
+        self._observer.metrics(reading.kind, reading.step, values)
+        self._progress.show(reading.kind, reading.step, values)
+        for name in numbers:
+            title, _, part = name.rpartition("/")
+            if part == "edges":  # its counts are beside it
+                counts = numbers[f"{title}/counts"]
+                self._observer.histogram(reading.kind, reading.step, title, numbers[name], counts)
+
+    def work(self, step: int, values: dict[str, Any], work_seconds: Sequence[float]) -> None:
+        """How long each rank works in a step; the first adds it to the values it will report.
+
+        A step takes all ranks equally long, since they wait for each other; the time before
+        they do shows which of them is slow.
+        """
+        if not work_seconds:
+            return
+        own = {
+            f"rank/{self._rank}/step_seconds": values["train/step_seconds"],
+            f"rank/{self._rank}/work_seconds": work_seconds[self._rank],
+        }
+        if self._rank:
+            self._observer.metrics("train", step, own)
+            return
+        values |= own
+        median = statistics.median(work_seconds)
+        if median > 0:
+            values["train/straggler_ratio"] = max(work_seconds) / median
+
+    def stage(self, step: int, old: str | None, new: str) -> None:
+        """Another stage is in force from a step on."""
+        self.tell(
+            f"Stage {new} from step {step:,}"
+            + (f" on, after {old}." if old else ", where this session begins.")
+        )
+
+    def tell(self, text: str, level: str = "info") -> None:
+        """A line for the record and for the person at the terminal."""
+        if self._rank == 0:
+            self._observer.message(text, level)
+            self._progress.say(text)

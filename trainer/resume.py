@@ -1,0 +1,88 @@
+"""Resuming: what of a run between two steps goes into a checkpoint, and how it comes back.
+
+In: the model, the optimizer and the scaler of a stepper, and how far the run is; or a checkpoint.
+Out: a checkpoint's values; or the same run again, to the bit.
+Never: writes or reads a file.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from trainer.checkpoint import FORMAT, Checkpoint
+from trainer.random_states import random_states, restore_random_states, seed_noise
+from trainer.step import Stepper
+
+
+class Position(NamedTuple):
+    """How far a run is. The window is what the next logged mean already holds."""
+
+    step: int
+    rows: int
+    best_val_loss: float | None
+    window_loss_sum: float
+    window_steps: int
+
+
+def capture(
+    stepper: Stepper, optimizer: torch.optim.Optimizer, position: Position
+) -> dict[str, Any]:
+    """The part of a checkpoint that changes with every step. All processes have to ask for it."""
+    return {
+        "format": FORMAT,
+        "step": position.step,
+        "position": position.rows,
+        "best_val_loss": position.best_val_loss,
+        "model": stepper.model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": stepper.scaler.state_dict(),
+        "random": stepper.processes.gather(random_states()),
+        "window": {"loss_sum": position.window_loss_sum, "steps": position.window_steps},
+    }
+
+
+def restore(
+    checkpoint: Checkpoint,
+    stepper: Stepper,
+    optimizer: torch.optim.Optimizer,
+    total_steps: int,
+) -> Position:
+    """Set everything to a checkpoint of a run with the same identity."""
+    model: Any = stepper.model
+    # The stage of the last step done is not in the weights, and without it a run that was
+    # stopped between two stages would miss what happens on their border.
+    model.apply_schedule(max(0, checkpoint["step"] - 1), total_steps)
+    model.load_state_dict(checkpoint["model"])
+    # What the arguments and the device decide is this session's, not the checkpoint's.
+    for ours, saved in zip(
+        optimizer.param_groups, checkpoint["optimizer"]["param_groups"], strict=True
+    ):
+        saved |= {name: ours[name] for name in ("weight_decay", "fused")}
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    if checkpoint["scaler"]:  # empty if the run was not in fp16 then
+        stepper.scaler.load_state_dict(checkpoint["scaler"])
+    _restore_noise(checkpoint, stepper.processes.rank)
+    window = checkpoint["window"]
+    return Position(
+        checkpoint["step"],
+        checkpoint["position"],
+        checkpoint["best_val_loss"],
+        window["loss_sum"],
+        window["steps"],
+    )
+
+
+def has_finite_weights(model: nn.Module) -> bool:
+    """Whether every parameter is a number. Waits for the device."""
+    finite = [parameter.isfinite().all() for parameter in model.parameters()]
+    return bool(torch.stack(finite).all().item())
+
+
+def _restore_noise(checkpoint: Checkpoint, rank: int) -> None:
+    if rank < len(checkpoint["random"]):
+        restore_random_states(checkpoint["random"][rank])
+    else:  # there were fewer processes then
+        seed_noise(checkpoint["step"], rank)

@@ -1,0 +1,94 @@
+"""One optimizer step's gradients: forward and backward of its micro batches.
+
+In: micro batches on the CPU, and the network that they go through.
+Out: gradients, summed over micro batches and processes, and this process's part of the loss.
+Never: reads a number from the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.data import Batch
+from trainer.processes import Processes
+from trainer.work_clock import WorkClock
+
+Autocast = Callable[[], AbstractContextManager[object]]
+
+
+class Stepper:
+    """How a model is trained: in which precision, in how many processes.
+
+    network is what is called; model, within it, is what is told the loss scale.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        device: torch.device,
+        precision: torch.dtype | None,
+        processes: Processes,
+        compiled: bool = False,
+    ) -> None:
+        self.model, self.device, self.precision, self.processes = (
+            model,
+            device,
+            precision,
+            processes,
+        )
+        wrapped = processes.wrap(model)
+        self.wrapped = wrapped
+        self.network: Any = torch.compile(wrapped) if compiled else wrapped
+        # bfloat16 has the exponents of float32 and needs no scaling.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
+        self.work = WorkClock(device)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The precision of forward passes."""
+        if self.precision is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.precision)
+
+    def accumulate_gradients(self, micro_batches: Sequence[Batch]) -> Tensor:
+        """Gradients of the mean loss over all predicted tokens; this process's part of it.
+
+        Each token counts the same, in whichever micro batch and process it is, so the step
+        is that of one batch with all their rows. The parts of all processes add up to the
+        mean loss. Shapes: -> (), on the device.
+        """
+        world_size = self.processes.world_size
+        predicted = sum(len(b.predicted) + b.predicted_elsewhere for b in micro_batches)
+        part = torch.zeros((), device=self.device)
+        for number, cpu_batch in enumerate(micro_batches, 1):
+            is_last = number == len(micro_batches)
+            batch = cpu_batch.to(self.device)
+            share = len(batch.predicted) / predicted
+            # The mean that DDP takes over the processes is undone in advance.
+            scale = share * world_size
+            # As a tensor of the scaler's making: its get_scale() would wait for the device.
+            self.model.set_loss_scale(self.scaler.scale(torch.full((), scale, device=self.device)))
+            with nullcontext() if is_last else self.processes.no_sync(self.wrapped):
+                with self.autocast():
+                    loss = self.network(*batch[:4]).loss
+                if is_last:
+                    self.work.end()
+                self.scaler.scale(loss * scale).backward()
+            part += loss.detach() * share
+        return part
+
+    def update(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take the step that the gradients say, and clear them."""
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        self.processes.mean_(moving_ranges(self.model))
+
+
+def moving_ranges(model: nn.Module) -> list[Tensor]:
+    """The buffers that follow the data, which processes average."""
+    return [buffer for name, buffer in model.named_buffers() if name.endswith("rho")]
