@@ -90,7 +90,7 @@ class Ingest:
         self._lost_after_ns = int(lost_after_s * 1e9)
         self._streams: dict[tuple[bytes, int], IncomingStream] = {}
         self._dirty: set[str] = set()
-        self._last_live_ns: dict[str, int] = {}
+        self._last_heard_ns: dict[str, int] = {}
         self._refused: set[str] = set()
 
     @property
@@ -158,7 +158,7 @@ class Ingest:
         for run in self.runs:
             is_host = run.run_id == self._host_run.run_id
             if not run.is_ended and run.finish_status is None and not is_host:
-                self._declare_lost(run, now - self._last_live_ns.get(run.run_id, now))
+                self._declare_lost(run, self._silent_ns(run, now))
 
     # --- opening a stream
 
@@ -232,7 +232,7 @@ class Ingest:
         is_new_session = appended < 0 and stream.source == MAIN_SOURCE and not stream.is_late
         if is_new_session and (run.is_ended or run.finish_status is not None):
             run.reopen(is_new_session=True)
-        self._last_live_ns[run.run_id] = stream.heard_ns
+        self._last_heard_ns[run.run_id] = stream.heard_ns
 
     def _attach_hardware(self, stream: IncomingStream) -> None:
         """A sampler goes on where the one of its journals stands that has least of it:
@@ -292,8 +292,6 @@ class Ingest:
                     is_late=stream.is_late,
                 )  # fmt: skip
         stream.next_seq = base_seq + len(admitted.events)
-        if not stream.is_hardware:
-            self._last_live_ns[stream.run_id] = stream.heard_ns
 
     def _destinations(self, stream: IncomingStream) -> list[Run]:
         """The journals that a frame belongs in: a sampler's goes to every active run."""
@@ -373,9 +371,7 @@ class Ingest:
             self._release_if_idle(run)
             return
         streams = [s for s in self._streams.values() if s.run_id == run.run_id]
-        if any(self._is_live(stream, now) for stream in streams):
-            self._last_live_ns[run.run_id] = now
-        silent_ns = now - self._last_live_ns.setdefault(run.run_id, now)
+        silent_ns = self._silent_ns(run, now)
         # Who said that it ends need not say FIN. Another session of rank 0 has to, though:
         # one whose run was declared lost too early, or the rest of a former one.
         others_over = all(
@@ -388,6 +384,13 @@ class Ingest:
             run.end()
         elif run.finish_status is None and silent_ns > self._lost_after_ns:
             self._declare_lost(run, silent_ns)
+
+    def _silent_ns(self, run: Run, now: int) -> int:
+        """Since when nobody has said anything of the run; since it was opened, at most."""
+        heard = (s.heard_ns for s in self._streams.values() if s.run_id == run.run_id)
+        last_ns = max(self._last_heard_ns.get(run.run_id, 0), *heard, 0) or now
+        self._last_heard_ns[run.run_id] = last_ns
+        return now - last_ns
 
     def _declare_lost(self, run: Run, silent_ns: int) -> None:
         """Say so in its journal; it ends when that is on disk."""
@@ -404,7 +407,7 @@ class Ingest:
             s.run_id == run.run_id and not s.is_finished for s in self._streams.values()
         ):
             self.runs.release(run)
-            self._last_live_ns.pop(run.run_id, None)
+            self._last_heard_ns.pop(run.run_id, None)
 
     def _is_live(self, stream: IncomingStream, now: int) -> bool:
         return not stream.is_finished and now - stream.heard_ns < SILENT_NS

@@ -222,6 +222,34 @@ def test_without_a_live_trainer_a_run_is_lost_and_says_since_when(station):
     assert info(station)["state"] == "ended" and info(station)["status"] == "lost"
 
 
+def test_a_lost_run_tells_the_whole_time_since_its_last_word(station):
+    """Also the first seconds, in which nobody could know yet. Row 2."""
+    begun(station)
+    silent_s = 0
+    while info(station)["state"] == "running":
+        station.wait(1)
+        silent_s += 1
+        station.settle()
+
+    (gap,) = [event for event in station.events() if isinstance(event, Gap)]
+    assert LOST_AFTER_S < silent_s < LOST_AFTER_S + 3
+    assert gap.unknown_ms == silent_s * 1e3
+
+
+def test_the_last_word_of_an_abandoned_run_is_where_its_silence_begins(station):
+    """No tick came in between."""
+    producer = begun(station)
+    station.wait(3)
+    producer.emit(metric(1))
+    station.wait(5)
+
+    station.ingest.declare_abandoned_lost()
+    station.settle()
+
+    (gap,) = [event for event in station.events() if isinstance(event, Gap)]
+    assert gap.unknown_ms == 5e3
+
+
 def test_a_run_is_declared_lost_once_even_while_the_disk_is_full(station, monkeypatch):
     """Its end waits for room. Row 11."""
     begun(station)
