@@ -259,14 +259,14 @@ def _fill(target: Tensor, value: Tensor, name: str) -> None:
 
 
 def _measure(tensors: dict[str, Tensor], model: nn.Module) -> SizeReport:
-    sizes = dict.fromkeys(("ternary", "integer", "scale", "other"), 0)
-    for name, value in tensors.items():
-        kind = "other"
-        if name.endswith(".codes"):
-            kind = "ternary" if value.dtype == torch.uint8 else "integer"
-        elif name.endswith(".scale"):
-            kind = "scale"
-        sizes[kind] += value.numel() * value.element_size()
+    def size(name_end: str, *types: torch.dtype) -> int:
+        fitting = [t for n, t in tensors.items() if n.endswith(name_end) and t.dtype in types]
+        return sum(t.numel() * t.element_size() for t in fitting)
+
+    ternary, integer = size(".codes", torch.uint8), size(".codes", torch.int8)
+    scale = size(".scale", torch.float32)
+    total = sum(t.numel() * t.element_size() for t in tensors.values())
     columns = ("raw_scale", "threshold", "dead_zone")
     weights = [p.numel() for n, p in model.named_parameters() if not n.endswith(columns)]
-    return SizeReport(*sizes.values(), float32_bytes=4 * sum(weights))
+    other = total - ternary - integer - scale
+    return SizeReport(ternary, integer, scale, other, 4 * sum(weights))

@@ -21,8 +21,8 @@ def pack_ternary(codes: Tensor) -> Tensor:
     """Shapes: codes (rows, columns) -> (rows, ceil(columns / 4)) uint8."""
     shifted = codes.to(torch.int16) + 1
     padded = F.pad(shifted, (0, -shifted.shape[1] % CODES_PER_BYTE), value=1)
-    fours = padded.unflatten(1, (-1, CODES_PER_BYTE))
-    return (fours << _shifts(codes.device)).sum(-1).to(torch.uint8)
+    fours = torch.unflatten(padded, 1, (-1, CODES_PER_BYTE))
+    return torch.bitwise_left_shift(fours, _shifts(codes.device)).sum(-1).to(torch.uint8)
 
 
 def unpack_ternary(packed: Tensor, columns: int) -> Tensor:
