@@ -15,6 +15,7 @@ import pytest
 from shared.events import encode_event, join_events
 from telemetry.errors import EXIT_BACKLOG, EXIT_FAULT, EXIT_OK, EXIT_RUNNING, CommandError
 from telemetry.files import read_json, write_json
+from telemetry.journal.reader import Batch, JournalReader
 from telemetry.journal.writer import JournalWriter
 from telemetry.sinks.base import SinkRejected, SinkUnavailable
 from telemetry.sinks.cursor import Cursor
@@ -193,6 +194,25 @@ def test_a_running_run_is_followed_until_it_has_ended(bench):
 
     assert code == EXIT_OK and bench.lines == list(range(245))
     assert bench.cursor["done"] is True
+
+
+def test_rows_that_come_with_the_end_right_after_a_look_are_not_left_out(bench):
+    """What run.json says is asked before the read that finds the end, never after it."""
+    read = JournalReader.read
+
+    def racing(reader: JournalReader) -> Batch:
+        batch = read(reader)
+        if batch.is_end and bench.run.info["state"] == "running":
+            bench.run.append(5)
+            bench.run.set_state("ended")
+        return batch
+
+    bench.patch.setattr(JournalReader, "read", racing)
+    bench.run.append(3)
+
+    bench.go()
+
+    assert bench.lines == list(range(8)) and bench.cursor["row"] == 8
 
 
 def test_a_sink_waits_until_its_run_is_introduced(bench):
