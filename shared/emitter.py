@@ -34,6 +34,7 @@ from shared.events import (
     MetricsLogged,
     RunFinished,
     RunStarted,
+    Scalar,
 )
 from shared.ids import check_run_id, check_source, new_session
 from shared.outgoing import OutgoingStream
@@ -113,6 +114,7 @@ class Emitter:
         spool_dir: Path | None = None,
         close_timeout_s: float = 5.0,
         queue_max_bytes: int = SenderOptions.queue_max_bytes,
+        series_interval_s: float = SenderOptions.series_interval_s,
         clock: Clock | None = None,
     ) -> None:
         """Start the sender thread; a sidecar need not be there yet, or ever.
@@ -124,7 +126,11 @@ class Emitter:
         self.run_id = check_run_id(run_id)
         self.source = check_source(source)
         self.close_timeout_s = close_timeout_s
-        self._options = SenderOptions(queue_max_bytes=queue_max_bytes, spool_dir=spool_dir)
+        self._options = SenderOptions(
+            queue_max_bytes=queue_max_bytes,
+            spool_dir=spool_dir,
+            series_interval_s=series_interval_s,
+        )
         self._clock = clock or SystemClock()
         self._reset()
         try:
@@ -223,6 +229,7 @@ class Emitter:
                 self._queue,
                 self._note_taken,
                 self._take_missing,
+                self._series,
                 self._options,
                 self._clock,
             )
@@ -248,6 +255,22 @@ class Emitter:
     def _note_taken(self) -> None:
         """Runs on the sender thread, which takes the whole queue right after."""
         self._cost_out = self._cost_in
+
+    def _series(self) -> dict[str, Scalar]:
+        """The statistics as metrics. Runs on the sender thread."""
+        stats, sender = self.stats(), self._sender
+        values: dict[str, Scalar] = {
+            "telemetry/emitted_total": stats.emitted,
+            "telemetry/acknowledged_total": stats.acknowledged,
+            "telemetry/queued_events": stats.queued,
+            "telemetry/spooled_events": stats.spooled,
+            "telemetry/dropped_total": stats.dropped,
+            "telemetry/refused_total": stats.refused,
+        }
+        if sender is not None:
+            for reason, count in sender.refused.items():
+                values[f"telemetry/refused_total/{reason.replace(' ', '_')}"] = count
+        return values
 
     def _take_missing(self) -> dict[str, Counter[str]]:
         """Runs on the sender thread."""

@@ -20,7 +20,7 @@ from shared.backlog import Backlog
 from shared.clock import Clock
 from shared.connection import Connection
 from shared.conversation import Conversation, Peer, adopted_peers, loader
-from shared.events import Event
+from shared.events import CUSTOM, Event, MetricsLogged, Scalar
 from shared.outgoing import Frame, OutgoingStream, State
 from shared.packing import Refused, kind_of, pack_event
 from shared.spool import Spool, SpoolUnavailable
@@ -60,6 +60,8 @@ class SenderOptions:
     spool_after_s: float = 0.1
     spool_max_bytes: int = 1024 * 1024 * 1024
     spool_dir: Path | None = None
+    series_interval_s: float = 30.0
+    """Between two events in which an emitter tells of itself, while it has something to tell."""
 
 
 class Sender:
@@ -72,6 +74,7 @@ class Sender:
         queue: deque[Queued],
         note_taken: Callable[[], None],
         take_missing: Callable[[], Mapping[str, Counter[str]]],
+        series: Callable[[], dict[str, Scalar]],
         options: SenderOptions,
         clock: Clock,
     ) -> None:
@@ -85,6 +88,9 @@ class Sender:
         self._queue = queue
         self._note_taken = note_taken
         self._take_missing = take_missing
+        self._series = series
+        self._series_due_ns = clock.monotonic_ns() + int(options.series_interval_s * 1e9)
+        self._taken_in_series = 0
         self._options = options
         self._clock = clock
         self._orphans: list[Peer] = []
@@ -166,6 +172,7 @@ class Sender:
     def _turn(self, talk: Conversation) -> None:
         self._take_queue()
         now = self._clock.monotonic_ns()
+        self._tell_of_itself(now)
         self._make_frames(now)
         self.main.is_complete = self._deadline_ns is not None and not (
             self._queue or len(self.backlog)
@@ -198,6 +205,15 @@ class Sender:
             self.refused[exc.reason] += 1
             self.backlog.add_missing(f"refused: {exc.reason}", [kind])
             self._warn_once(exc.reason, f"telemetry refused an event: {exc}")
+
+    def _tell_of_itself(self, now: int) -> None:
+        """What became of the events so far, as an event of its own."""
+        if now < self._series_due_ns or self.taken == self._taken_in_series:
+            return
+        self._series_due_ns = now + int(self._options.series_interval_s * 1e9)
+        self.taken += 1
+        self._pack(MetricsLogged(kind=CUSTOM, values=self._series()), self._clock.wall_ns(), now)
+        self._taken_in_series = self.taken
 
     def _make_frames(self, now: int, everything: bool = False) -> None:
         """Number what waits: when it can go at once, or has to go to the spool.
