@@ -48,6 +48,12 @@ class ServeConfig:
     commit_interval_ms: float = _setting(50.0, "longest wait before a sync", 1, 10_000)
     commit_bytes: int = _setting(1024 * 1024, "most bytes before a sync", 1, 64 * 1024 * 1024)
     min_free_bytes: int = _setting(256 * 1024 * 1024, "stop acknowledging below this", 0, 2**62)
+    retain_bytes: int = _setting(
+        0,
+        "remove the oldest ended runs, once they are in every sink, above this; 0: none",
+        0,
+        2**62,
+    )
     lost_after_s: float = _setting(300.0, "a run without a trainer is lost after this", 1, 10**7)
     max_sink_processes: int = _setting(16, "sink processes at a time", 1, 1024)
     sink_timeout_s: float = _setting(60.0, "a call of a sink hangs after this", 1, 86_400)

@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 
 from shared.events import DecodeError, Gap, HistogramLogged, MetricsLogged
-from shared.packing import kind_of
 from telemetry.errors import CommandError
 from telemetry.files import read_json
 from telemetry.journal.reader import JournalReader, NotAJournal
@@ -91,7 +90,9 @@ def _count(contents: Contents, row: Row) -> None:
         event = row.envelope.event()
     except DecodeError:
         event = None
-    kind = _printable(row.envelope.tag) if event is None else kind_of(event)
+    # As it was said: a newer producer's kinds are shown, not folded into ours.
+    is_measured = isinstance(event, MetricsLogged | HistogramLogged)
+    kind = _printable(event.kind if is_measured else row.envelope.tag)
     tally = contents.tallies.setdefault((row.source, kind), Tally())
     wall_ns = row.envelope.wall_ns
     tally.count += 1

@@ -31,6 +31,7 @@ from telemetry.gateway import AddressInUse, Gateway
 from telemetry.hostrun import HostRun
 from telemetry.ingest import Ingest
 from telemetry.journal.writer import JournalFault
+from telemetry.retention import Retention
 from telemetry.runs import Runs
 from telemetry.spools import SpoolCarrier
 from telemetry.status import Health, StatusServer
@@ -80,6 +81,7 @@ class Service:
         )
         spools = tuple(Path(name).expanduser() for name in config.spool_dir)
         self._carrier = SpoolCarrier(config.address, spools, self._clock)
+        self._retention = Retention(self._runs.directory, config.sinks, config.retain_bytes)
         self._sampler: subprocess.Popen[bytes] | None = None
         self._sampler_not_before_ns = 0
         self._turned_ns = self._clock.monotonic_ns()
@@ -96,6 +98,7 @@ class Service:
         self._tick()
         self._supervisor.start()
         self._carrier.start()
+        self._retention.start()
         self._data_dir.publish(self.config.address)
         log.info("listening on %s, data in %s", self.config.address, self.config.data_dir)
         try:
@@ -115,6 +118,7 @@ class Service:
         """Let go of everything. May be called twice."""
         self._supervisor.end(0)
         self._carrier.close()
+        self._retention.close()
         self._end_sampler()
         if self._status is not None:
             self._status.close()
