@@ -91,16 +91,16 @@ def _count(contents: Contents, row: Row) -> None:
     except DecodeError:
         event = None
     # As it was said: a newer producer's kinds are shown, not folded into ours.
-    is_measured = isinstance(event, MetricsLogged | HistogramLogged)
-    kind = _printable(event.kind if is_measured else row.envelope.tag)
+    measured = event if isinstance(event, MetricsLogged | HistogramLogged) else None
+    kind = _printable(row.envelope.tag if measured is None else measured.kind)
     tally = contents.tallies.setdefault((row.source, kind), Tally())
     wall_ns = row.envelope.wall_ns
     tally.count += 1
     tally.first_ns = wall_ns if tally.first_ns is None else tally.first_ns
     tally.last_ns = wall_ns
-    if isinstance(event, MetricsLogged | HistogramLogged) and event.step is not None:
-        tally.first_step = event.step if tally.first_step is None else tally.first_step
-        tally.last_step = event.step
+    if measured is not None and measured.step is not None:
+        tally.first_step = measured.step if tally.first_step is None else tally.first_step
+        tally.last_step = measured.step
     contents.sessions.setdefault(row.source, set()).add(row.session)
     if isinstance(event, Gap):
         for kind, count in event.by_kind.items():
