@@ -156,6 +156,47 @@ def test_a_loss_that_is_no_number_stops_the_run_with_a_sentence(
     assert not (out(small_run) / "checkpoints").exists()
 
 
+def test_after_a_divergence_the_last_good_checkpoint_is_named(
+    small_run, recorder, monkeypatch, capsys
+):
+    """It is whole, and going on from it is one flag."""
+    update = Stepper.update
+
+    def ruin(stepper, optimizer):
+        update(stepper, optimizer)
+        if optimizer.state[optimizer.param_groups[0]["params"][0]]["step"] == 3:
+            with torch.no_grad():
+                next(stepper.model.parameters()).fill_(float("nan"))
+
+    monkeypatch.setattr(Stepper, "update", ruin)
+
+    # Logged at no step, so that the checkpoint of step 4 is what finds out.
+    code = main([*small_run, "--save_interval", "1", "--log_interval", "100"])
+
+    good = out(small_run) / "checkpoints" / "step-000002"
+    assert code == 1
+    assert f"go on from the last good one with --resume_from {good}" in capsys.readouterr().err
+    assert last(small_run) == good
+    assert all(weight.isfinite().all() for weight in weights(good).values())
+
+
+def test_out_of_memory_is_one_sentence_and_exit_code_1(small_run, recorder, monkeypatch, capsys):
+    """No traceback: it says what to lower."""
+
+    def explode(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(Stepper, "accumulate_gradients", explode)
+
+    code = main(small_run)
+
+    error = capsys.readouterr().err
+    assert code == 1
+    assert "Training stopped: out of memory; lower --batch_size from 4" in error
+    assert "Traceback" not in error
+    assert recorder.events[-1].status == "failed"
+
+
 def test_an_error_in_training_is_recorded_and_goes_on_to_the_user(small_run, recorder, monkeypatch):
     """The record has its text; the traceback is Python's own."""
 
