@@ -7,7 +7,8 @@ position names only what is safely in the sink.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -33,18 +34,29 @@ class Position(NamedTuple):
 START = Position(0, {})
 
 
+def sleep(seconds: float) -> bool:
+    """Wait where nobody watches, and nobody asks to stop."""
+    time.sleep(seconds)
+    return False
+
+
 class SinkContext(NamedTuple):
     """What every sink is told.
 
     `out_dir` is where its files go: RUN_DIR live, another directory in a
     replay. `run` is the run's run.json: run_id, project, name, tags, notes,
     group, wandb_mode, config, host, gpu_uuids, started_wall_ns.
+
+    `wait` is for a sink that has to be long about something: it waits so many
+    seconds (0: not at all), says that the sink lives, and returns True as soon as
+    the sink is to stop. A sink that is silent for sink_timeout_s is killed.
     """
 
     run_id: str
     out_dir: Path
     run: dict[str, Any]
     options: dict[str, str]
+    wait: Callable[[float], bool] = sleep
 
 
 class Sink(Protocol):

@@ -92,8 +92,14 @@ def _guarded(
     report: Reporter,
 ) -> int:
     report("opening", cursor.position.row)
+
+    def wait(seconds: float) -> bool:
+        report("waiting", cursor.position.row)
+        return stop.wait(seconds)
+
+    context = SinkContext(info["run_id"], job.out_dir, info, job.options, wait)
     try:
-        sink = make_sink(job.sink, SinkContext(info["run_id"], job.out_dir, info, job.options))
+        sink = make_sink(job.sink, context)
         try:
             is_done = _carry(job, sink, cursor, stop, report)
         finally:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from telemetry.rows import STEP
-from telemetry.sinks.base import SinkContext, SinkUnavailable
+from telemetry.sinks.base import SinkContext, SinkRejected, SinkUnavailable
 from telemetry.sinks.wandb.policy import AXES, RESERVED, Alert, Histogram, Values, plain
 
 Mode = Literal["online", "offline"]
@@ -24,6 +24,13 @@ INSTALL: Final = "wandb is not installed: pip install 'training-telemetry[wandb]
 INIT_TIMEOUT_S: Final = 10
 FINISH_TIMEOUT_S: Final = 45
 FLUSH_INTERVAL_S: Final = 1.0
+
+
+LOG_TAIL_BYTES: Final = 256 * 1024
+
+
+class Refused(SinkUnavailable):
+    """The server has refused rows, and wandb-core has given up on them."""
 
 
 class RefusedSettings(Exception):
@@ -62,10 +69,10 @@ class Client:
         """Send one history row.
 
         Raises:
-            SinkUnavailable: wandb-core is gone, or the server has refused the upload.
+            Refused: the server has refused the upload.
+            SinkUnavailable: wandb-core is gone.
         """
-        if self._is_refused():
-            raise SinkUnavailable("the W&B server has refused the run's data, or asked to stop")
+        self.check()
         with translated():
             if STEP in values:
                 self._define_new(values)
@@ -83,16 +90,46 @@ class Client:
         with translated():
             self._run.alert(alert.title, alert.text, level=alert.level)
 
+    def add_tag(self, tag: str) -> None:
+        with translated():
+            self._run.tags = (*(self._run.tags or ()), tag)
+
+    def mark_preempting(self) -> None:
+        """Say that this run is interrupted: W&B shows it so once it ends."""
+        with translated():
+            self._run.mark_preempting()
+
     def finish(self, exit_code: int) -> None:
         """Flush and end the run, online until the server has it all.
 
         Raises:
-            SinkUnavailable: it could not be flushed in time, or was refused.
+            Refused: the server has refused the upload.
+            SinkUnavailable: it could not be flushed in time.
         """
         with translated():
             self._run.finish(exit_code=exit_code)
+        self.check()
+        if self._gave_up():
+            raise Refused("the W&B server has refused the run's last data")
+
+    def check(self) -> None:
+        """Notice what wandb says on its console only.
+
+        Raises:
+            Refused: the server has refused the upload, or somebody has stopped the run there.
+        """
         if self._is_refused():
-            raise SinkUnavailable("the W&B server has refused the run's data, or asked to stop")
+            raise Refused("the W&B server has refused the run's data, or asked to stop")
+
+    def _gave_up(self) -> bool:
+        """Whether uploads ended early: wandb asks for that every 15 s only, and not at the end."""
+        path = Path(self._run.settings.sync_dir) / "logs" / "debug-internal.log"
+        try:
+            with path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
+                return b"filestream: fatal error" in file.read()
+        except (OSError, TypeError):
+            return False
 
     def _wandb_values(self, values: Values) -> dict[str, Any]:
         return {
@@ -114,25 +151,29 @@ class Client:
         self._run.define_metric(name, step_metric=axis, step_sync=False if axis else None)
 
 
-def start(context: SinkContext, mode: Mode) -> Client:
-    """Begin, or begin again, the run in wandb.
+def start(context: SinkContext, mode: Mode, directory: Path | None = None) -> Client:
+    """Begin, or begin again, the run in wandb; its files go below directory (out_dir).
 
     Raises:
         SinkUnavailable: wandb is not installed, or the server not to be had.
+        SinkRejected: the server says that this run id can't be used any more.
         RefusedSettings: wandb refuses what it was told of the run, or has no key.
     """
-    wandb = _library()
+    wandb = library()
+    directory = directory or context.out_dir
     refused: list[bool] = []
     with translated():
         try:
             run = wandb.init(
                 **_identity(context),
-                dir=str(context.out_dir),
+                dir=str(directory),
                 mode=mode,
                 resume="allow",
                 reinit="create_new",
                 settings=wandb.Settings(
                     **_SETTINGS,
+                    # The journal is the log. A second one could be synced a second time.
+                    x_skip_transaction_log=mode == "online",
                     stop_on_fatal_error=mode == "online",
                     stop_fn=functools.partial(refused.append, True),
                 ),
@@ -140,9 +181,15 @@ def start(context: SinkContext, mode: Mode) -> Client:
         # ValueError: pydantic's, for a setting; UsageError: all that wandb checks itself.
         except (wandb.errors.UsageError, wandb.errors.AuthenticationError, ValueError) as exc:
             raise RefusedSettings(without_secrets(exc)) from exc
+        except wandb.errors.CommError as exc:
+            if _GONE.search(str(exc)):
+                raise SinkRejected(
+                    f"the W&B server does not take run {context.run_id}: {without_secrets(exc)}"
+                ) from exc
+            raise
         client = Client(wandb, run, lambda: bool(refused))
-    if context.out_dir.resolve() not in client.file.resolve().parents:
-        raise SinkUnavailable(f"{context.out_dir} can't be written: wandb went to {client.file}")
+    if directory.resolve() not in client.file.resolve().parents:
+        raise SinkUnavailable(f"{directory} can't be written: wandb went to {client.file}")
     return client
 
 
@@ -152,7 +199,7 @@ def check_installed() -> None:
     Raises:
         SinkUnavailable: it is not installed, or broken; the message says what to do.
     """
-    _library()
+    library()
 
 
 def let_go() -> None:
@@ -161,7 +208,7 @@ def let_go() -> None:
     Without it a second start says that the run id is in use.
     """
     with translated():
-        _library().teardown()
+        library().teardown()
 
 
 @contextmanager
@@ -184,6 +231,9 @@ def without_secrets(exc: BaseException) -> str:
     text = re.sub(r"//[^/@\s]*@", "//", text)
     return re.sub(r"[A-Za-z0-9_-]{40,}", "[removed]", text)[:300]
 
+
+# What a server says of an id that it will never take again.
+_GONE: Final = re.compile(r"HTTP 409|HTTP 410|previously created and deleted")
 
 _SETTINGS: Final[dict[str, Any]] = {
     "console": "off",
@@ -220,7 +270,7 @@ def _identity(context: SinkContext) -> dict[str, Any]:
 
 
 @functools.cache
-def _library() -> Any:
+def library() -> Any:
     try:
         return importlib.import_module("wandb")
     except ModuleNotFoundError as exc:
@@ -228,6 +278,13 @@ def _library() -> Any:
     # A broken installation raises whatever it likes, a protobuf mismatch TypeError.
     except Exception as exc:
         raise SinkUnavailable(f"wandb can't be imported: {without_secrets(exc)}") from exc
+
+
+def api_failure() -> type[Exception]:
+    """What a question to the server ends in when it fails."""
+    service = importlib.import_module("wandb.sdk.lib.service.service_connection")
+    failure: type[Exception] = service.WandbApiFailedError
+    return failure
 
 
 @functools.cache

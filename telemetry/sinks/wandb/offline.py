@@ -2,7 +2,8 @@
 
 In: the directory that wandb writes to, and the run's id.
 Out: which rows its files hold, each file's in order; how far the newest has got.
-Never: changes or removes a fragment. A later one goes on where the last ends.
+Never: removes a fragment, or a byte of one without keeping it beside. A later
+fragment goes on where the last ends.
 
 wandb names a fragment by the second in which it began, local time, so names
 order neither across a clock set back nor in a shared second: rows do.
@@ -23,10 +24,15 @@ from typing import Any, NamedTuple
 import msgspec
 
 from shared.clock import Clock
+from telemetry.files import write_atomically
+from telemetry.journal.layout import sync_directory
 from telemetry.sinks.base import SinkUnavailable
-from telemetry.sinks.wandb.wandb_file import DamagedFile, RecordTail, history_steps
+from telemetry.sinks.wandb.wandb_file import HEADER, DamagedFile, RecordTail
 
 _FRAGMENT = re.compile(r"offline-run-\d{8}_\d{6}-.+")
+_ONLINE = re.compile(r"run-\d{8}_\d{6}-(.+)")
+SUPERSEDED = "superseded-"
+PULSE_RECORDS = 10_000
 WRITER_GONE_S = 5.0
 WRITTEN_S = 10.0
 
@@ -49,10 +55,15 @@ class Ledger(msgspec.Struct, frozen=True):
 
 
 class Fragment(NamedTuple):
-    """One `.wandb` file and the rows in it, ascending."""
+    """One `.wandb` file, the rows in it, ascending, and where its last whole record ends.
+
+    names_run: it has the record that says what run it is. `wandb sync` fails without.
+    """
 
     path: Path
     rows: array[int]
+    end: int = 0
+    names_run: bool = True
 
 
 def fragment_paths(wandb_dir: Path, run_id: str) -> list[Path]:
@@ -62,18 +73,89 @@ def fragment_paths(wandb_dir: Path, run_id: str) -> list[Path]:
     return sorted(path for path in files if _FRAGMENT.fullmatch(path.parent.name))
 
 
-def read_fragments(wandb_dir: Path, run_id: str) -> list[Fragment]:
-    """The fragments of a run in the order of their rows; those without rows last."""
-    found = [
-        Fragment(path, array("q", history_steps(path)))
-        for path in fragment_paths(wandb_dir, run_id)
-    ]
+def online_files(wandb_dir: Path, run_id: str) -> list[Path]:
+    """The files that a wandb-core holds open which sends this run to a server."""
+    found = (path for path in wandb_dir.glob("run-*") if _ONLINE.fullmatch(path.name))
+    own = [path for path in found if path.name.split("-", 2)[2] == run_id]
+    return [path / "logs" / "debug-internal.log" for path in own]
+
+
+def read_fragments(
+    wandb_dir: Path, run_id: str, pulse: Callable[[], object] = bool
+) -> list[Fragment]:
+    """The fragments of a run in the order of their rows; those without rows last.
+
+    pulse: called now and then, since large files take longer than a supervisor waits.
+    """
+    found = [_read_fragment(path, pulse) for path in fragment_paths(wandb_dir, run_id)]
     return sorted(found, key=lambda f: (not f.rows, f.rows[0] if f.rows else 0, f.path))
+
+
+def _read_fragment(path: Path, pulse: Callable[[], object]) -> Fragment:
+    rows, tail, names_run = array("q"), RecordTail(path), False
+    try:
+        for number, record in enumerate(tail.read()):
+            if record.HasField("history"):
+                rows.append(record.history.step.num)
+            names_run |= record.HasField("run")
+            if number % PULSE_RECORDS == 0:
+                pulse()
+    except DamagedFile:
+        pass  # What is behind it can't be reached by `wandb sync` either.
+    return Fragment(path, rows, tail.offset, names_run)
+
+
+def cut_torn(fragment: Fragment) -> None:
+    """Cut what a crash has left of a last record, after saving it beside.
+
+    `wandb sync` uploads a torn file, calls that a failure and sets no `.synced`
+    mark: synced once more, every row would be doubled. Nobody may write the file.
+
+    Raises:
+        SinkUnavailable: the disk refuses.
+    """
+    path = fragment.path
+    try:
+        if fragment.end < len(HEADER) or path.stat().st_size <= fragment.end:
+            return
+        beside = path.with_suffix(f".torn-at-{fragment.end}")
+        with path.open("r+b") as file:
+            file.seek(fragment.end)
+            write_atomically(beside, file.read())
+            file.truncate(fragment.end)
+            os.fsync(file.fileno())
+    except OSError as exc:
+        raise SinkUnavailable(f"{path}: its torn end can't be cut: {exc}") from exc
+
+
+def supersede(wandb_dir: Path, run_id: str) -> int:
+    """Move a run's fragments out of sight of `wandb sync`; returns how many are there now.
+
+    Raises:
+        SinkUnavailable: the disk refuses.
+    """
+    try:
+        for path in fragment_paths(wandb_dir, run_id):
+            path.parent.rename(path.parent.with_name(SUPERSEDED + path.parent.name))
+        if wandb_dir.is_dir():
+            sync_directory(wandb_dir)
+    except OSError as exc:
+        raise SinkUnavailable(f"{wandb_dir}: fragments can't be moved: {exc}") from exc
+    return superseded_count(wandb_dir, run_id)
+
+
+def superseded_count(wandb_dir: Path, run_id: str) -> int:
+    return len(list(wandb_dir.glob(f"{SUPERSEDED}offline-run-*/run-{run_id}.wandb")))
 
 
 def rows_of(fragments: Iterable[Fragment]) -> Iterator[int]:
     for fragment in fragments:
         yield from fragment.rows
+
+
+def first_row(fragments: Iterable[Fragment]) -> int:
+    """The first row in any fragment, or one behind all rows without one."""
+    return min((fragment.rows[0] for fragment in fragments if fragment.rows), default=1 << 62)
 
 
 def last_row(fragments: Iterable[Fragment]) -> int:
@@ -95,7 +177,7 @@ def writers_of(paths: Iterable[Path], proc: Path = Path("/proc")) -> list[int]:
 def wait_for_writers(
     paths: list[Path],
     clock: Clock,
-    pause: Callable[[float], None],
+    pause: Callable[[float], object],
     writers: Callable[[Iterable[Path]], list[int]] = writers_of,
 ) -> None:
     """Wait until the wandb-core of a killed sink has let go of its file.
@@ -149,7 +231,7 @@ class Confirmation:
             self.row = found
         return self.row
 
-    def wait_for_end(self, clock: Clock, pause: Callable[[float], None]) -> None:
+    def wait_for_end(self, clock: Clock, pause: Callable[[float], object]) -> None:
         """Wait until a finished run's last record is in the file, and all rows before it.
 
         wandb's finish returns before wandb-core has written the file to its end.

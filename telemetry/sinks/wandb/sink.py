@@ -1,18 +1,19 @@
 """WandbSink: one run's journal as one W&B run, each selected row once.
 
 In: rows of the journal, from where `open` says.
-Out: a wandb run: fragments on this disk, or a run on a server.
+Out: a wandb run: on a server, in fragments on this disk, or first one and then the other.
 Never: gives a position that a crash of this machine could take back.
 
-Offline, the `.wandb` files are their own cursor: rows that they hold are only
-folded, so that windows go on, and a commit vouches for what was read back and
-synced. Online, nothing that wandb returns means that the server has a row: the
-position moves when a clean finish says so, or when the server, asked at the
-next start, says which row it waits for. Where the server can't be had the run
-goes on offline; the next start tries it again.
+Offline the position is what was read back from the fragments; online it is
+what the server has confirmed. A run that should be online, and whose server
+can't be had, goes on in fragments at once, and asks again with back-off. When
+the server answers, the process ends as unavailable; the next one moves the
+fragments out of the way and sends all behind the server's last row from the
+journal. So such a run is done only when the server has it.
 
-An effect without a row of its own (config, summary) counts as written when a
-row behind it is, so a crash repeats it and never loses it.
+A process that ends in between leaves one of: fragments in place, nothing sent;
+fragments moved, nothing sent; rows sent and the link open. The journal has the
+rows in each, and the server is asked before any is sent.
 """
 
 from __future__ import annotations
@@ -20,27 +21,26 @@ from __future__ import annotations
 import logging
 import shlex
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import msgspec
 
 from shared.clock import Clock, SystemClock
 from telemetry.rows import Row
 from telemetry.sinks.base import Position, SinkContext, SinkRejected, SinkUnavailable
-from telemetry.sinks.wandb import client, offline, wandb_file
-from telemetry.sinks.wandb.offline import Confirmation, Ledger
-from telemetry.sinks.wandb.policy import Policy, Selected
+from telemetry.sinks.wandb import client, offline
+from telemetry.sinks.wandb.link import LinkFile
+from telemetry.sinks.wandb.local import PLACE, UNRESOLVED, LocalPart, LocalRun, Spot, part_from
+from telemetry.sinks.wandb.online import OnlineRun
+from telemetry.sinks.wandb.policy import Policy
+from telemetry.sinks.wandb.server import Server, Stopped, View
+from telemetry.sinks.wandb.status import ending_of
 
 log = logging.getLogger(__name__)
 
-MODES = ("online", "offline", "disabled")
-
-
-class Snapshot(NamedTuple):
-    """Where the sink stood, and the row that must be read back for it to be safe."""
-
-    position: Position
-    needed_row: int
+MODES: Final = ("online", "offline", "disabled")
 
 
 class WandbSink:
@@ -50,23 +50,21 @@ class WandbSink:
         self,
         context: SinkContext,
         clock: Clock | None = None,
-        pause: Callable[[float], None] = time.sleep,
+        pause: Callable[[float], object] = time.sleep,
+        ask: Callable[[SinkContext], View] | None = None,
     ) -> None:
         self._context = context
         self._clock = clock or SystemClock()
         self._pause = pause
         self._mode = context.options.get("mode") or context.run.get("wandb_mode") or "online"
-        self._dir = context.out_dir / "wandb"
-        self._client: client.Client | None = None
-        self._confirmation: Confirmation | None = None
+        self._link = LinkFile(context.out_dir / "wandb", context.run_id)
+        self._server = Server(context, self._clock, ask)
+        self._server_spot = Spot()
+        self._local_part: LocalPart | None = None
+        self._online: OnlineRun | None = None
+        self._local: LocalRun | None = None
+        self._row = 0
         self._policy = Policy()
-        self._ledger = Ledger()
-        self._next_row = 0
-        self._first_new_row = 0
-        self._last_row_in_files = -1
-        self._needed_row = -1
-        self._position = Position(0, {})
-        self._snapshots: deque[Snapshot] = deque()
 
     def open(self, position: Position) -> int:
         """Find what the files and the server have; start wandb online, offline when needed."""
@@ -74,33 +72,40 @@ class WandbSink:
             raise SinkRejected(f"wandb mode {self._mode!r} is none of {', '.join(MODES)}")
         self._go_on_from(position)
         if self._mode == "disabled":
-            return position.row
+            return self._row
         client.check_installed()
-        self._read_files()
+        self._wait_for_other_senders()
         if self._mode == "online":
             self._open_online()
-        return position.row
+        else:
+            self._open_local()
+        return self._row
 
     def write(self, rows: Sequence[Row]) -> None:
         for row in rows:
-            self._policy, selected = self._policy.after(row)
             if self._mode != "disabled":
-                self._account(row.row, selected)
-                if row.row >= self._first_new_row:
-                    self._send(row.row, selected)
-            self._next_row = row.row + 1
-            if self._mode == "online" and self._next_row == self._first_new_row:
-                # The server, asked at open, has all up to here.
-                self._position = self._here()
+                self._policy, selected = self._policy.after(row)
+                if self._online is not None:
+                    with self._noting_refusals():
+                        self._online.take(row.row, selected)
+                elif self._local is not None:
+                    self._local.take(row.row, selected)
+            self._row = row.row + 1
 
     def commit(self) -> Position:
-        """The position that is safe: offline as far as the rows were read back and synced."""
-        if self._mode == "disabled":
-            self._position = self._here()
-        if self._mode == "offline":
-            self._snapshots.append(Snapshot(self._here(), self._needed_row))
-            self._settle(self._read_back())
-        return self._position
+        """The position that is safe: read back offline, confirmed by the server online.
+
+        Raises:
+            SinkUnavailable: the server is away, or is there again; the next open sees to it.
+        """
+        if self._online is not None:
+            with self._noting_refusals():
+                self._server_spot = self._online.commit(self._here())
+        elif self._local is not None:
+            self._local_part = self._local.commit(self._here())
+            if self._mode == "online" and self._link.value.is_due(self._clock.wall_ns()):
+                self._try_server()
+        return self._position()
 
     def finish(self, status: str | None, exit_code: int | None) -> Position:
         """End the run in wandb; offline, read it all back.
@@ -108,27 +113,25 @@ class WandbSink:
         Raises:
             SinkUnavailable: rows are missing, or the server has not taken them all.
         """
-        code = _exit_code(status, exit_code)
-        if self._mode == "offline":
-            self._finish_offline(code)
-        elif self._client is not None:
-            self._client.finish(code)
-            self._client = None
-        self._snapshots.clear()
-        self._position = self._here()
-        return self._position
+        ending = ending_of(status, exit_code)
+        if self._online is not None:
+            with self._noting_refusals():
+                self._server_spot = self._online.finish(self._here(), ending)
+        elif self._local is not None:
+            self._local_part = self._local.finish(self._here(), ending)
+            if self._mode == "online":
+                raise SinkUnavailable(
+                    f"{self._link.value.why}; all of the run is on this disk, "
+                    f"the server has it up to row {self._server_spot.row}"
+                )
+        return self._position()
 
     def close(self) -> None:
-        """End wandb-core without a word on the run: what it has is flushed, nothing vouched for."""
-        running, self._client = self._client, None
-        if running is None:
-            return
-        try:
-            running.finish(0)
-            if self._confirmation is not None:
-                self._confirmation.wait_for_end(self._clock, self._pause)
-        except SinkUnavailable as exc:
-            log.warning("sink=wandb run=%s closed unclean: %s", self._context.run_id, exc)
+        """End wandb-core; the run goes on, or will later."""
+        for target in (self._online, self._local):
+            if target is not None:
+                target.close()
+        self._online = self._local = None
 
     def sync_command(self) -> str | None:
         """The shell command that uploads what is on this disk; None when nothing is.
@@ -136,125 +139,143 @@ class WandbSink:
         One command a fragment: `wandb sync` gives up a run at a fragment that
         a crash has torn, and would never come to those behind it.
         """
-        fragments = offline.read_fragments(self._dir, self._context.run_id)
-        commands = [shlex.join(["wandb", "sync", str(f.path.parent)]) for f in fragments]
+        fragments = offline.read_fragments(self._context.out_dir / "wandb", self._context.run_id)
+        commands = [
+            shlex.join(["wandb", "sync", str(f.path.parent)]) for f in fragments if f.names_run
+        ]
         return "; ".join(commands) or None
 
+    # --- where to go on
+
     def _go_on_from(self, position: Position) -> None:
+        state = position.state
         try:
-            self._policy = Policy.from_json(position.state.get("policy", {}))
-            self._ledger = Ledger(**position.state.get("ledger", {}))
+            if "server" in state:
+                self._server_spot = msgspec.convert(state["server"], Spot)
+            self._local_part = part_from(state.get("local"))
         except (ValueError, TypeError) as exc:
             raise SinkRejected(f"the position at row {position.row} is not ours: {exc}") from exc
-        self._position = position
-        self._next_row = self._first_new_row = position.row
-        self._needed_row = -1
+        self._row = position.row if self._mode == "disabled" else self._server_spot.row
 
-    def _read_files(self) -> None:
-        """Find the rows that fragments hold already; they are not sent again."""
-        self._dir.mkdir(parents=True, exist_ok=True)
-        paths = offline.fragment_paths(self._dir, self._context.run_id)
-        offline.wait_for_writers(paths, self._clock, self._pause)
-        fragments = offline.read_fragments(self._dir, self._context.run_id)
-        for path in paths:
-            # Read is not synced: another process wrote it, and may have just died.
-            offline.sync_file(path)
-        before = (row for row in offline.rows_of(fragments) if row < self._position.row)
-        held = Ledger().plus(before)
-        if held != self._ledger:
-            log.warning(
-                "sink=wandb run=%s: %d rows before row %d are in %s, where %d were written",
-                self._context.run_id,
-                held.count,
-                self._position.row,
-                self._dir,
-                self._ledger.count,
-            )
-            # Taken away by hand, or by `wandb clean` after a sync: sending them
-            # again would double them.
-            self._ledger = held
-        self._last_row_in_files = offline.last_row(fragments)
-        self._first_new_row = max(self._position.row, self._last_row_in_files + 1)
+    def _wait_for_other_senders(self) -> None:
+        """A wandb-core that was stopped when its sink was killed may wake up and send."""
+        files = offline.online_files(self._context.out_dir / "wandb", self._context.run_id)
+        offline.wait_for_writers(files, self._clock, self._pause)
 
     def _open_online(self) -> None:
         try:
-            self._client = client.start(self._context, "online")
-        except (SinkUnavailable, client.RefusedSettings) as exc:
-            log.warning("sink=wandb run=%s goes on offline: %s", self._context.run_id, exc)
-            client.let_go()
-            self._mode = "offline"
+            view = self._look()
+        except Stopped:
+            raise
+        except SinkUnavailable as exc:
+            self._note_failure(str(exc))
+            self._open_local()
             return
-        self._first_new_row = max(self._first_new_row, self._client.answer().first_row)
+        if not self._link.value.is_due(self._clock.wall_ns()):
+            # It answers, but has refused the rows a moment ago.
+            self._open_local()
+            return
+        online = OnlineRun(self._context, self._clock, self._server, self._link, self._server_spot)
+        try:
+            online.start(view)
+        except (SinkUnavailable, client.RefusedSettings) as exc:
+            self._note_failure(str(exc))
+            self._open_local()
+            return
+        self._online, self._local_part = online, None
+        self._move_fragments()
+        self._begin_at(self._server_spot)
 
-    def _running(self) -> client.Client:
-        """The run in wandb. Offline it begins with the first thing to say, in a new fragment."""
-        if self._client is None:
-            try:
-                self._client = client.start(self._context, "offline")
-            except client.RefusedSettings as exc:
-                raise SinkRejected(f"wandb refuses run {self._context.run_id}: {exc}") from exc
-            self._confirmation = Confirmation(self._client.file)
-        return self._client
+    def _move_fragments(self) -> None:
+        """From here on the journal is what the server is brought up to date from."""
+        for place in (PLACE, UNRESOLVED):
+            directory = self._context.out_dir / place / "wandb"
+            paths = offline.fragment_paths(directory, self._context.run_id)
+            # A `wandb sync` that is at work on them goes first.
+            offline.wait_for_writers(paths, self._clock, self._pause)
+            offline.supersede(directory, self._context.run_id)
 
-    def _account(self, row: int, selected: Selected) -> None:
-        """Note that a row is in the files, or is about to be."""
-        is_in_files = self._mode == "offline" or row <= self._last_row_in_files
-        if selected.history is not None and is_in_files:
-            self._ledger = self._ledger.plus([row])
+    def _look(self) -> View:
+        """What the server has, once that is sure.
 
-    def _send(self, row: int, selected: Selected) -> None:
-        # History last: once the row is in the file, so is all that came with it.
-        if selected.config is not None:
-            self._running().update_config(selected.config)
-        if selected.summary is not None:
-            self._running().update_summary(selected.summary)
-        if selected.alert is not None:
-            self._running().alert(selected.alert)
-        if selected.history is not None:
-            self._running().send(row, selected.history)
-            if self._confirmation is not None:
-                self._confirmation.sent(row)
-            self._needed_row = row
-        elif selected.config is not None or selected.summary is not None:
-            self._needed_row = row + 1
-
-    def _read_back(self) -> int:
-        """The last row that is safely in the files."""
-        if self._confirmation is None:
-            return self._first_new_row - 1
-        return max(self._confirmation.read_back(), self._first_new_row - 1)
-
-    def _settle(self, row: int) -> None:
-        while self._snapshots and self._snapshots[0].needed_row <= row:
-            self._position = self._snapshots.popleft().position
-
-    def _finish_offline(self, code: int) -> None:
-        if self._client is not None or not self._is_ended(code):
-            self._running().finish(code)
-            self._client = None
-            if self._confirmation is not None:
-                self._confirmation.wait_for_end(self._clock, self._pause)
-        fragments = offline.read_fragments(self._dir, self._context.run_id)
-        found = Ledger().plus(offline.rows_of(fragments))
-        if found != self._ledger:
-            raise SinkUnavailable(
-                f"run {self._context.run_id}: {found.count} rows are in {self._dir}, "
-                f"{self._ledger.count} were selected, and they are not the same"
+        Raises:
+            SinkUnavailable: it can't be asked, or shows less than it did.
+            SinkRejected: it has the run no more.
+        """
+        link = self._link.value
+        view = self._server.view()
+        if link.is_open or (view.last_row, view.row_count) != (link.last_row, link.count):
+            # Not ours alone: somebody may have synced the fragments.
+            self._link.set(link.shown(link.last_row, link.count, is_open=True))
+            view = self._server.still_view()
+        if not view.exists and (link.last_row >= 0 or self._server_spot.row > 0):
+            raise SinkRejected(
+                f"run {self._context.run_id} is on the W&B server no more, which had rows of it; "
+                "the journal has them all"
             )
+        if view.last_row < link.last_row or view.row_count < link.count:
+            raise SinkUnavailable(
+                f"the W&B server shows {view.row_count} rows up to {view.last_row}, "
+                f"and had {link.count} up to {link.last_row}"
+            )
+        self._link.set(link.shown(view.last_row, view.row_count, is_open=False))
+        return view
 
-    def _is_ended(self, code: int) -> bool:
-        """Whether an earlier process has finished the run, and just could not say so."""
-        fragments = offline.read_fragments(self._dir, self._context.run_id)
-        return bool(fragments) and wandb_file.exit_code(fragments[-1].path) == code
+    def _open_local(self) -> None:
+        link = self._link.value
+        # Rows on their way to a server that can't be asked: what is written now may be
+        # there already, and must not be offered to `wandb sync`.
+        place = UNRESOLVED if link.is_open else PLACE
+        local = LocalRun(self._context, place, self._clock, self._pause)
+        first_row = max(self._server_spot.row, link.last_row + 1)
+        spot = local.open(self._server_spot, self._local_part, first_row)
+        self._local = local
+        self._begin_at(spot)
 
-    def _here(self) -> Position:
-        state: dict[str, Any] = {"policy": self._policy.to_json(), "mode": self._mode}
-        if self._mode != "disabled":
-            state["ledger"] = self._ledger.to_json()
-        return Position(self._next_row, state)
+    def _begin_at(self, spot: Spot) -> None:
+        self._row, self._policy = spot.row, spot.policy
 
+    # --- a server that comes and goes
 
-def _exit_code(status: str | None, exit_code: int | None) -> int:
-    """The exit code for W&B, which calls a run failed where it is not 0."""
-    is_good = status in (None, "finished")
-    return exit_code or (0 if is_good else 1)
+    def _note_failure(self, why: str) -> None:
+        link = self._link.value
+        say = log.info if link.why else log.warning
+        say("sink=wandb run=%s goes on offline: %s", self._context.run_id, why)
+        self._link.set(link.failed(why, self._clock.wall_ns()))
+
+    def _try_server(self) -> None:
+        """Ask whether the server is there again, and begin anew if it is.
+
+        Raises:
+            SinkUnavailable: it is.
+        """
+        try:
+            self._server.view()
+        except SinkUnavailable as exc:
+            self._note_failure(str(exc))
+            return
+        raise SinkUnavailable("the W&B server answers again: the run is brought up to date")
+
+    @contextmanager
+    def _noting_refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except client.Refused as exc:
+            self._note_failure(str(exc))
+            raise
+
+    # --- the position
+
+    def _here(self) -> Spot:
+        return Spot(self._row, self._policy)
+
+    def _position(self) -> Position:
+        state: dict[str, Any] = {"mode": self._mode}
+        if self._mode == "disabled":
+            return Position(self._row, state)
+        state["server"] = msgspec.to_builtins(self._server_spot)
+        row = self._server_spot.row
+        if self._local_part is not None:
+            state["local"] = msgspec.to_builtins(self._local_part)
+            row = self._local_part.spot.row if self._mode == "offline" else row
+        return Position(row, state)

@@ -119,13 +119,6 @@ def clean_records(path: Path) -> Iterator[Any]:
         return
 
 
-def history_steps(path: Path) -> Iterator[int]:
-    """Yield the `_step` of each history row, in order."""
-    for record in clean_records(path):
-        if record.HasField("history"):
-            yield record.history.step.num
-
-
 def history_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the history rows, in order: names to values, `_step` among them.
 

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from telemetry.sinks.base import SinkContext
+from telemetry.sinks.wandb import client
+from tests.fake_wandb import KEY, FakeWandb
 
 RUN_ID = "20260101-120000-abcd1234"
 
@@ -57,6 +59,38 @@ def hermetic(tmp_path: Path) -> dict[str, str]:
         "WANDB_DIR": str(home / "elsewhere"),
         "WANDB_BASE_URL": "http://127.0.0.1:1",
     }
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWandb]:
+    """A server that wandb is set up for, with the right key."""
+    with FakeWandb() as fake:
+        monkeypatch.setenv("WANDB_BASE_URL", fake.url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        monkeypatch.setitem(client._SETTINGS, "x_file_stream_transmit_interval", 1.0)
+        yield fake
+
+
+class ManualClock:
+    """Time that passes when somebody waits."""
+
+    def __init__(self) -> None:
+        self.now_ns = 10**18
+
+    def wall_ns(self) -> int:
+        return self.now_ns
+
+    def monotonic_ns(self) -> int:
+        return self.now_ns
+
+    def pause(self, seconds: float) -> bool:
+        self.now_ns += int(seconds * 1e9)
+        return False
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
 
 
 @pytest.fixture

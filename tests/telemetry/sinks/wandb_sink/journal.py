@@ -17,6 +17,7 @@ from telemetry.rows import Row
 from telemetry.sinks.wandb.offline import read_fragments
 from telemetry.sinks.wandb.policy import Histogram, Policy, Selected
 from telemetry.sinks.wandb.wandb_file import history_rows
+from tests.fake_wandb import FakeRun
 from tests.telemetry.sinks.helpers_rows import RowMaker
 
 from .conftest import RUN_ID
@@ -81,6 +82,21 @@ def written_history(out_dir: Path, run_id: str = RUN_ID) -> list[dict[str, Any]]
     """The history rows in all fragments of a run, in their order."""
     fragments = read_fragments(out_dir / "wandb", run_id)
     return [_comparable(row) for f in fragments for row in history_rows(f.path)]
+
+
+def server_history(run: FakeRun) -> list[dict[str, Any]]:
+    """The history rows that a server has, by line, in the form of `expected_history`."""
+    return [_comparable(_flat(row)) for row in run.rows()]
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{inner}": held for inner, held in value.items()}
+        else:
+            flat[name] = value
+    return flat
 
 
 def steps(history: Sequence[dict[str, Any]]) -> list[int]:

@@ -17,9 +17,8 @@ from telemetry.sinks.base import START, Position, SinkContext, SinkRejected, Sin
 from telemetry.sinks.wandb import WandbSink, client, offline, wandb_file
 from telemetry.sinks.wandb.offline import fragment_paths
 
-from .conftest import RUN_ID, make_context, teardown_wandb
+from .conftest import RUN_ID, ManualClock, make_context, teardown_wandb
 from .journal import expected_history, mixed_journal, steps, written_history
-from .test_fragments import ManualClock
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 

@@ -1,237 +1,299 @@
-"""The sink online: what the server's word moves, and what happens without a server."""
+"""The sink online, with the real wandb and a server on loopback that is well."""
 
 from __future__ import annotations
 
+import json
 import logging
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from telemetry.sinks.base import START, Position, SinkRejected, SinkUnavailable
-from telemetry.sinks.wandb import WandbSink, client
-from telemetry.sinks.wandb.policy import Policy
+from telemetry.rows import Row
+from telemetry.sinks.base import START, Position, SinkContext, SinkRejected, SinkUnavailable
+from telemetry.sinks.wandb import WandbSink, client, offline
+from telemetry.sinks.wandb.server import STILL_S, Stopped
+from tests.fake_wandb import KEY, FakeRun, FakeWandb
 
-from .conftest import make_context
-from .journal import expected_history, mixed_journal, steps, written_history
-
-KEY = "0123456789abcdef0123456789abcdef01234567"
-
-
-class FakeRun:
-    """A wandb run on a server that has some rows, and may refuse more."""
-
-    def __init__(self, first_row: int = 0) -> None:
-        self.first_row = first_row
-        self.sent: list[int] = []
-        self.finished: int | None = None
-        self.fails = False
-
-    def answer(self) -> client.Answer:
-        return client.Answer(self.first_row > 0, self.first_row)
-
-    def send(self, row: int, values: dict[str, Any]) -> None:
-        self.sent.append(row)
-
-    def ignore(self, *_: Any) -> None: ...
-
-    update_config = update_summary = alert = ignore
-
-    def finish(self, exit_code: int) -> None:
-        if self.fails:
-            raise SinkUnavailable("finish_timeout")
-        self.finished = exit_code
+from .conftest import RUN_ID, ManualClock, make_context, teardown_wandb
+from .journal import expected_history, mixed_journal, server_history
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRun:
-    run = FakeRun()
-    monkeypatch.setattr(client, "start", lambda context, mode: run)
-    return run
+def online(tmp_path: Path, clock: ManualClock, server: FakeWandb) -> SinkContext:
+    return make_context(tmp_path / "run", "online")._replace(wait=clock.pause)
 
 
-def test_online_the_position_stays_until_a_clean_finish(fake: FakeRun, tmp_path: Path) -> None:
-    """Nothing that wandb returns before means that the server has a row."""
-    rows = mixed_journal(50)
-    sink = WandbSink(make_context(tmp_path / "run", "online"))
-    sink.open(START)
-    sink.write(rows)
-
-    assert sink.commit() == START
-    fake.fails = True
-    with pytest.raises(SinkUnavailable):
-        sink.finish("finished", 0)
-    assert sink.commit() == START
-    fake.fails = False
-    assert sink.finish("finished", 0).row == 50
-    assert fake.finished == 0
-    assert fake.sent == steps(expected_history(rows))
+def make_sink(context: SinkContext, clock: ManualClock) -> WandbSink:
+    return WandbSink(context, clock, clock.pause)
 
 
-def test_online_rows_that_the_server_has_are_not_sent_again(fake: FakeRun, tmp_path: Path) -> None:
-    """They are folded, for the windows, and count as confirmed."""
-    rows = mixed_journal(50)
-    fake.first_row = 20
-    sink = WandbSink(make_context(tmp_path / "run", "online"))
-
-    assert sink.open(START) == 0
-    sink.write(rows)
-
-    assert fake.sent == [row for row in steps(expected_history(rows)) if row >= 20]
-    policy = Policy()
-    for row in rows[:20]:
-        policy, _ = policy.after(row)
-    position = sink.commit()
-    assert position.row == 20
-    assert position.state["policy"] == policy.to_json()
+def saved(position: Position) -> Position:
+    """A position as it comes back from its file."""
+    return Position(position.row, json.loads(json.dumps(position.state)))
 
 
-@pytest.mark.parametrize("timeout_s", [2])
-def test_an_unreachable_server_means_offline_at_once(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    timeout_s: int,
-) -> None:
-    """Within init_timeout; said once, without the key; the same process goes on. Row 15."""
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setitem(client._SETTINGS, "init_timeout", timeout_s)
-    rows = mixed_journal(100)
-    sink = WandbSink(make_context(tmp_path / "run", "online"))
-    began = time.monotonic()
+def write_from(sink: WandbSink, rows: list[Row], first: int) -> None:
+    sink.write([row for row in rows if row.row >= first])
 
-    sink.open(START)
 
-    assert time.monotonic() - began < timeout_s + 8
-    sink.write(rows)
+def run_on(
+    context: SinkContext, clock: ManualClock, rows: list[Row], position: Position
+) -> Position:
+    """One more sink process, to the end of the run."""
+    teardown_wandb()
+    sink = make_sink(context, clock)
+    write_from(sink, rows, sink.open(saved(position)))
     final = sink.finish("finished", 0)
-    said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-    assert len([line for line in said if "goes on offline" in line]) == 1
-    assert KEY not in caplog.text
-    assert (final.row, final.state["mode"]) == (100, "offline")
-    assert written_history(tmp_path / "run") == expected_history(rows)
-
-
-def test_no_key_means_offline_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    rows = mixed_journal(50)
-    sink = WandbSink(make_context(tmp_path / "run", "online"))
-
-    sink.open(START)
-    sink.write(rows)
-
-    assert sink.finish("finished", 0).row == 50
-    assert "goes on offline" in caplog.text
-    assert written_history(tmp_path / "run") == expected_history(rows)
-
-
-def test_rows_in_a_fragment_are_not_sent_online_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The server is back for the second process: it gets what no file has."""
-    rows = mixed_journal(100)
-    sink = WandbSink(make_context(tmp_path / "run"))
-    sink.open(START)
-    sink.write(rows[:60])
     sink.close()
-    server = FakeRun()
-    monkeypatch.setattr(client, "start", lambda context, mode: server)
-
-    again = WandbSink(make_context(tmp_path / "run", "online"))
-    again.open(START)
-    again.write(rows)
-    final = again.finish("finished", 0)
-
-    assert server.sent == [row for row in steps(expected_history(rows)) if row >= 60]
-    assert steps(written_history(tmp_path / "run")) + server.sent == steps(expected_history(rows))
-    assert final.row == 100
+    return final
 
 
-def test_a_refused_upload_is_noticed(tmp_path: Path) -> None:
-    """wandb says a 403 in mid-run on its console only, and to its stop_fn. Faults, row 16."""
-    refused: list[bool] = []
-    running = client.Client(FakeWandb(), FakeWandb(), lambda: bool(refused))
-    running.send(0, {"a": 1})
-    refused.append(True)
-
-    with pytest.raises(SinkUnavailable, match="refused"):
-        running.send(1, {"a": 1})
-    with pytest.raises(SinkUnavailable, match="refused"):
-        running.finish(0)
+def has_lines(server: FakeWandb, count: int) -> Any:
+    return lambda: RUN_ID in server.runs and len(server.runs[RUN_ID].lines) >= count
 
 
-class FakeWandb:
-    """Takes every call, as wandb does behind a server that says 403."""
+def kill_core() -> None:
+    for child in psutil.Process().children(recursive=True):
+        if child.name() == "wandb-core":
+            child.kill()
+            child.wait()
 
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args, **kwargs: None
+
+def the_run(server: FakeWandb) -> FakeRun:
+    return server.runs[RUN_ID]
 
 
-def test_a_missing_wandb_says_how_to_get_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def check_whole(server: FakeWandb, rows: list[Row]) -> None:
+    assert the_run(server).conflicts == 0
+    assert server_history(the_run(server)) == expected_history(rows)
+
+
+def test_the_position_moves_when_the_server_shows_the_rows(
+    online: SinkContext, clock: ManualClock, server: FakeWandb
 ) -> None:
-    client._library.cache_clear()
-    monkeypatch.setitem(sys.modules, "wandb", None)
+    """Not before, whatever wandb returns; every value arrives; nothing is written offline."""
+    rows = mixed_journal(300)
+    sink = make_sink(online, clock)
+    sink.open(START)
+    sink.write(rows[:200])
 
-    with pytest.raises(SinkUnavailable, match=r"pip install 'training-telemetry\[wandb\]'"):
-        WandbSink(make_context(tmp_path / "run")).open(START)
+    assert sink.commit().row == 0
+    server.wait_for(has_lines(server, len(expected_history(rows[:200]))))
+    assert sink.commit().row == 0
+    clock.pause(30)
+    assert sink.commit().row == 200
+    sink.write(rows[200:])
+    assert sink.finish("finished", 0).row == 300
+    check_whole(server, rows)
+    assert the_run(server).states[-1] == "finished"
+    assert offline.fragment_paths(online.out_dir / "wandb", RUN_ID) == []
 
 
-def test_a_wandb_that_crashes_at_import_makes_the_sink_unavailable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_goes_on_is_preempted_and_then_taken_up_where_it_was(
+    online: SinkContext, clock: ManualClock, server: FakeWandb
 ) -> None:
-    """Only this sink stops, and it is tried again. Faults, row 17."""
-    client._library.cache_clear()
-    for name in [n for n in sys.modules if n == "wandb" or n.startswith("wandb.")]:
-        monkeypatch.delitem(sys.modules, name)
-    (tmp_path / "wandb.py").write_text("raise TypeError('Descriptors cannot be created directly')")
-    monkeypatch.syspath_prepend(str(tmp_path))
+    """Without any wait behind a clean end: the server has shown all that was sent."""
+    rows = mixed_journal(300)
+    sink = make_sink(online, clock)
+    sink.open(START)
+    sink.write(rows[:150])
+    position = sink.commit()
+    sink.close()
+    states = list(the_run(server).states)
+    began_ns = clock.now_ns
 
-    with pytest.raises(SinkUnavailable, match="can't be imported: TypeError: Descriptors"):
-        WandbSink(make_context(tmp_path / "run", "online")).open(START)
-    client._library.cache_clear()
+    final = run_on(online, clock, rows, position)
 
-
-def test_disabled_nothing_of_wandb_is_loaded_or_written(tmp_path: Path) -> None:
-    """No import, no process, no file; the position follows the rows."""
-    script = f"""
-import sys
-from pathlib import Path
-from telemetry.sinks.base import START
-from telemetry.sinks.wandb import WandbSink
-from tests.telemetry.sinks.wandb_sink.conftest import make_context
-from tests.telemetry.sinks.wandb_sink.journal import mixed_journal
-sink = WandbSink(make_context(Path({str(tmp_path / "run")!r}), "disabled"))
-assert sink.open(START) == 0
-sink.write(mixed_journal(30)[:20])
-assert sink.commit().row == 20
-assert sink.finish("finished", 0).row == 20
-sink.close()
-assert "wandb" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
-
-    assert list((tmp_path / "run").iterdir()) == []
+    assert (position.row, final.row) == (0, 300)
+    assert states[-2:] == ["preempting", "failed"]
+    assert "finished" not in states
+    assert clock.now_ns == began_ns
+    check_whole(server, rows)
 
 
-def test_an_unknown_mode_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(SinkRejected, match="'shared'"):
-        WandbSink(make_context(tmp_path / "run", "shared")).open(START)
+def test_a_finish_that_could_not_be_committed_is_repeated_without_a_row(
+    online: SinkContext, clock: ManualClock, server: FakeWandb
+) -> None:
+    rows = mixed_journal(60)
+    run_on(online, clock, rows, START)
 
+    final = run_on(online, clock, rows, START)
 
-def test_a_position_of_something_else_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(SinkRejected, match="not ours"):
-        WandbSink(make_context(tmp_path / "run")).open(Position(3, {"policy": {"windows": 7}}))
+    assert final.row == 60
+    check_whole(server, rows)
 
 
 @pytest.mark.parametrize(
-    "text", [f"key {KEY} refused", "https://me:secret@host/x", f"local{KEY}", "a\nb"]
+    ("status", "code", "states", "shown"),
+    [
+        ("failed", 3, ["failed"], 3),
+        ("preempted", 143, ["preempting", "failed"], 143),
+        ("lost", None, ["failed"], 1),
+    ],
 )
-def test_an_error_is_one_line_without_secrets(text: str) -> None:
-    shown = client.without_secrets(ValueError(text))
+def test_how_a_run_ended_is_handed_on(
+    online: SinkContext,
+    clock: ManualClock,
+    server: FakeWandb,
+    status: str,
+    code: int | None,
+    states: list[str],
+    shown: int,
+) -> None:
+    """Failed with its exit code, preempted, or lost: failed, with a tag and in the summary."""
+    sink = make_sink(online, clock)
+    sink.open(START)
+    sink.write(mixed_journal(10)[:5])
 
-    assert KEY not in shown
-    assert "secret" not in shown
-    assert "\n" not in shown
+    sink.finish(status, code)
+
+    run = the_run(server)
+    assert run.states[-len(states) :] == states
+    assert run.exit_code == shown
+    assert ("lost" in run.tags) == (status == "lost")
+    assert run.summary["telemetry/run_status"] == status
+
+
+@pytest.mark.parametrize("is_stale", [False, True], ids=["late rows", "stale answers"])
+def test_after_an_unclean_end_nothing_is_sent_until_the_server_stood_still(
+    online: SinkContext, clock: ManualClock, server: FakeWandb, is_stale: bool
+) -> None:
+    """Rows that show up 25 s late, for whatever reason, are waited for and not sent again."""
+    rows = mixed_journal(400)
+    sink = make_sink(online, clock)
+    sink.open(START)
+    sink.write(rows[:100])
+    server.wait_for(has_lines(server, 10))
+    server.freeze_view() if is_stale else server.hold_lines()
+    sink.write(rows[100:300])
+    before = len(the_run(server).lines)
+    server.wait_for(lambda: server.held_count() > 0 or len(the_run(server).lines) > before)
+    kill_core()
+    began_ns = clock.now_ns
+    shown_ns: list[int] = []
+
+    def wait(seconds: float) -> bool:
+        clock.pause(seconds)
+        if clock.now_ns - began_ns >= 25e9 and not shown_ns:
+            shown_ns.append(clock.now_ns)
+            server.thaw_view() if is_stale else server.release_lines()
+        elif not shown_ns:
+            assert len(the_run(server).lines) + server.held_count() > before
+        return False
+
+    final = run_on(online._replace(wait=wait), clock, rows, START)
+
+    assert final.row == 400
+    assert clock.now_ns - shown_ns[0] >= (STILL_S - 5) * 1e9
+    check_whole(server, rows)
+
+
+def test_a_sink_that_is_told_to_stop_while_it_waits_stops(
+    online: SinkContext, clock: ManualClock, server: FakeWandb
+) -> None:
+    """It does not take that for a server that is away."""
+    sink = make_sink(online, clock)
+    sink.open(START)
+    sink.write(mixed_journal(50))
+    kill_core()
+    teardown_wandb()
+
+    with pytest.raises(Stopped):
+        make_sink(online._replace(wait=lambda s: s > 0), clock).open(START)
+
+    assert not (online.out_dir / "wandb-unresolved").exists()
+
+
+def test_a_wandb_core_that_was_stopped_is_not_sent_beside(
+    online: SinkContext, clock: ManualClock, server: FakeWandb
+) -> None:
+    """Woken up, it would send rows that another has sent by then. Fault 17."""
+    sink = make_sink(online, clock)
+    sink.open(START)
+    sink.write(mixed_journal(50))
+    core = next(c for c in psutil.Process().children() if c.name() == "wandb-core")
+    core.suspend()
+
+    with pytest.raises(SinkUnavailable, match=str(core.pid)):
+        make_sink(online, clock).open(START)
+
+    kill_core()
+
+
+def test_a_run_deleted_on_the_server_is_rejected(
+    online: SinkContext, clock: ManualClock, server: FakeWandb
+) -> None:
+    """Neither made anew nor continued offline. The journal has it all."""
+    rows = mixed_journal(60)
+    final = run_on(online, clock, rows, START)
+    server.deleted.add(RUN_ID)
+    teardown_wandb()
+
+    with pytest.raises(SinkRejected, match="on the W&B server no more"):
+        make_sink(online, clock).open(final)
+
+    assert offline.fragment_paths(online.out_dir / "wandb", RUN_ID) == []
+
+
+def test_a_run_id_in_conflict_is_rejected(
+    online: SinkContext,
+    clock: ManualClock,
+    server: FakeWandb,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An id that was deleted before this run ever had it can't be had either."""
+    monkeypatch.setitem(client._SETTINGS, "init_timeout", 1)
+    server.deleted.add(RUN_ID)
+
+    with pytest.raises(SinkRejected, match="previously created and deleted"):
+        make_sink(online, clock).open(START)
+
+
+def test_a_server_that_tells_nothing_is_believed_for_a_clean_finish(
+    online: SinkContext, clock: ManualClock, server: FakeWandb, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Some servers answer a resume query with nothing. Then wandb's word counts, and is said."""
+    server.is_mute = True
+    rows = mixed_journal(60)
+
+    final = run_on(online, clock, rows, START)
+
+    assert final.row == 60
+    assert "does not tell what it has" in caplog.text
+    check_whole(server, rows)
+
+
+def test_rows_that_the_server_has_lost_are_said(
+    online: SinkContext,
+    clock: ManualClock,
+    server: FakeWandb,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rows = mixed_journal(100)
+    sink = make_sink(online, clock)
+    sink.open(START)
+    sink.write(rows)
+
+    def lose(run: FakeRun) -> None:
+        run.lines.pop(3, None)
+
+    server.on_lines = lose
+    with caplog.at_level(logging.WARNING):
+        sink.finish("finished", 0)
+
+    assert "rows up to row" in caplog.text
+
+
+def test_no_key_gets_into_a_file_or_the_log(
+    online: SinkContext, clock: ManualClock, server: FakeWandb, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor into wandb's own logs. Fault 31."""
+    with caplog.at_level(logging.DEBUG):
+        run_on(online, clock, mixed_journal(20), START)
+
+    files = [path for path in online.out_dir.rglob("*") if path.is_file()]
+    assert len(files) > 2
+    assert not [path for path in files if KEY.encode() in path.read_bytes()]
+    assert KEY not in caplog.text

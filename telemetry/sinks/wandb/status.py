@@ -1,0 +1,46 @@
+"""Status: how the end of a run is told to W&B.
+
+In: the status and the exit code of a run's end.
+Out: the exit code for W&B, and what it is told before.
+Never: shows a run as finished that was not.
+
+W&B knows finished (exit code 0), failed (another), and preempted (announced,
+then another than 0). A lost run is failed, with a tag that says so.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from telemetry.sinks.wandb.client import Client
+
+LOST: Final = "lost"
+PREEMPTED: Final = "preempted"
+INTERRUPTED: Final = 1
+"""The exit code of a session that ends while its run goes on."""
+
+
+class Ending(NamedTuple):
+    """The end of a run, as W&B takes it."""
+
+    status: str
+    code: int
+
+
+def ending_of(status: str | None, exit_code: int | None) -> Ending:
+    """The end that a run's RunFinished tells; one that tells nothing ended well."""
+    status = status or "finished"
+    return Ending(status, exit_code or (0 if status == "finished" else 1))
+
+
+def say_ending(client: Client, ending: Ending) -> None:
+    """What has to be said before the run is finished with the exit code.
+
+    Raises:
+        SinkUnavailable: wandb-core is gone.
+    """
+    if ending.status == LOST:
+        client.add_tag(LOST)
+    if ending.status == PREEMPTED:
+        client.mark_preempting()
+    client.update_summary({"telemetry/run_status": ending.status})
