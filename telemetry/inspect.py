@@ -23,8 +23,11 @@ from telemetry.journal.reader import JournalReader, NotAJournal
 from telemetry.journal.scan import TAIL, Damage
 from telemetry.rows import Row
 from telemetry.runs import RUN_FILE
+from telemetry.sinkprocess import state_path
 
 EXIT_DAMAGED = 1
+TROUBLED = ("unavailable", "rejected", "crashed", "killed")
+"""States of a sink that somebody who looks at a run should know of."""
 
 
 @dataclass
@@ -145,11 +148,18 @@ def _print_missing(console: Console, contents: Contents) -> None:
 
 
 def _print_sinks(console: Console, run_dir: Path, contents: Contents) -> None:
-    for path in sorted((run_dir / "cursors").glob("*.json")):
-        cursor: dict[str, Any] = read_json(path) or {}
+    paths = (run_dir / "cursors").glob("*.*")
+    for sink in sorted({path.stem for path in paths if path.suffix in (".json", ".state")}):
+        cursor: dict[str, Any] = read_json(run_dir / "cursors" / f"{sink}.json") or {}
+        told: dict[str, Any] = read_json(state_path(run_dir, sink)) or {}
         row = int(cursor.get("row", 0))
-        state = "has all of it" if cursor.get("done") else f"{contents.rows - row:,} rows behind"
-        console.print(f"sink {path.stem}: at row {row:,}, {state}")
+        lag = "has all of it" if cursor.get("done") else f"{contents.rows - row:,} rows behind"
+        line = f"sink {sink}: at row {row:,}, {lag}"
+        if told.get("restarts"):
+            line += f", {told['restarts']} restarts"
+        if told.get("state") in TROUBLED:
+            line += f", {told['state']}: {_printable(str(told.get('detail', '')))}"
+        console.print(line)
 
 
 def _print_damage(console: Console, contents: Contents) -> bool:

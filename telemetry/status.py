@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from telemetry.errors import CommandError
-from telemetry.supervisor import SinkStatus
+from telemetry.sinkprocess import SinkStatus
 
 LOOP_MAX_AGE_S: Final = 10.0
 

@@ -13,7 +13,10 @@ import psutil
 import pytest
 
 from telemetry.files import write_json
-from telemetry.supervisor import SinkStatus, Supervisor
+from telemetry.inspect import inspect
+from telemetry.journal.writer import JournalWriter
+from telemetry.sinkprocess import SinkStatus
+from telemetry.supervisor import Supervisor
 from tests.fakes import ManualClock
 from tests.telemetry import supervised
 from tests.telemetry.waiting import wait_until
@@ -159,6 +162,21 @@ def test_one_that_can_not_be_had_now_is_tried_again(place):
 
     assert unavailable.state == "unavailable" and unavailable.detail == "later"
     assert len(starts(run_dir)) == 2
+
+
+def test_inspect_tells_of_a_crash_loop(place, capsys):
+    """While it goes on, and from outside the sidecar."""
+    run_dir = place.run("crash")
+    JournalWriter(run_dir / "journal").close()
+    supervisor = place.watch()
+    await_status(supervisor, lambda s: s.restarts == 1)
+    place.clock.mono += SECOND_NS
+    await_status(supervisor, lambda s: s.restarts == 2)
+    turns(supervisor, 2)
+
+    inspect(run_dir)
+
+    assert "2 restarts, crashed: exit code 1" in capsys.readouterr().out
 
 
 def test_one_that_is_rejected_is_not_tried_again(place):

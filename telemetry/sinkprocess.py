@@ -1,0 +1,228 @@
+"""One sink of one run as a child process: started, listened to, ended, and started again.
+
+In: what the process reports through a pipe, and how it ends.
+Out: its state, and when the next may start.
+Never: waits for it, or leaves behind what it has started.
+
+Not thread-safe: the supervisor's thread owns it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import psutil
+
+from telemetry.errors import EXIT_FAULT, EXIT_OK, EXIT_RUNNING
+
+log = logging.getLogger("telemetry.supervisor")
+
+BACKOFF_FIRST_S: Final = 1.0
+BACKOFF_MAX_S: Final = 300.0
+DIE_S: Final = 1.0
+"""A killed process that takes longer hangs in the kernel, and is looked after later."""
+
+STEADY_S: Final = 60.0
+"""A sink that worked for so long begins again with the shortest back-off."""
+
+RECORD_NS: Final = 2_000_000_000
+"""Between two looks at what it has started: each reads the whole process table."""
+
+
+class SinkStatus(NamedTuple):
+    """What is known of one sink of one run."""
+
+    run_id: str
+    sink: str
+    state: str
+    row: int
+    restarts: int
+    detail: str
+
+
+@dataclass
+class SinkProcess:
+    """One (run, sink): the process that is at work, or when the next may start."""
+
+    run_dir: Path
+    sink: str
+    process: subprocess.Popen[bytes] | None = None
+    report_fd: int = -1
+    partial: bytes = b""
+    state: str = "waiting"
+    detail: str = ""
+    row: int = 0
+    started_ns: int = 0
+    heard_ns: int = 0
+    not_before_ns: int = 0
+    failures: int = 0
+    restarts: int = 0
+    is_rejected: bool = False
+    is_stopping: bool = False
+    """The process was asked to stop, or killed."""
+    recorded_ns: int = 0
+    descendants: dict[int, float] = field(default_factory=dict)
+    """pid -> start time of every process it has started, for killing them all."""
+    told: tuple[str, int, str] = ("", 0, "")
+    """What the state file says."""
+
+    @property
+    def is_at_work(self) -> bool:
+        return self.process is not None
+
+    @property
+    def status(self) -> SinkStatus:
+        return SinkStatus(
+            self.run_dir.name, self.sink, self.state, self.row, self.restarts, self.detail
+        )
+
+    def start(self, command: list[str], now: int) -> None:
+        """Start it.
+
+        Raises:
+            OSError: there is no process to be had.
+        """
+        read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(read_fd, False)
+        command = [*command, "--exit-with-stdin", "--report-fd", str(write_fd)]
+        try:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, pass_fds=[write_fd], start_new_session=True
+            )
+        except OSError:
+            os.close(read_fd)
+            raise
+        finally:
+            os.close(write_fd)
+        self.report_fd, self.partial = read_fd, b""
+        self.started_ns = self.heard_ns = now
+        self.recorded_ns = 0
+        self.state, self.is_stopping, self.descendants = "starting", False, {}
+
+    def ask_to_stop(self) -> None:
+        """Bring the run up to date and end. Who has not reported yet does not know how:
+        the signal would kill it."""
+        if self.process is not None and self.state != "starting" and not self.is_stopping:
+            self.is_stopping = True
+            self.process.terminate()
+
+    def kill_if_hanging(self, timeout_ns: int, now: int) -> None:
+        """Kill it if it has said nothing for so long."""
+        silent_ns = now - self.heard_ns
+        if self.is_at_work and self.state != "killed" and silent_ns > timeout_ns:
+            self.kill(f"hung for {silent_ns / 1e9:.0f} s in state {self.state!r}", now)
+
+    def listen(self, now: int) -> None:
+        """Take in what the process reported, and record what it has started."""
+        if self.report_fd < 0:
+            return
+        try:
+            data = os.read(self.report_fd, 1 << 16)
+        except BlockingIOError:
+            return
+        if data:
+            self.heard_ns = now
+            *lines, self.partial = (self.partial + data).split(b"\n")
+            for line in lines[-1:]:
+                report = json.loads(line)
+                self.state, self.row = report["state"], report["row"]
+                self.detail = report["detail"]
+            if now - self.recorded_ns > RECORD_NS:
+                self.recorded_ns = now
+                self._record_descendants()
+
+    def tell(self) -> None:
+        """Leave its state beside its cursor, for `inspect`."""
+        told = self.state, self.restarts, self.detail
+        if told == self.told:
+            return
+        self.told = told
+        value = {"state": self.state, "restarts": self.restarts, "detail": self.detail}
+        with contextlib.suppress(OSError):
+            (self.run_dir / "cursors").mkdir(exist_ok=True)
+            state_path(self.run_dir, self.sink).write_text(json.dumps(value))
+
+    def reap(self, now: int) -> None:
+        """Notice that it has ended, and say when the next may start."""
+        if self.process is None or (code := self.process.poll()) is None:
+            return
+        self._let_go(now)
+        if code != EXIT_OK:
+            # What it leaves behind would go on in the way of the next one.
+            self._kill_descendants()
+        if code == EXIT_OK:
+            self.failures, self.not_before_ns = 0, now
+            return
+        if code == EXIT_FAULT:
+            self.is_rejected, self.state = True, "rejected"
+            return
+        if now - self.started_ns > STEADY_S * 1e9:
+            self.failures = 0
+        self.failures += 1
+        self.restarts += 1
+        delay_s = min(BACKOFF_FIRST_S * 2 ** (self.failures - 1), BACKOFF_MAX_S)
+        delay_s *= random.uniform(0.5, 1.0)
+        self.not_before_ns = now + int(delay_s * 1e9)
+        if self.state not in ("unavailable", "killed"):
+            self.state, self.detail = "crashed", f"exit code {code}"
+        if self.failures in (1, 5) and code != EXIT_RUNNING:
+            log.warning(
+                "sink=%s run=%s %s (%s), retry_s=%.0f",
+                self.sink, self.run_dir.name, self.state, self.detail, delay_s,
+            )  # fmt: skip
+
+    def kill(self, why: str, now: int) -> None:
+        """End the process and all it has started: wandb-core has a session of its own."""
+        assert self.process is not None
+        log.warning("sink=%s run=%s killed: %s", self.sink, self.run_dir.name, why)
+        self._record_descendants()
+        self.listen(now)
+        self.state, self.detail, self.is_stopping = "killed", why, True
+        self.process.kill()
+        self._kill_descendants()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(DIE_S)
+        self.reap(now)
+
+    def _kill_descendants(self) -> None:
+        for pid, start_time in self.descendants.items():
+            _kill_if_same(pid, start_time)
+        self.descendants = {}
+
+    def _let_go(self, now: int) -> None:
+        assert self.process is not None and self.process.stdin is not None
+        if self.state != "killed":
+            self.listen(now)
+        self.process.stdin.close()
+        os.close(self.report_fd)
+        self.process, self.report_fd = None, -1
+
+    def _record_descendants(self) -> None:
+        assert self.process is not None
+        try:
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                self.descendants[child.pid] = child.create_time()
+        except psutil.Error:
+            pass
+
+
+def state_path(run_dir: Path, sink: str) -> Path:
+    """Where the supervisor says how a sink of a run is."""
+    return run_dir / "cursors" / f"{sink}.state"
+
+
+def _kill_if_same(pid: int, start_time: float) -> None:
+    try:
+        if psutil.Process(pid).create_time() == start_time:
+            os.kill(pid, signal.SIGKILL)
+    except (psutil.Error, ProcessLookupError):
+        pass
