@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -96,3 +98,21 @@ def test_a_commit_that_fails_leaves_the_old_position_and_nothing_else(tmp_path, 
         assert cursor.position.row == 7
         assert json.loads(cursor.path.read_text())["row"] == 7
         assert sorted(p.name for p in cursor.path.parent.iterdir()) == ["lines.json", "lines.lock"]
+
+
+def test_a_cursor_is_on_disk_whole_before_it_takes_the_place_of_the_old_one(tmp_path, monkeypatch):
+    """After a power cut the name stands for all of it."""
+    synced: list[tuple[str, int]] = []
+    fsync = os.fsync
+
+    def recording(fd: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{fd}").readlink().name, os.fstat(fd).st_size))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", recording)
+    with Cursor(tmp_path, "lines", "r") as cursor:
+        cursor.commit(Position(7, {"bytes": 100}))
+
+    (beside, size), (directory, _) = synced
+    assert beside.endswith(".tmp") and size == cursor.path.stat().st_size
+    assert directory == "cursors"
