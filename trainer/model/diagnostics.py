@@ -29,6 +29,7 @@ from trainer.model.weight_readings import FlipMeter, read_weights, weight_metric
 M = TypeVar("M", bound=nn.Module)
 
 TERNARY_INFORMATION_BITS = math.log2(3)
+_FLOAT_BITS = 32
 
 # How the readings of many sites become one; those of attention have a value a head.
 _MEANS: dict[type[ObservedModule], dict[str, str]] = {
@@ -71,8 +72,12 @@ def collect(
     found |= gradient_metrics(model)
     named = {f"quant/{name}": value for name, value in found.items()}
     if detail:
-        for layer, reading in weights.items():
-            named |= _under(layer, weight_metrics([reading]))
+        for name, linear in linears.items():
+            named |= _under(name, _in_force(linear, _information_bits(linear)))
+        for name, quantizer in quantizers.items():
+            named |= _under(name, _in_force(quantizer, quantizer.bits or _FLOAT_BITS))
+        for name, reading in weights.items():
+            named |= _under(name, weight_metrics([reading]))
         named |= _detailed_readings(model)
     return named
 
@@ -136,7 +141,7 @@ def _precision(
     switches = [*(linear.bypassed for linear in linears), *(q.bypassed for q in quantizers)]
     bypassed = torch.stack(switches)
     weights = [(linear.weight.numel(), _information_bits(linear)) for linear in linears]
-    in_force = [32 if quantizer.bits is None else quantizer.bits for quantizer in quantizers]
+    in_force = [quantizer.bits or _FLOAT_BITS for quantizer in quantizers]
     return {
         "weight_bits_mean": bypassed.new_full(
             (), sum(n * bits for n, bits in weights) / sum(n for n, _ in weights)
@@ -146,8 +151,12 @@ def _precision(
     }
 
 
+def _in_force(module: QuantizedLinear | ActivationQuantizer, bits: float) -> dict[str, Tensor]:
+    return {"bits": module.bypassed.new_full((), bits), "bypassed": module.bypassed}
+
+
 def _information_bits(linear: QuantizedLinear) -> float:
     """Bits a weight; a ternary one carries log2(3)."""
     if linear.bits is None:
-        return torch.finfo(linear.weight.dtype).bits
+        return _FLOAT_BITS
     return TERNARY_INFORMATION_BITS if linear.is_ternary else linear.bits

@@ -118,6 +118,10 @@ def test_detail_names_each_layer_and_adds_up_to_the_aggregates():
     torch.testing.assert_close(
         found["quant/activation_overload_rate"], torch.stack(overloads).mean()
     )
+    assert found["quant/layers.0.ffn.up/bits"].item() == pytest.approx(math.log2(3))
+    assert found["quant/layers.3.attention.o/bits"] == 8
+    assert found["quant/layers.0.ffn.up_input/bits"] == 4
+    assert found["quant/layers.0.ffn.up_input/bypassed"] == 0
     # V and O of the last block are not ternary, and so have no occupancy.
     assert "quant/layers.3.attention.v/zero_ratio" not in found
     assert "quant/layers.3.attention.v/weight_sqnr_db" in found
