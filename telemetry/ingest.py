@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import Final
 
 from shared.clock import Clock
-from shared.events import HARDWARE, LOST, DecodeError, Gap, RunFinished
+from shared.events import DecodeError, Gap
 from shared.ids import check_run_id, check_session, check_source
 from shared.wire import (
     WHOLE_STREAM,
@@ -31,47 +30,17 @@ from shared.wire import (
 from telemetry.admission import Admitted, admit
 from telemetry.hostrun import HostRun
 from telemetry.journal.writer import JournalFull, JournalLocked
+from telemetry.lifecycle import Lifecycle
 from telemetry.quarantine import keep
 from telemetry.runs import MAIN_SOURCE, Run, Runs
+from telemetry.streams import OWN_STREAM, IncomingStream, StreamKey
 
 log = logging.getLogger("telemetry.ingest")
 
 CREDIT_BYTES: Final = 4 * 1024 * 1024
-SILENT_NS: Final = 15_000_000_000
-"""A stream that said nothing for so long (three keepalives) is not live."""
-
-STREAM_OVER_NS: Final = 30_000_000_000
 ASK_AGAIN_NS: Final = 500_000_000
 REFUSALS_MAX: Final = 1000
-OWN_STREAM: Final = 1
-"""What an emitter numbers its own stream; those of spools that it found are higher."""
-
 Reply = tuple[bytes, Message]
-
-
-@dataclass
-class IncomingStream:
-    """One stream of one peer, as far as it has come."""
-
-    peer: bytes
-    number: int
-    run_id: str
-    session: str
-    source: str
-    next_seq: int
-    durable_seq: int
-    heard_ns: int
-    fin_seq: int | None = None
-    is_finished: bool = False
-    is_late: bool = False
-    """The rest of a session that is over, sent by the one that came after it."""
-    asked_ns: int = 0
-    unsynced: set[str] = field(default_factory=set)
-    """Runs whose journals hold frames of it that are not on disk yet."""
-
-    @property
-    def is_hardware(self) -> bool:
-        return self.source.startswith(HARDWARE)
 
 
 class Ingest:
@@ -87,11 +56,10 @@ class Ingest:
         """The last sync found no room."""
         self._clock = clock
         self._host_run = host_run
-        self._lost_after_ns = int(lost_after_s * 1e9)
-        self._streams: dict[tuple[bytes, int], IncomingStream] = {}
+        self._streams: dict[StreamKey, IncomingStream] = {}
         self._dirty: set[str] = set()
-        self._last_heard_ns: dict[str, int] = {}
         self._refused: set[str] = set()
+        self._lives = Lifecycle(runs, self._streams, self._dirty, host_run, clock, lost_after_s)
 
     @property
     def pending_bytes(self) -> int:
@@ -106,7 +74,7 @@ class Ingest:
     @property
     def has_live_trainers(self) -> bool:
         now = self._clock.monotonic_ns()
-        return any(not s.is_hardware and self._is_live(s, now) for s in self._streams.values())
+        return any(not s.is_hardware and s.is_live(now) for s in self._streams.values())
 
     def handle(self, peer: bytes, message: Message) -> list[Reply]:
         """Take in one message, and return what can be answered at once."""
@@ -142,23 +110,11 @@ class Ingest:
 
     def tick(self) -> None:
         """Notice who has gone silent; end the runs that are over. About once a second."""
-        now = self._clock.monotonic_ns()
-        for key, stream in list(self._streams.items()):
-            if now - stream.heard_ns > max(self._lost_after_ns, 2 * STREAM_OVER_NS):
-                del self._streams[key]
-        for run in self.runs:
-            if run.run_id != self._host_run.run_id:
-                self._end_if_over(run, now)
+        self._lives.tick()
 
     def declare_abandoned_lost(self) -> None:
         """Every producer is known to be gone: what has not finished never will."""
-        for stream in self._streams.values():
-            stream.is_finished = stream.is_finished or not stream.is_hardware
-        now = self._clock.monotonic_ns()
-        for run in self.runs:
-            is_host = run.run_id == self._host_run.run_id
-            if not run.is_ended and run.finish_status is None and not is_host:
-                self._declare_lost(run, self._silent_ns(run, now))
+        self._lives.declare_abandoned_lost()
 
     # --- opening a stream
 
@@ -214,11 +170,11 @@ class Ingest:
         if other.session == stream.session:
             del self._streams[key]  # the same producer on a new connection
             stream.next_seq = other.next_seq
-        elif other.peer == stream.peer:
-            # An emitter sends the spool of a former session beside its own.
+        elif OWN_STREAM in (stream.number, other.number) and stream.number != other.number:
+            # The spool of a former session, sent beside a session that goes on.
             stream.is_late = stream.is_late or other.number == OWN_STREAM
             other.is_late = other.is_late or stream.number == OWN_STREAM
-        elif not other.is_late and self._is_live(other, stream.heard_ns):
+        elif not other.is_late and other.is_live(stream.heard_ns):
             raise ValueError(f"another session of {stream.source} of run {stream.run_id} is live")
 
     def _attach(self, stream: IncomingStream) -> None:
@@ -232,7 +188,7 @@ class Ingest:
         is_new_session = appended < 0 and stream.source == MAIN_SOURCE and not stream.is_late
         if is_new_session and (run.is_ended or run.finish_status is not None):
             run.reopen(is_new_session=True)
-        self._last_heard_ns[run.run_id] = stream.heard_ns
+        self._lives.last_heard_ns[run.run_id] = stream.heard_ns
 
     def _attach_hardware(self, stream: IncomingStream) -> None:
         """A sampler goes on where the one of its journals stands that has least of it:
@@ -364,53 +320,7 @@ class Ingest:
             self.is_full = False
         return set(self._dirty)
 
-    # --- the life of runs
-
-    def _end_if_over(self, run: Run, now: int) -> None:
-        if run.is_ended:
-            self._release_if_idle(run)
-            return
-        streams = [s for s in self._streams.values() if s.run_id == run.run_id]
-        silent_ns = self._silent_ns(run, now)
-        # Who said that it ends need not say FIN. Another session of rank 0 has to, though:
-        # one whose run was declared lost too early, or the rest of a former one.
-        others_over = all(
-            s.is_finished
-            or (s.source == MAIN_SOURCE and s.session == run.finished_by)
-            or now - s.heard_ns > STREAM_OVER_NS
-            for s in streams
-        )
-        if run.finish_status is not None and others_over and run.run_id not in self._dirty:
-            run.end()
-        elif run.finish_status is None and silent_ns > self._lost_after_ns:
-            self._declare_lost(run, silent_ns)
-
-    def _silent_ns(self, run: Run, now: int) -> int:
-        """Since when nobody has said anything of the run; since it was opened, at most."""
-        heard = (s.heard_ns for s in self._streams.values() if s.run_id == run.run_id)
-        last_ns = max(self._last_heard_ns.get(run.run_id, 0), *heard, 0) or now
-        self._last_heard_ns[run.run_id] = last_ns
-        return now - last_ns
-
-    def _declare_lost(self, run: Run, silent_ns: int) -> None:
-        """Say so in its journal; it ends when that is on disk."""
-        if run.is_started:
-            text = "the trainer went away without a word"
-            run.say(Gap(count=0, reason=text, unknown_ms=silent_ns / 1e6))
-            run.say(RunFinished(status=LOST))
-            self._dirty.add(run.run_id)
-        elif run.run_id not in self._dirty:
-            run.end()
-
-    def _release_if_idle(self, run: Run) -> None:
-        if run.run_id not in self._dirty and not any(
-            s.run_id == run.run_id and not s.is_finished for s in self._streams.values()
-        ):
-            self.runs.release(run)
-            self._last_heard_ns.pop(run.run_id, None)
-
-    def _is_live(self, stream: IncomingStream, now: int) -> bool:
-        return not stream.is_finished and now - stream.heard_ns < SILENT_NS
+    # --- answers
 
     def _credit(self) -> int:
         return CREDIT_BYTES if self.is_writable else 0

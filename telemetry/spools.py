@@ -18,6 +18,7 @@ from shared.clock import Clock
 from shared.connection import Connection
 from shared.conversation import Conversation, Peer, adopted_peers
 from shared.outgoing import State
+from telemetry.streams import OWN_STREAM
 
 log = logging.getLogger("telemetry.spools")
 
@@ -36,7 +37,8 @@ class SpoolCarrier:
         self._wake = threading.Event()
         self._is_idle = not directories
         self._peers: list[Peer] = []
-        self._last_number = 0
+        # An emitter's own stream is its first: what is carried is never taken for one.
+        self._last_number = OWN_STREAM
         self._thread = threading.Thread(target=self._run, name="spools", daemon=True)
 
     @property

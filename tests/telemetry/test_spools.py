@@ -71,3 +71,27 @@ def test_the_spool_of_a_living_trainer_is_left_alone(place: Path) -> None:
 
         assert len(list(spool_dir.glob("*.spool"))) == 1
         assert not (data_dir / "runs" / "here").exists()
+
+
+def test_a_former_session_is_taken_in_while_its_successor_is_live(place: Path) -> None:
+    """A trainer died without a sidecar and was started again: neither session waits for
+    the other, and both are whole in the journal."""
+    spool_dir, data_dir = place / "spool", place / "data"
+    command = [sys.executable, "-c", ABANDONED, f"ipc://{place}/nobody", str(spool_dir)]
+    subprocess.run(command, check=True, env=clean_env(), timeout=60)
+
+    with (
+        SidecarProcess(data_dir) as first,
+        Emitter(first.endpoint, run_id="gone", source="rank0") as successor,
+    ):
+        successor.emit(MetricsLogged(kind="train", step=1000, values={"x": 1}))
+        wait_until(lambda: successor.stats().acknowledged == 1)
+        assert first.terminate() == 0
+        with SidecarProcess(data_dir, f"--spool-dir={spool_dir}") as sidecar:
+            successor.emit(MetricsLogged(kind="train", step=1001, values={"x": 1}))
+            wait_until(lambda: not list(spool_dir.glob("*.spool")))
+            wait_until(lambda: successor.stats().acknowledged == 2)
+            successor.close()
+            assert sidecar.terminate() == 0
+
+    assert sorted(steps_of(data_dir / "runs" / "gone")) == [*range(500), 1000, 1001]
