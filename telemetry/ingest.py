@@ -38,6 +38,8 @@ from telemetry.streams import OWN_STREAM, IncomingStream, StreamKey
 log = logging.getLogger("telemetry.ingest")
 
 CREDIT_BYTES: Final = 4 * 1024 * 1024
+GAP_LABEL_MAX: Final = 60
+GAP_LABELS_MAX: Final = 200
 ASK_AGAIN_NS: Final = 500_000_000
 REFUSALS_MAX: Final = 1000
 Reply = tuple[bytes, Message]
@@ -50,6 +52,8 @@ class Ingest:
         self.runs = runs
         self.counts: Counter[str] = Counter()
         """What happened, by name, for /metrics."""
+        self.gaps: Counter[tuple[str, str]] = Counter()
+        """Events that are missing, by kind and reason."""
         self.has_room = True
         """There is as much free as there should be; who looks at disks says so."""
         self.is_full = False
@@ -209,7 +213,9 @@ class Ingest:
         if not stream.is_hardware:
             missing = first_seq - stream.next_seq
             run = self.runs.open(stream.run_id)
-            run.say(Gap(count=missing, by_kind={"unknown": missing}, reason="lost on the way"))
+            gap = Gap(count=missing, by_kind={"unknown": missing}, reason="lost on the way")
+            run.say(gap)
+            self._count_gap(gap)
             self._dirty.add(run.run_id)
             stream.unsynced.add(run.run_id)
         stream.next_seq = first_seq
@@ -248,6 +254,16 @@ class Ingest:
                     is_late=stream.is_late,
                 )  # fmt: skip
         stream.next_seq = base_seq + len(admitted.events)
+        for event in admitted.events:
+            if isinstance(event, Gap):
+                self._count_gap(event)
+
+    def _count_gap(self, gap: Gap) -> None:
+        """By kind and reason, for /metrics; a foreign client's reasons are only so many."""
+        for kind, count in gap.by_kind.items():
+            key = kind[:GAP_LABEL_MAX], gap.reason[:GAP_LABEL_MAX]
+            is_known = key in self.gaps or len(self.gaps) < GAP_LABELS_MAX
+            self.gaps[key if is_known else ("other", "other")] += count
 
     def _destinations(self, stream: IncomingStream) -> list[Run]:
         """The journals that a frame belongs in: a sampler's goes to every active run."""

@@ -200,6 +200,7 @@ class Service:
                 **self._gateway.counts,
                 "failed_turns_total": self._failures,
             },
+            gaps=dict(self._ingest.gaps),
             active_runs=len(active),
             durable_rows={run.run_id: run.writer.durable_row for run in self._runs},
         )

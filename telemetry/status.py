@@ -32,6 +32,8 @@ class Health:
     is_writable: bool = True
     detail: str = ""
     counts: Mapping[str, int] = field(default_factory=dict)
+    gaps: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """Events that are missing, by kind and reason."""
     active_runs: int = 0
     durable_rows: Mapping[str, int] = field(default_factory=dict)
     sinks: list[SinkStatus] = field(default_factory=list)
@@ -115,6 +117,12 @@ class _Collector:
             "1 if events can be made durable",
             value=int(health.is_writable),
         )
+        missing = CounterMetricFamily(
+            "telemetry_gap_events", "Events that are missing", labels=["kind", "reason"]
+        )
+        for (kind, reason), count in health.gaps.items():
+            missing.add_metric([kind, reason], count)
+        yield missing
         yield from self._per_run(health)
 
     def _per_run(self, health: Health) -> Iterable[Metric]:

@@ -230,12 +230,15 @@ def test_it_says_over_http_that_it_lives_is_ready_and_what_it_counts(place):
         with emitter(sidecar.endpoint) as producer:
             producer.emit(started())
             producer.emit(metric(0))
-        wait_until(lambda: 'journal_rows{run_id="r"} 2.0' in http_get(address, "/metrics")[1])
+            producer.emit(MetricsLogged(kind="train", step=1, values={"x": object()}))
+        wait_until(lambda: 'journal_rows{run_id="r"} 3.0' in http_get(address, "/metrics")[1])
         answers = {path: http_get(address, path) for path in ("/livez", "/readyz", "/metrics", "/")}
 
     assert answers["/livez"] == answers["/readyz"] == (200, "ok\n")
     status, metrics = answers["/metrics"]
-    assert status == 200 and "telemetry_events_total 2.0" in metrics
+    assert status == 200 and "telemetry_events_total 3.0" in metrics
+    gap = 'telemetry_gap_events_total{kind="train",reason="refused: not a scalar"} 1.0'
+    assert gap in metrics
     assert "telemetry_active_runs 1.0" in metrics and "telemetry_journal_writable 1.0" in metrics
     assert answers["/"][0] == 404
 
