@@ -1,4 +1,4 @@
-"""`python -m trainer`: reads the arguments, runs, and says in one line what cannot be done."""
+"""`python -m trainer [evaluate|export]`: runs, and says in one line what cannot be done."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from trainer.args import parse_args
+from trainer.checkpoint_args import COMMANDS, parse_checkpoint_args
 from trainer.errors import BadInput, TrainingFailed
 
 EXIT_FAILED = 1
@@ -15,9 +16,12 @@ EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train as the command line says; returns the exit code."""
+    """Train, evaluate or export, as the command line says; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        args = parse_args(sys.argv[1:] if argv is None else argv)
+        if argv and argv[0] in COMMANDS:
+            return _assess(argv)
+        args = parse_args(argv)
         # Here, so that --help and a mistyped flag do not wait for torch.
         from trainer.run import run
 
@@ -31,6 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _assess(argv: Sequence[str]) -> int:
+    args = parse_checkpoint_args(argv)
+    from trainer.assess import assess
+
+    return assess(args, lambda text: print(text, flush=True))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,14 @@ from typing import Any, NoReturn
 
 from trainer.errors import BadInput
 
+DATASETS = (
+    "wikitext-2-v1",
+    "wikitext-103-v1",
+    "wikitext-2-raw-v1",
+    "wikitext-103-raw-v1",
+    "sample",
+)
+
 _UNSET = object()
 
 
@@ -77,13 +85,7 @@ class TrainArgs:
     dataset: str = _flag(
         "wikitext-103-v1",
         "text to learn from; `sample` is embedded and needs no network",
-        choices=(
-            "wikitext-2-v1",
-            "wikitext-103-v1",
-            "wikitext-2-raw-v1",
-            "wikitext-103-raw-v1",
-            "sample",
-        ),
+        choices=DATASETS,
     )
     tokenizer: str = _flag(
         "bert-base-uncased", "name on the hub, directory, or `shipped` for the embedded one"
@@ -202,7 +204,8 @@ class _Parser(argparse.ArgumentParser):
 def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m trainer",
-        description="Train a ternary masked-language encoder.",
+        description="Train a ternary masked-language encoder. `evaluate CHECKPOINT` and "
+        "`export CHECKPOINT` in the place of flags do so; each has a --help of its own.",
         allow_abbrev=False,
     )
     for field in _flag_fields():

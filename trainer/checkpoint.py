@@ -12,7 +12,7 @@ A checkpoint is a directory of three files:
 
     format         2
     run_id, run_name
-    step           optimizer steps done
+    step           optimizer steps done, of total_steps
     position       rows read, in the order that the seed gives them
     best_val_loss  float or null
     identity       what must not change in mid-run: model fields, seed, hashes of text and tokens

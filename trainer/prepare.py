@@ -210,6 +210,7 @@ def checkpoint_facts(prepared: Prepared) -> dict[str, Any]:
     return {
         "run_id": prepared.run_id,
         "run_name": prepared.run_name,
+        "total_steps": prepared.plan.total_steps,
         "identity": prepared.identity,
         "arguments": prepared.args.as_config(),
         "model_config": asdict(prepared.model_config),

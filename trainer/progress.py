@@ -65,6 +65,8 @@ class Progress:
 
     def show(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """The numbers of a logged step: kind is train or val, others are not shown."""
+        if self._is_silent:
+            return
         if kind == "val":
             loss, perplexity = values["val/loss"], values["val/perplexity"]
             self.say(f"step {step:,}: validation loss {loss:.4f}, perplexity {perplexity:,.1f}")

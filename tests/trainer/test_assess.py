@@ -1,0 +1,110 @@
+"""`evaluate` and `export` on the checkpoint of a short run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainer.__main__ import main
+from trainer.checkpoint import CheckpointDirectory, read_checkpoint
+from trainer.export import load_exported
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
+    """Of a run of four steps that validated on one batch."""
+    out = tmp_path_factory.mktemp("assess")
+    run = (
+        f"--model_size tiny --dataset sample --max_length 16 --batch_size 4 --max_steps 4 "
+        f"--num_workers 0 --eval_batches 1 --no_sidecar --output_dir {out} --cache_dir {cache_dir} "
+        f"--model_option layers=2"
+    )
+    assert main(run.split()) == 0
+    return CheckpointDirectory(out).resolve("latest")
+
+
+@pytest.fixture
+def command(checkpoint: Path, cache_dir: Path) -> list[str]:
+    return [str(checkpoint), "--cache_dir", str(cache_dir), "--eval_batches", "1"]
+
+
+def test_evaluate_gives_the_loss_that_the_run_had(checkpoint, command, capsys):
+    """Same text, same masks, same bits in force; another split is other text."""
+    expected = read_checkpoint(checkpoint)["best_val_loss"]
+
+    assert main(["evaluate", *command]) == 0
+    assert main(["evaluate", *command, "--split", "test"]) == 0
+
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Step 4 of")]
+    assert f"on sample validation: loss {expected:.4f}, perplexity" in lines[0]
+    assert "on sample test: loss" in lines[1]
+    assert f"loss {expected:.4f}" not in lines[1]
+
+
+def test_calibration_is_kept_only_where_it_helps(command, capsys):
+    """Both losses are said."""
+    assert main(["evaluate", *command, "--calibrate"]) == 0
+
+    said = capsys.readouterr().out
+    losses = [float(line.split("loss ")[1].split(",")[0]) for line in said.splitlines()[-2:]]
+    assert ("not kept" in said) == (losses[1] >= losses[0])
+
+
+@pytest.mark.parametrize("has_rich", [True, False])
+def test_the_quantization_is_told_site_by_site(command, capsys, monkeypatch, has_rich):
+    """A table of weights, activations and norms, with rich and without; no name is cut."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    if not has_rich:
+        monkeypatch.setitem(sys.modules, "rich.table", None)
+
+    assert main(["evaluate", *command, "--analyze_quantization"]) == 0
+
+    said = capsys.readouterr().out
+    sites = {line.split()[0] for line in said.splitlines() if line.startswith("layers.")}
+    assert {"layers.0.ffn.up", "layers.1.attention.qk_input", "layers.1.ffn_norm"} <= sites
+    assert {"Weights", "Activations", "Norms"} <= {line.strip() for line in said.splitlines()}
+    assert said.count("No pictures: matplotlib is not installed") == 1
+
+
+def test_export_says_its_size_and_can_be_loaded(command, tmp_path, capsys):
+    """What it packs evaluates; the checkpoint stays as it was."""
+    out = tmp_path / "export"
+
+    code = main(["export", *command, "--out", str(out)])
+
+    assert code == 0
+    assert f"Exported step 4 to {out}: " in capsys.readouterr().out
+    assert load_exported(out).config.layers == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("evaluate", "CHECKPOINT"),
+        ("evaluate /nowhere/step-000001", "/nowhere/step-000001"),
+        ("evaluate x --split train", "--split"),
+        ("evaluate x --batch_size 0", "--batch_size"),
+        ("evaluate x --eval_batches some", "--eval_batches"),
+        ("export x", "--out"),
+        ("evaluate x --device toaster", "--device toaster"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments, named, capsys):
+    """Exit code 2, no traceback."""
+    code = main(arguments.split())
+
+    [line] = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert named in line
+
+
+def test_an_export_that_cannot_be_written_is_one_sentence(command, tmp_path, capsys):
+    """The directory is named."""
+    (tmp_path / "file").touch()
+
+    code = main(["export", *command, "--out", str(tmp_path / "file")])
+
+    assert code == 2
+    assert f"--out {tmp_path / 'file'} cannot be written" in capsys.readouterr().err

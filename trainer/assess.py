@@ -1,0 +1,148 @@
+"""Evaluate and export: what is done with a checkpoint when its run is over.
+
+In: a checkpoint and held-out text.
+Out: loss and perplexity, tables and pictures of the quantization, or a packed export.
+Never: changes the checkpoint.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from trainer.args import TrainArgs
+from trainer.checkpoint import Checkpoint, read_checkpoint
+from trainer.checkpoint_args import CheckpointArgs
+from trainer.corpus import load_corpus
+from trainer.data import Batch, Masking, evaluation_batches
+from trainer.errors import BadInput
+from trainer.evaluate import evaluate
+from trainer.export import export_encoder
+from trainer.model import BitNetQDyT, ModelConfig
+from trainer.model.calibration import freeze_group_means, measure_group_means
+from trainer.prepare import resolve_device
+from trainer.processes import Place
+from trainer.quantization_report import print_tables, save_pictures
+from trainer.token_cache import load_rows
+from trainer.tokenizer import load_tokenizer
+
+CALIBRATION_BATCHES = 32
+
+Say = Callable[[str], None]
+Batches = Callable[[], Iterator[Batch]]
+
+
+def assess(args: CheckpointArgs, say: Say) -> int:
+    """Do what the command says; returns the exit code.
+
+    Raises:
+        BadInput: it cannot be done.
+    """
+    device = resolve_device(args.device, fp16=False, place=Place())
+    checkpoint = read_checkpoint(args.checkpoint)
+    model = rebuild_model(checkpoint).to(device)
+    if args.command == "evaluate" or args.calibrate:
+        batches = held_out_batches(args, checkpoint, say)
+        loss = _loss(model, batches, device)
+        say(f"{_name(args, checkpoint)}: loss {loss:.4f}, perplexity {math.exp(loss):,.1f}.")
+        if args.calibrate:
+            calibrate(model, batches, loss, device, say)
+    if args.analyze_quantization:
+        observe_quantization(model, next(batches()).to(device))
+        print_tables(model)
+        save_pictures(model, args.out or args.checkpoint.parent.parent / "quantization", say)
+    if args.command == "export":
+        assert args.out is not None
+        try:
+            size = export_encoder(model, args.out)
+        except OSError as exc:
+            raise BadInput(f"--out {args.out} cannot be written: {exc.strerror}") from exc
+        say(f"Exported step {checkpoint['step']:,} to {args.out}: {size}.")
+    return 0
+
+
+def rebuild_model(checkpoint: Checkpoint) -> BitNetQDyT:
+    """The model of a checkpoint, with the bits of its step in force, in evaluation mode.
+
+    Raises:
+        BadInput: the checkpoint does not hold a whole model.
+    """
+    try:
+        model = BitNetQDyT(ModelConfig(**checkpoint["model_config"]))
+        model.apply_schedule(checkpoint["step"], checkpoint["total_steps"])
+        model.load_state_dict(checkpoint["model"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as exc:
+        text = str(exc).splitlines()[0]
+        raise BadInput(f"the checkpoint does not hold a whole model: {text}") from exc
+    return model.eval()
+
+
+def held_out_batches(args: CheckpointArgs, checkpoint: Checkpoint, say: Say) -> Batches:
+    """The batches that the run itself was validated with, or those of other text.
+
+    Raises:
+        BadInput: text or tokenizer cannot be had, or the tokenizer is not the run's.
+    """
+    ours: dict[str, Any] = checkpoint["arguments"]
+    dataset = args.dataset or ours["dataset"]
+    corpus = load_corpus(dataset, say)
+    tokenizer = load_tokenizer(ours["tokenizer"], ours["dataset"], say)
+    found = f"{tokenizer.name} {tokenizer.sha256[:16]}"
+    if found != checkpoint["identity"]["tokenizer"]:
+        raise BadInput(
+            f"the checkpoint's tokenizer is {checkpoint['identity']['tokenizer']}, and what can "
+            f"be loaded here is {found}: its numbers would mean other words"
+        )
+    length = checkpoint["identity"]["row length"]
+    rows = load_rows(corpus, tokenizer, length, args.cache_dir, say)[args.split]
+    masking = Masking.of(
+        tokenizer.vocabulary_size,
+        tokenizer.special_ids,
+        tokenizer.mask_id,
+        tokenizer.pad_id,
+        ours.get("mlm_probability", TrainArgs.mlm_probability),
+    )
+    batch_size = args.batch_size or ours["batch_size"]
+    return lambda: evaluation_batches(rows, batch_size, masking, ours["seed"], args.eval_batches)
+
+
+def calibrate(
+    model: BitNetQDyT, batches: Batches, before: float, device: torch.device, say: Say
+) -> None:
+    """Freeze group means where they lower the loss, and take them back where they do not."""
+    some = (batch.to(device) for batch in itertools.islice(batches(), CALIBRATION_BATCHES))
+    freeze_group_means(model, measure_group_means(model, some))
+    after = _loss(model, batches, device)
+    is_better = after < before
+    if not is_better:
+        freeze_group_means(model, {})
+    kept = "kept" if is_better else "not kept"
+    say(f"Calibrated: loss {after:.4f}, perplexity {math.exp(after):,.1f}; {kept}.")
+
+
+@torch.no_grad()
+def observe_quantization(model: BitNetQDyT, batch: Batch) -> None:
+    """One forward in training mode, which is where the modules take their readings."""
+    model.train()
+    model.observe(True)
+    model(*batch[:4])
+    model.observe(False)
+    model.eval()
+
+
+def _loss(model: BitNetQDyT, batches: Batches, device: torch.device) -> float:
+    loss = evaluate(model, batches(), device, nullcontext)
+    model.eval()
+    if loss is None:
+        raise BadInput("there is nothing to predict in this text")
+    return loss.item()
+
+
+def _name(args: CheckpointArgs, checkpoint: Checkpoint) -> str:
+    dataset = args.dataset or checkpoint["arguments"]["dataset"]
+    return f"Step {checkpoint['step']:,} of run {checkpoint['run_id']} on {dataset} {args.split}"

@@ -1,0 +1,93 @@
+"""Arguments of the commands that read a checkpoint: evaluate and export.
+
+In: the command line behind the command's name.
+Out: CheckpointArgs.
+Never: imports torch, so that --help and a mistyped flag are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from trainer.args import DATASETS
+from trainer.errors import BadInput
+
+COMMANDS = ("evaluate", "export")
+
+
+@dataclass(frozen=True)
+class CheckpointArgs:
+    """What to do with a checkpoint; None is what the run itself had."""
+
+    command: str
+    checkpoint: Path
+    split: str
+    dataset: str | None
+    batch_size: int | None
+    eval_batches: int
+    cache_dir: Path
+    device: str
+    calibrate: bool
+    analyze_quantization: bool = False
+    out: Path | None = None
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(f"{message}; `{self.prog} --help` lists every flag")
+
+
+def parse_checkpoint_args(argv: Sequence[str]) -> CheckpointArgs:
+    """Read the command line, the command's name first.
+
+    Raises:
+        BadInput: an unknown flag, or a value out of its range.
+        SystemExit: --help was asked for and has been printed.
+    """
+    return CheckpointArgs(
+        command=argv[0], **vars(make_checkpoint_parser(argv[0]).parse_args(argv[1:]))
+    )
+
+
+def make_checkpoint_parser(command: str) -> argparse.ArgumentParser:
+    """The flags of one of the COMMANDS."""
+    what = {"evaluate": "Loss and perplexity of a checkpoint.", "export": "Pack a checkpoint."}
+    parser = _Parser(
+        prog=f"python -m trainer {command}", description=what[command], allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="directory step-… of a run", metavar="CHECKPOINT")
+    add("--split", choices=("validation", "test"), default="validation", help="held-out text")
+    add("--dataset", choices=DATASETS, help="other text than the run's own")
+    add("--batch_size", type=_positive, help="rows in a batch; the run's by default")
+    add("--eval_batches", type=_count, default=0, help="batches at most; 0 for all")
+    add("--cache_dir", type=Path, default=Path("./cache"), help="where tokenized text is kept")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--calibrate", action="store_true", help="fixed group means in QDyT, where that helps")
+    if command == "evaluate":
+        add("--analyze_quantization", action="store_true", help="tables and pictures by layer")
+        add("--out", type=Path, help="where pictures go; CHECKPOINT's run by default")
+    else:
+        add("--out", type=Path, required=True, help="directory of the export")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = _count(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1, the least allowed")
+    return value
+
+
+def _count(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0, the least allowed")
+    return value
