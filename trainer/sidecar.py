@@ -90,7 +90,7 @@ class Sidecar:
             say(f"The sidecar did not end within {timeout_s:.0f} s and was killed.")
 
 
-def start_sidecar(address: str, data_dir: Path, say: Say) -> Sidecar | None:
+def start_sidecar(address: str, data_dir: Path, spool_dir: Path, say: Say) -> Sidecar | None:
     """Start the service if it is installed; None, with a line that says so, if not."""
     if not is_installed():
         say("The sidecar is not installed: nothing is recorded but the spool.")
@@ -98,7 +98,9 @@ def start_sidecar(address: str, data_dir: Path, say: Say) -> Sidecar | None:
     try:
         # A session of its own: the terminal's Ctrl-C is for the trainer, which ends it in order.
         child = subprocess.Popen(
-            serve_command(address, data_dir), stdin=subprocess.PIPE, start_new_session=True
+            serve_command(address, data_dir, spool_dir),
+            stdin=subprocess.PIPE,
+            start_new_session=True,
         )
     except OSError as exc:
         say(f"The sidecar cannot start ({exc}): nothing is recorded but the spool.")
@@ -106,10 +108,14 @@ def start_sidecar(address: str, data_dir: Path, say: Say) -> Sidecar | None:
     return Sidecar(child)
 
 
-def serve_command(address: str, data_dir: Path) -> list[str]:
-    """The service for one run and no run of the host's: no HTTP, an end with its input."""
+def serve_command(address: str, data_dir: Path, spool_dir: Path) -> list[str]:
+    """The service for one run and no run of the host's: no HTTP, an end with its input.
+
+    It takes in what is left in the spool, too: a run can be over before it is up.
+    """
     command = [sys.executable, "-m", "telemetry", "serve", "--bind", address]
-    command += ["--data-dir", str(data_dir), "--sinks", "tensorboard,wandb"]
+    command += ["--data-dir", str(data_dir), "--spool-dir", str(spool_dir)]
+    command += ["--sinks", "tensorboard,wandb"]
     return [*command, "--http", "off", "--no-host-run", "--exit-with-stdin"]
 
 

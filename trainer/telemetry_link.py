@@ -70,7 +70,7 @@ def _listener(
     if args.no_sidecar:
         say(f"No sidecar: nothing is recorded but the spool in {spool_dir}.")
     elif processes.is_first:
-        sidecar = start_sidecar(address, args.output_dir / "telemetry", say)
+        sidecar = start_sidecar(address, args.output_dir / "telemetry", spool_dir, say)
     [shared, is_started] = processes.share([address, sidecar is not None])
     if processes.place.node == 0:
         return shared, sidecar, is_started

@@ -33,7 +33,7 @@ def test_the_child_drains_when_its_pipe_closes(monkeypatch, tmp_path):
     FakeService(monkeypatch, READS_TO_THE_END, tmp_path / "result")
     said: list[str] = []
 
-    child = start_sidecar("ipc:///nowhere", tmp_path, said.append)
+    child = start_sidecar("ipc:///nowhere", tmp_path, tmp_path, said.append)
     assert child is not None
     child.close(said.append)
     child.close(said.append)
@@ -51,7 +51,7 @@ def test_the_child_ends_when_the_trainer_is_killed(monkeypatch, tmp_path):
         "sidecar.is_installed = lambda: True\n"
         f"sidecar.serve_command = lambda *a: [sys.executable, '-c', {READS_TO_THE_END!r}, "
         f"{str(tmp_path / 'result')!r}]\n"
-        "child = sidecar.start_sidecar('ipc:///nowhere', Path('.'), print)\n"
+        "child = sidecar.start_sidecar('ipc:///nowhere', Path('.'), Path('.'), print)\n"
         "worker = os.fork()\n"
         "if worker == 0: time.sleep(600)\n"
         "print(worker, flush=True); time.sleep(600)\n"
@@ -76,7 +76,7 @@ def test_a_child_that_does_not_end_is_killed_in_time(monkeypatch, tmp_path):
     FakeService(monkeypatch, IGNORES_THE_END, tmp_path / "result")
     said: list[str] = []
 
-    child = start_sidecar("ipc:///nowhere", tmp_path, said.append)
+    child = start_sidecar("ipc:///nowhere", tmp_path, tmp_path, said.append)
     assert child is not None
     child.close(said.append, timeout_s=0.01)
 
@@ -103,7 +103,7 @@ def test_a_child_that_cannot_start_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(sidecar, "serve_command", lambda *args: ["/nowhere/python"])
     said: list[str] = []
 
-    child = start_sidecar("ipc:///nowhere", tmp_path, said.append)
+    child = start_sidecar("ipc:///nowhere", tmp_path, tmp_path, said.append)
 
     assert child is None
     assert "nothing is recorded but the spool" in said[0]
@@ -135,7 +135,7 @@ def test_the_private_address_is_short_and_goes_away(monkeypatch, tmp_path):
 
 def test_the_command_asks_for_what_a_single_run_needs():
     """TensorBoard and wandb, no HTTP, no run beside the user's, and an end with the pipe."""
-    command = sidecar.serve_command("ipc:///x", Path("/data"))
+    command = sidecar.serve_command("ipc:///x", Path("/data"), Path("/spool"))
 
     assert command[1:4] == ["-m", "telemetry", "serve"]
     assert {"--exit-with-stdin", "--no-host-run", "tensorboard,wandb", "ipc:///x", "/data"} <= set(
