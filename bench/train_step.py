@@ -54,7 +54,7 @@ class Contender:
         device = torch.device(options.device)
         self.model, self.batches = model.to(device), batches
         precision = torch.bfloat16 if options.bf16 else None
-        self.stepper = Stepper(model, device, precision, Processes(Place()), options.compile)
+        self.stepper = Stepper(model, device, precision, Processes(Place()))
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
         self.taken = 0
 
@@ -195,7 +195,7 @@ def compare_telemetry(size: str, options: argparse.Namespace) -> None:
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         address = stack.enter_context(PrivateAddress())
-        sidecar = start_sidecar(address, directory / "telemetry", print)
+        sidecar = start_sidecar(address, directory / "telemetry", directory / "spool", print)
         emitter = open_emitter(address, new_run_id(), 0, directory / "spool", 5.0, print)
         observer = Observer(emitter)
         observer.run_started(RunFacts("bench", size, [], "", "disabled", 0, 1, [], None), {})
@@ -229,7 +229,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--telemetry", action="store_true", help="on against off, nothing else")
     parser.add_argument("--peak_tflops", type=float, default=989.0, help="of the GPU, for MFU")
     options = parser.parse_args()

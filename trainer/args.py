@@ -114,7 +114,6 @@ class TrainArgs:
     )
     fp16: bool = _switch("mixed precision with a loss scale, on a GPU")
     bf16: bool = _switch("mixed precision in bfloat16")
-    compile: bool = _switch("compile the model; the first steps of each stage take long")
     seed: int = _flag(42, "seed of weights, order, masks and noise", type=_count)
     device: str = _flag("auto", "auto, cpu, cuda or cuda:N")
 

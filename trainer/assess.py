@@ -8,7 +8,6 @@ Never: changes the checkpoint.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -27,6 +26,7 @@ from trainer.model import BitNetQDyT, ModelConfig
 from trainer.model.calibration import freeze_group_means, measure_group_means
 from trainer.prepare import resolve_device
 from trainer.processes import Place
+from trainer.progress import perplexity
 from trainer.quantization_report import print_tables, save_pictures
 from trainer.token_cache import load_rows
 from trainer.tokenizer import load_tokenizer
@@ -49,7 +49,7 @@ def assess(args: CheckpointArgs, say: Say) -> int:
     if args.command == "evaluate" or args.calibrate:
         batches = held_out_batches(args, checkpoint, say)
         loss = _loss(model, batches, device)
-        say(f"{_name(args, checkpoint)}: loss {loss:.4f}, perplexity {math.exp(loss):,.1f}.")
+        say(f"{_name(args, checkpoint)}: loss {loss:.4f}, perplexity {perplexity(loss):,.1f}.")
         if args.calibrate:
             calibrate(model, batches, loss, device, say)
     if args.analyze_quantization:
@@ -122,7 +122,7 @@ def calibrate(
     if not is_better:
         freeze_group_means(model, {})
     kept = "kept" if is_better else "not kept"
-    say(f"Calibrated: loss {after:.4f}, perplexity {math.exp(after):,.1f}; {kept}.")
+    say(f"Calibrated: loss {after:.4f}, perplexity {perplexity(after):,.1f}; {kept}.")
 
 
 @torch.no_grad()

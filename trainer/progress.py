@@ -8,6 +8,7 @@ Never: shows a number that training would have to wait for.
 from __future__ import annotations
 
 import io
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +16,14 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from tqdm import tqdm
+
+LARGEST_LOSS = 700.0
+"""exp of more than 709 does not fit into a float."""
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), as far as a float goes."""
+    return math.exp(min(loss, LARGEST_LOSS))
 
 
 class Progress:
@@ -52,7 +61,7 @@ class Progress:
             self._bar = tqdm(
                 total=total_steps,
                 initial=step,
-                unit="step",
+                unit=" step",
                 file=self._stream,
                 dynamic_ncols=True,
                 leave=False,
@@ -68,8 +77,8 @@ class Progress:
         if self._is_silent:
             return
         if kind == "val":
-            loss, perplexity = values["val/loss"], values["val/perplexity"]
-            self.say(f"step {step:,}: validation loss {loss:.4f}, perplexity {perplexity:,.1f}")
+            loss, found = values["val/loss"], values["val/perplexity"]
+            self.say(f"step {step:,}: validation loss {loss:.4f}, perplexity {found:,.1f}")
         elif kind == "train" and self._bar is not None:
             self._bar.set_postfix_str(_describe(values))
         elif kind == "train":
@@ -101,8 +110,10 @@ class Progress:
 
 
 def _describe(values: Mapping[str, Any]) -> str:
+    loss = values["train/loss"]
     return (
-        f"loss {values['train/loss']:.4f}, {values['train/training_stage']}, "
+        f"loss {loss:.4f}, perplexity {perplexity(loss):,.1f}, "
+        f"{values['train/training_stage']}, "
         f"{values['train/tokens_per_second']:,.0f} tokens/s"
     )
 

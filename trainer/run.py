@@ -7,7 +7,6 @@ Never: lets telemetry decide about the exit code.
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 from collections.abc import Iterator, Mapping
@@ -33,7 +32,7 @@ from trainer.prepare import (
     start_config,
 )
 from trainer.processes import is_peer_failure, make_processes, read_place
-from trainer.progress import Progress
+from trainer.progress import Progress, perplexity
 from trainer.random_states import seed_noise
 from trainer.reporting import Reporter
 from trainer.step import Stepper
@@ -140,7 +139,7 @@ def build_training(
     )
     training = Training(
         plan=plan,
-        stepper=Stepper(model, device, PRECISIONS[plan.precision], processes, args.compile),
+        stepper=Stepper(model, device, PRECISIONS[plan.precision], processes),
         optimizer=optimizer,
         batches_from=lambda position: load_batches(source, position, num_workers, on_gpu),
         validation=lambda: _evaluation(prepared, "validation"),
@@ -195,7 +194,7 @@ def _say_summary(
     progress: Progress, training: Training, summary: Mapping[str, Any], is_finished: bool
 ) -> None:
     losses = ", ".join(
-        f"{label} {summary[name]:.4f} (perplexity {math.exp(min(summary[name], 700)):,.1f})"
+        f"{label} {summary[name]:.4f} (perplexity {perplexity(summary[name]):,.1f})"
         for label, name in (
             ("validation loss", "final_val_loss"),
             ("best", "best_val_loss"),

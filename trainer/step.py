@@ -33,17 +33,12 @@ class Stepper:
         device: torch.device,
         precision: torch.dtype | None,
         processes: Processes,
-        compiled: bool = False,
     ) -> None:
-        self.model, self.device, self.precision, self.processes = (
-            model,
-            device,
-            precision,
-            processes,
-        )
-        wrapped = processes.wrap(model)
-        self.wrapped = wrapped
-        self.network: Any = torch.compile(wrapped) if compiled else wrapped
+        self.model, self.device = model, device
+        self.precision, self.processes = precision, processes
+        # Not compiled: QDrop's probability and the bits are Python values that change, and
+        # each change would compile anew, for minutes on a CPU.
+        self.network = processes.wrap(model)
         # bfloat16 has the exponents of float32 and needs no scaling.
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
         self.work = WorkClock(device)
@@ -72,7 +67,7 @@ class Stepper:
             scale = share * world_size
             # As a tensor of the scaler's making: its get_scale() would wait for the device.
             self.model.set_loss_scale(self.scaler.scale(torch.full((), scale, device=self.device)))
-            with nullcontext() if is_last else self.processes.no_sync(self.wrapped):
+            with nullcontext() if is_last else self.processes.no_sync(self.network):
                 with self.autocast():
                     loss = self.network(*batch[:4]).loss
                 if is_last:

@@ -35,7 +35,35 @@ def test_a_log_file_gets_one_plain_line_a_logged_step():
         progress.advance()
         progress.show("train", 110, TRAIN)
 
-    assert stream.getvalue() == ("step 110/300: loss 2.5000, warmup, 12,346 tokens/s, 19:00 left\n")
+    assert stream.getvalue() == (
+        "step 110/300: loss 2.5000, perplexity 12.2, warmup, 12,346 tokens/s, 19:00 left\n"
+    )
+
+
+def test_a_loss_that_is_no_number_is_shown_as_such():
+    """Infinity has a perplexity too, and neither raises."""
+    stream = io.StringIO()
+
+    with Progress(stream, ManualClock()) as progress:
+        progress.begin(0, 10)
+        for loss in (float("nan"), float("inf")):
+            progress.show("train", 1, TRAIN | {"train/loss": loss})
+
+    assert "loss nan, perplexity nan" in stream.getvalue()
+    assert "loss inf" in stream.getvalue()
+
+
+def test_a_silent_one_shows_nothing():
+    """All but the first of several processes."""
+    stream = io.StringIO()
+
+    with Progress(stream, is_silent=True) as progress:
+        progress.begin(0, 10)
+        progress.say("A sentence.")
+        progress.show("train", 1, TRAIN)
+        progress.advance()
+
+    assert stream.getvalue() == ""
 
 
 def test_a_terminal_gets_a_bar_and_sentences_above_it():
@@ -51,6 +79,6 @@ def test_a_terminal_gets_a_bar_and_sentences_above_it():
 
     shown = stream.getvalue()
     assert "/10" in shown
-    assert "loss 2.5000, warmup" in shown
+    assert "loss 2.5000, perplexity 12.2, warmup" in shown
     assert "A sentence.\n" in shown
     assert "step 1: validation loss 2.0000, perplexity 7.4\n" in shown
