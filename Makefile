@@ -1,12 +1,13 @@
 # make run    train the tiny model on the sample corpus, with its sidecar
 # make test   lint, types and tests
-# Both make .venv and install what they need into it.
+# make test-faults    the slow tests of faults, ten minutes at most
+# All make .venv and install what they need into it.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint clean
+.PHONY: run test test-faults lint clean
 
 run: $(VENV)/.run
 	$(BIN)/python -m telemetry run --data-dir outputs/telemetry -- \
@@ -16,6 +17,9 @@ run: $(VENV)/.run
 
 test: $(VENV)/.test lint
 	$(BIN)/python -m pytest
+
+test-faults: $(VENV)/.test
+	timeout 600 $(BIN)/python -m pytest -m faults tests/faults
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -68,8 +68,9 @@ def recover(directory: Path) -> Recovered:
         state.streams = dict(header.streams)
         state.next_stream = max(header.streams, default=-1) + 1
         state.next_row = header.first_row
-        end, behind = _walk(state, data, header.size)
         promised = mark.offset if mark is not None and mark.segment == segment.first_row else 0
+        is_behind_mark = mark is not None and mark.segment <= segment.first_row and not unread
+        end, behind = _walk(state, data, header.size, promised if is_behind_mark else None)
         if end < promised <= len(data):
             # Not a torn tail: these bytes were whole once. They stay where readers saw them.
             state.damage += behind
@@ -106,16 +107,25 @@ def _walk_headless(state: Recovered, segment: SegmentFile) -> None:
     state.next_row = max(state.next_row, segment.first_row + 1)
 
 
-def _walk(state: Recovered, data: bytes, start: int) -> tuple[int, list[Damage]]:
+def _walk(
+    state: Recovered, data: bytes, start: int, unpromised: int | None = None
+) -> tuple[int, list[Damage]]:
     """Take in the records behind start.
 
-    Returns where the last whole one ends, and what is wrong behind it: a torn
+    unpromised: where damage begins to mean that a crash came before a sync, so
+    that the tail is torn there. A disk that lost power may have a later block
+    of that write and not an earlier one: with the records behind the hole, the
+    seqs of those in it would count as had, and would never be sent again.
+
+    Returns where the last whole record ends, and what is wrong behind it: a torn
     tail, unless somebody knows better.
     """
     end = start
     behind: list[Damage] = []
     for item in _scanned(memoryview(data), start, state.next_row):
         if isinstance(item, Found):
+            if behind and unpromised is not None and behind[0].offset >= unpromised:
+                break
             state.damage += behind
             behind.clear()
             _learn(state, item)

@@ -207,6 +207,10 @@ class JournalWriter:
             self._offset = recovered.offset
             self._fd = os.open(recovered.segment.path, os.O_WRONLY | os.O_CLOEXEC)
         self._publish()
+        # Once: from here on recovery knows that damage behind it is of a write that was
+        # never promised. Later marks need no sync, an older one says the same.
+        self._fdatasync(self._mark_fd)
+        sync_directory(self.directory)
 
     @property
     def _is_segment_full(self) -> bool:
@@ -269,14 +273,19 @@ class JournalWriter:
         }
         header = encode_segment_header(self._uuid, self._durable_row, table)
         path = segment_path(self.directory, self._durable_row)
+        # Its header is on disk before it has its name: none is ever found half made.
+        making = path.with_suffix(".making")
         fd = -1
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            if path.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            fd = os.open(making, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
             _write_all(fd, header, 0)
             os.fdatasync(fd)
+            making.rename(path)
             sync_directory(self.directory)
         except OSError as exc:
-            self._unmake(fd, path)
+            self._unmake(fd, making, path)
             if exc.errno in NO_ROOM + NO_DESCRIPTOR:
                 raise JournalFull(f"{path}: {exc.strerror}") from exc
             raise self._fault(exc) from exc
@@ -285,13 +294,14 @@ class JournalWriter:
         self._fd, self._segment, self._offset = fd, self._durable_row, len(header)
         self._is_published = False
 
-    def _unmake(self, fd: int, path: Path) -> None:
+    def _unmake(self, fd: int, *paths: Path) -> None:
         """Take a segment away that could not be begun: rows of its name go elsewhere."""
         if fd < 0:
             return
         os.close(fd)
         try:
-            path.unlink()
+            for path in paths:
+                path.unlink(missing_ok=True)
             sync_directory(self.directory)
         except OSError as exc:
             raise self._fault(exc) from exc

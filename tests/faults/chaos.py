@@ -157,9 +157,9 @@ class Chaos:
         """SIGSTOP, and SIGCONT up to four seconds later."""
         seconds = self.dice.uniform(0.1, 4.0)
         at_work = [slot.trainer for slot in self.slots if slot.is_at_work]
-        if self.dice.random() < 0.3 and at_work:
-            trainer = self.dice.choice(at_work)
-            assert trainer is not None
+        moving = [trainer for trainer in at_work if trainer and not trainer.is_frozen]
+        if self.dice.random() < 0.3 and moving:
+            trainer = self.dice.choice(moving)
             self.plant.freeze_trainer(trainer, seconds)
         elif self.dice.random() < 0.3 and not self.plant.is_sidecar_away:
             self.plant.freeze_sidecar(seconds)
@@ -303,7 +303,8 @@ def _judge_trainer(
         verdict.lost += len(missing)
         verdict.faults.append(f"{name}: {len(missing)} events are lost from {missing[0]} on")
         return
-    ended = trainer.ended_ns
+    # What it still emitted before it obeyed is of its last moment.
+    ended = trainer.ended_ns = max(trainer.ended_ns, emitted[-1].mono_ns)
     is_away = any(a - AWAY_MARGIN_NS < ended < b + AWAY_MARGIN_NS for a, b in disturbed)
     loss = Loss(len(missing), trainer.running_ns(missing[0].mono_ns) / 1e6, is_away)
     verdict.losses.append(loss)

@@ -69,6 +69,10 @@ class Trainer:
         return not self.ended_by and self.popen.poll() is None
 
     @property
+    def is_frozen(self) -> bool:
+        return bool(self.stops) and self.stops[-1][1] == NEVER_NS
+
+    @property
     def in_flight(self) -> int:
         last = last_emitted(self.side)
         # The acknowledged ones are counted with RunStarted.

@@ -162,7 +162,7 @@ class Disk:
         self._fdatasync(fd)
 
     def open(self, path: str, flags: int, mode: int = 0o777) -> int:
-        if self.segment_error is not None and str(path).endswith(".seg"):
+        if self.segment_error is not None and str(path).endswith((".seg", ".making")):
             raise OSError(self.segment_error, os.strerror(self.segment_error))
         return self._open(path, flags, mode)
 
