@@ -10,10 +10,13 @@ from __future__ import annotations
 import functools
 import importlib
 import re
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
+
+import psutil
 
 from telemetry.rows import STEP
 from telemetry.sinks.base import SinkContext, SinkRejected, SinkUnavailable
@@ -23,6 +26,7 @@ Mode = Literal["online", "offline"]
 INSTALL: Final = "wandb is not installed: pip install 'training-telemetry[wandb]'"
 INIT_TIMEOUT_S: Final = 10
 FINISH_TIMEOUT_S: Final = 45
+FINISH_LIMIT_S: Final = 50.0
 FLUSH_INTERVAL_S: Final = 1.0
 
 
@@ -99,18 +103,29 @@ class Client:
         with translated():
             self._run.mark_preempting()
 
-    def finish(self, exit_code: int) -> None:
-        """Flush and end the run, online until the server has it all.
+    def finish(self, exit_code: int, limit_s: float | None = None) -> None:
+        """Flush and end the run, online until the server has it all; at most for limit_s.
+
+        wandb's own finish_timeout bounds the upload of rows only: with a server
+        that answers 500 to all else, or a stopped wandb-core, it waits for ever.
 
         Raises:
             Refused: the server has refused the upload.
             SinkUnavailable: it could not be flushed in time.
         """
-        with translated():
+        with translated(), _core_killed_after(limit_s or FINISH_LIMIT_S):
             self._run.finish(exit_code=exit_code)
         self.check()
         if self._gave_up():
             raise Refused("the W&B server has refused the run's last data")
+
+    def abandon(self) -> None:
+        """End wandb-core at once, with all it has not sent."""
+        _kill_core()
+        with suppress(SinkUnavailable):
+            # Fails, and ends the threads that wandb has for the run.
+            self.finish(1)
+        let_go()
 
     def check(self) -> None:
         """Notice what wandb says on its console only.
@@ -203,12 +218,39 @@ def check_installed() -> None:
 
 
 def let_go() -> None:
-    """End wandb-core in this process, so that a failed start leaves nothing behind.
+    """End wandb-core in this process, whatever it is at.
 
-    Without it a second start says that the run id is in use.
+    Asked to end, it first waits for a server to take all it has, for ever, and a
+    failed start that is not let go of makes a second one say that the id is in use.
     """
-    with translated():
+    setup = importlib.import_module("wandb.sdk.wandb_setup")
+    service = getattr(getattr(setup, "_singleton", None), "_connection", None)
+    core = getattr(service, "_proc", None)
+    _kill_core()
+    # SystemExit: so wandb takes it that its core has ended with a signal.
+    with suppress(SystemExit, SinkUnavailable), translated():
         library().teardown()
+    if core is not None:
+        core.join()
+
+
+def _kill_core() -> None:
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if child.name() == "wandb-core":
+                child.kill()
+
+
+@contextmanager
+def _core_killed_after(limit_s: float) -> Iterator[None]:
+    """Bound a call that waits for wandb-core: without it, it fails at once."""
+    timer = threading.Timer(limit_s, _kill_core)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager

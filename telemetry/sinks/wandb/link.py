@@ -29,6 +29,7 @@ class Link(msgspec.Struct, frozen=True):
     is_open: rows above last_row may have been sent. last_row, count: the last
     row and the number of rows that the server has shown. why: what is wrong with
     the server, once that was said; failures, retry_wall_ns: when to try again.
+    is_refused: it answers, and does not take the rows.
     """
 
     is_open: bool = False
@@ -37,8 +38,9 @@ class Link(msgspec.Struct, frozen=True):
     why: str = ""
     failures: int = 0
     retry_wall_ns: int = 0
+    is_refused: bool = False
 
-    def failed(self, why: str, now_ns: int) -> Link:
+    def failed(self, why: str, now_ns: int, *, is_refused: bool) -> Link:
         """One more failure, and a later time for the next try."""
         delay_s = min(RETRY_FIRST_S * 2**self.failures, RETRY_MAX_S) * random.uniform(0.5, 1.0)
         return msgspec.structs.replace(
@@ -46,7 +48,12 @@ class Link(msgspec.Struct, frozen=True):
             why=why or "unknown",
             failures=min(self.failures + 1, 16),
             retry_wall_ns=now_ns + int(delay_s * 1e9),
+            is_refused=is_refused,
         )
+
+    def put_off(self, by_ns: int) -> Link:
+        """The next try so much later: it took that long to be ready for anything."""
+        return msgspec.structs.replace(self, retry_wall_ns=self.retry_wall_ns + by_ns)
 
     def is_due(self, now_ns: int) -> bool:
         """Whether to try the server again. A clock that was set back does not put it off."""
@@ -54,7 +61,7 @@ class Link(msgspec.Struct, frozen=True):
 
     def worked(self) -> Link:
         """The server has taken rows."""
-        return msgspec.structs.replace(self, why="", failures=0, retry_wall_ns=0)
+        return Link(is_open=self.is_open, last_row=self.last_row, count=self.count)
 
     def shown(self, last_row: int, count: int, *, is_open: bool) -> Link:
         """The server has shown so much."""

@@ -15,6 +15,8 @@ import logging
 from array import array
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 from shared.clock import Clock
@@ -34,7 +36,14 @@ AWAY_S: Final = 60.0
 
 CONFIRM_S: Final = 30.0
 CONFIRM_POLL_S: Final = 1.0
+CLOSE_LIMIT_S: Final = 15.0
+"""Below what a sidecar has for its own end."""
+
 MAX_SNAPSHOTS: Final = 1000
+
+
+class Away(SinkUnavailable):
+    """The server has not answered for too long."""
 
 
 class _Snapshot(NamedTuple):
@@ -61,6 +70,7 @@ class OnlineRun:
         self._needed_row = -1
         self._asked_ns = self._answered_ns = clock.monotonic_ns()
         self._is_mismatch_said = False
+        self._is_lost = False
 
     def start(self, view: View) -> None:
         """Go on behind what the server shows, which has stood still.
@@ -94,15 +104,17 @@ class OnlineRun:
             SinkUnavailable: wandb-core is gone.
         """
         running = self._running()
-        if selected.config is not None:
-            running.update_config(selected.config)
-        if selected.summary is not None:
-            running.update_summary(selected.summary)
-        if selected.alert is not None:
-            running.alert(selected.alert)
+        with self._losing():
+            if selected.config is not None:
+                running.update_config(selected.config)
+            if selected.summary is not None:
+                running.update_summary(selected.summary)
+            if selected.alert is not None:
+                running.alert(selected.alert)
+            if selected.history is not None and row > self._base.last_row:
+                running.send(row, selected.history)
+                self._sent.append(row)
         if selected.history is not None and row > self._base.last_row:
-            running.send(row, selected.history)
-            self._sent.append(row)
             self._needed_row = row
         elif selected.config is not None or selected.summary is not None:
             self._needed_row = max(self._needed_row, row + 1)
@@ -111,16 +123,19 @@ class OnlineRun:
         """How far the server has confirmed the rows; it is asked every 30 s.
 
         Raises:
-            Refused: the server refuses, or does not answer for too long.
+            Refused: the server has refused the upload.
+            Away: it has not answered for AWAY_S.
         """
-        self._running().check()
+        with self._losing():
+            self._running().check()
         self._snapshots.append(_Snapshot(here, self._needed_row))
         if len(self._snapshots) > MAX_SNAPSHOTS:
             self._snapshots = deque(list(self._snapshots)[1::2])
         now_ns = self._clock.monotonic_ns()
         if now_ns - self._asked_ns >= ASK_S * 1e9:
             self._asked_ns = now_ns
-            self._ask(now_ns)
+            with self._losing():
+                self._ask(now_ns)
         self._settle()
         return self._spot
 
@@ -132,8 +147,10 @@ class OnlineRun:
             SinkUnavailable: it could not be finished in time.
         """
         running = self._running()
-        say_ending(running, ending)
-        running.finish(ending.code)
+        self._context.wait(0)
+        with self._losing():
+            say_ending(running, ending)
+            running.finish(ending.code)
         self._client = None
         self._confirm()
         self._snapshots.clear()
@@ -146,11 +163,23 @@ class OnlineRun:
         if running is None:
             return
         try:
+            if self._is_lost:
+                raise SinkUnavailable("the session has failed")
             running.mark_preempting()
-            running.finish(INTERRUPTED)
+            running.finish(INTERRUPTED, CLOSE_LIMIT_S)
             self._confirm()
         except SinkUnavailable as exc:
+            running.abandon()
             log.warning("sink=wandb run=%s closed unclean: %s", self._context.run_id, exc)
+
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        """A session that has failed once is not ended well any more: that only takes time."""
+        try:
+            yield
+        except SinkUnavailable:
+            self._is_lost = True
+            raise
 
     def _ask(self, now_ns: int) -> None:
         try:
@@ -158,7 +187,7 @@ class OnlineRun:
         except SinkUnavailable as exc:
             silent_s = (now_ns - self._answered_ns) / 1e9
             if silent_s >= AWAY_S:
-                raise client.Refused(str(exc)) from exc
+                raise Away(f"{exc}, for {silent_s:.0f} s") from exc
             log.info("sink=wandb run=%s not confirmed: %s", self._context.run_id, exc)
             return
         self._answered_ns = now_ns

@@ -33,7 +33,7 @@ from telemetry.sinks.base import Position, SinkContext, SinkRejected, SinkUnavai
 from telemetry.sinks.wandb import client, offline
 from telemetry.sinks.wandb.link import LinkFile
 from telemetry.sinks.wandb.local import PLACE, UNRESOLVED, LocalPart, LocalRun, Spot, part_from
-from telemetry.sinks.wandb.online import OnlineRun
+from telemetry.sinks.wandb.online import Away, OnlineRun
 from telemetry.sinks.wandb.policy import Policy
 from telemetry.sinks.wandb.server import Server, Stopped, View
 from telemetry.sinks.wandb.status import ending_of
@@ -163,6 +163,8 @@ class WandbSink:
         offline.wait_for_writers(files, self._clock, self._pause)
 
     def _open_online(self) -> None:
+        began_ns = self._clock.wall_ns()
+        is_resting = self._link.value.is_refused and not self._link.value.is_due(began_ns)
         try:
             view = self._look()
         except Stopped:
@@ -171,8 +173,9 @@ class WandbSink:
             self._note_failure(str(exc))
             self._open_local()
             return
-        if not self._link.value.is_due(self._clock.wall_ns()):
+        if is_resting:
             # It answers, but has refused the rows a moment ago.
+            self._link.set(self._link.value.put_off(self._clock.wall_ns() - began_ns))
             self._open_local()
             return
         online = OnlineRun(self._context, self._clock, self._server, self._link, self._server_spot)
@@ -237,11 +240,11 @@ class WandbSink:
 
     # --- a server that comes and goes
 
-    def _note_failure(self, why: str) -> None:
+    def _note_failure(self, why: str, *, is_refused: bool = False) -> None:
         link = self._link.value
         say = log.info if link.why else log.warning
         say("sink=wandb run=%s goes on offline: %s", self._context.run_id, why)
-        self._link.set(link.failed(why, self._clock.wall_ns()))
+        self._link.set(link.failed(why, self._clock.wall_ns(), is_refused=is_refused))
 
     def _try_server(self) -> None:
         """Ask whether the server is there again, and begin anew if it is.
@@ -260,8 +263,8 @@ class WandbSink:
     def _noting_refusals(self) -> Iterator[None]:
         try:
             yield
-        except client.Refused as exc:
-            self._note_failure(str(exc))
+        except (client.Refused, Away) as exc:
+            self._note_failure(str(exc), is_refused=isinstance(exc, client.Refused))
             raise
 
     # --- the position
