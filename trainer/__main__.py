@@ -18,6 +18,10 @@ EXIT_INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, evaluate or export, as the command line says; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
+    # OpenMP threads that spin while they wait for one another stand still when anything
+    # else wants a core: measured at 130 tokens/s against 4,000 on two busy cores. Read
+    # by the OpenMP runtime when torch loads it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         if argv and argv[0] in COMMANDS:
             return _assess(argv)
