@@ -86,15 +86,16 @@ class Chaos:
         self.slots = [Slot(*slot) for slot in SLOTS]
         self.sidecar_at_s = 0.0
         self.endings: Counter[str] = Counter()
+        # Those that are there seldom (a sink needs seconds to start) come often.
         self.actions: dict[Callable[[], bool], int] = {
-            self.kill_trainer: 30,
+            self.kill_trainer: 22,
             self.kill_sidecar: 14,
-            self.kill_sink: 24,
-            self.kill_core: 10,
+            self.kill_sink: 30,
+            self.kill_core: 20,
             self.kill_sampler: 4,
-            self.kill_all: 2,
-            self.end_trainer: 7,
-            self.freeze: 16,
+            self.kill_all: 3,
+            self.end_trainer: 5,
+            self.freeze: 12,
         }
 
     def keep_up(self) -> None:
@@ -127,19 +128,25 @@ class Chaos:
         return is_done
 
     def kill_sidecar(self) -> bool:
-        if not self.plant.is_sidecar_up or self.plant.is_sidecar_away:
+        if not self._is_sidecar_worth_it:
             return False
         self.plant.kill_sidecar()
         self.sidecar_at_s = time.monotonic() + self.dice.choice((0.0, 0.0, 0.3, 3.0))
         return True
 
+    @property
+    def _is_sidecar_worth_it(self) -> bool:
+        """It serves, and a kill costs it something: one that hits nothing proves nothing."""
+        is_serving = self.plant.is_sidecar_up and not self.plant.is_sidecar_away
+        return is_serving and self.plant.unacknowledged > 0
+
     def kill_all(self) -> bool:
         """The sidecar, its sinks, wandb-core and a trainer in the same moment."""
-        if not self.plant.is_sidecar_up or self.plant.is_sidecar_away:
+        if not self._is_sidecar_worth_it:
             return False
         targets = self.plant.targets()
-        self._end_one("kill")
         self.plant.kill_sidecar("sidecar, with all")
+        self._end_one("kill")
         for target in targets:
             self.plant.kill(target)
         return True
@@ -180,7 +187,9 @@ class Chaos:
         return True
 
     def _kill_one(self, *what: str) -> bool:
-        targets = [target for target in self.plant.targets() if target.what in what]
+        found = [target for target in self.plant.targets() if target.what in what]
+        # One that hits nothing proves nothing; what a sampler holds nobody can tell.
+        targets = [target for target in found if self.plant.behind(target) != 0]
         if not targets:
             return False
         self.plant.kill(self.dice.choice(targets))

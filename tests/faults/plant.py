@@ -146,6 +146,11 @@ class Plant:
                 command, env=kept, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
+    @property
+    def unacknowledged(self) -> int:
+        """Events that trainers which are there have emitted, and that no sidecar acknowledged."""
+        return sum(trainer.in_flight for trainer in self.trainers if trainer.is_running)
+
     def freeze_sidecar(self, seconds: float) -> None:
         if (sidecar := self.sidecar) is not None:
             self.disturbed.append([time.monotonic_ns(), NEVER_NS])
@@ -156,8 +161,7 @@ class Plant:
         assert self._sidecar is not None
         if not self.is_sidecar_away:
             self.disturbed.append([time.monotonic_ns(), NEVER_NS])
-        in_flight = sum(t.in_flight for t in self.trainers if t.is_running)
-        self.kills.append(Kill(what, time.monotonic_ns(), in_flight))
+        self.kills.append(Kill(what, time.monotonic_ns(), self.unacknowledged))
         self._sidecar.kill()
         self._sidecar.wait()
 
@@ -197,7 +201,7 @@ class Plant:
         return found
 
     def kill(self, target: Target) -> None:
-        self.kills.append(Kill(target.what, time.monotonic_ns(), self._behind(target)))
+        self.kills.append(Kill(target.what, time.monotonic_ns(), self.behind(target)))
         with contextlib.suppress(psutil.NoSuchProcess):
             target.process.kill()
 
@@ -222,7 +226,7 @@ class Plant:
                 if item[1].pid == self._sidecar_pid:
                     self.disturbed[-1][1] = time.monotonic_ns()
 
-    def _behind(self, target: Target) -> int | None:
+    def behind(self, target: Target) -> int | None:
         """Rows that are on disk and that the sink has not committed."""
         if not target.run_id:
             return None

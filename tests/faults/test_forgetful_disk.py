@@ -271,7 +271,7 @@ def test_journal_and_cursors_survive_a_disk_that_forgets() -> None:
 @pytest.mark.faults
 def test_journal_and_cursors_survive_a_disk_that_forgets_a_thousand_times() -> None:
     """The same, with longer stories."""
-    explore(1000, 60)
+    explore(1000, 40)
 
 
 def test_a_hole_in_what_was_not_synced_costs_nobody_his_place(tmp_path: Path) -> None:
