@@ -69,6 +69,8 @@ class FakeWandb:
         self.deleted: set[str] = set()
         self.is_mute = False
         """Answers no counts and no rows, as a server does that never learned to."""
+        self.is_strict = False
+        """Refuses an operation that is named "", as GraphQL by the book does."""
         self.key = KEY
         self.requests: list[str] = []
         self.on_lines: Callable[[FakeRun], None] | None = None
@@ -290,6 +292,10 @@ class _Handler(BaseHTTPRequestHandler):
         code, answer = 200, dict[str, Any]()
         if kind == "graphql":
             said = json.loads(body)
+            if self.server_of.is_strict and said.get("operationName") == "":
+                message = 'Unknown operation named "".'
+                self._answer(400, {"errors": [{"message": message}]})
+                return
             code, answer = self.server_of.graphql(said["query"], said.get("variables") or {})
         elif kind == "file_stream":
             self.server_of.file_stream(self.path.split("/")[-2], json.loads(body))

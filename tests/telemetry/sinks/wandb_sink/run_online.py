@@ -1,6 +1,7 @@
-"""An online sink process for the kill tests: `python -m ….run_online OUT_DIR ROWS`.
+"""An online sink process for the kill tests: `python -m ….run_online OUT_DIR ROWS PACE_S`.
 
-In: a directory, how many rows its journal has, and a server in the environment.
+In: a directory, how many rows its journal has, the pause after each batch, and a
+server in the environment.
 Out: rows on the server; `cursor.json`, and `written.json` with the number of rows
 handed to wandb so far. Exit code 0 done, 3 try again.
 """
@@ -21,7 +22,6 @@ from .journal import mixed_journal
 from .run_sink import save
 
 BATCH = 5
-PACE_S = 0.01
 STILL_STEP_S = 0.1
 """What five seconds of standstill take here: on loopback nothing is on its way for longer."""
 
@@ -45,7 +45,7 @@ class FastClock:
         return False
 
 
-def main(out_dir: Path, count: int) -> int:
+def main(out_dir: Path, count: int, pace_s: float) -> int:
     online.ASK_S = 0.5  # type: ignore[misc]
     client._SETTINGS["x_file_stream_transmit_interval"] = 1.0
     cursor = out_dir / "cursor.json"
@@ -60,7 +60,7 @@ def main(out_dir: Path, count: int) -> int:
             save(out_dir / "written.json", start + BATCH)
             save(cursor, sink.commit())
             # As fast as a run is, so that there is always something on its way.
-            time.sleep(PACE_S)
+            time.sleep(pace_s)
         save(cursor, sink.finish("finished", 0))
     except SinkUnavailable:
         return 3
@@ -74,6 +74,6 @@ def _position(cursor: Path) -> Position:
 
 
 if __name__ == "__main__":
-    code = main(Path(sys.argv[1]), int(sys.argv[2]))
+    code = main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
     sys.stderr.flush()
     os._exit(code)

@@ -17,7 +17,7 @@ from telemetry.sinks.base import START, Position, SinkContext, SinkUnavailable
 from telemetry.sinks.wandb import WandbSink, client, offline
 from telemetry.sinks.wandb import server as server_module
 from telemetry.sinks.wandb.online import Away
-from telemetry.sinks.wandb.server import resume_query
+from telemetry.sinks.wandb.server import View, resume_query
 from tests.fake_wandb import FakeWandb
 
 from .conftest import RUN_ID, ManualClock, teardown_wandb
@@ -138,6 +138,18 @@ def test_whatever_a_server_does_the_question_ends_and_says_why(
 ) -> None:
     server.fail(fault)
 
+    with pytest.raises(SinkUnavailable, match="W&B server"):
+        resume_query(online)
+
+
+def test_a_server_that_wants_operations_named_is_asked_without_wandb(
+    online: SinkContext, server: FakeWandb
+) -> None:
+    """wandb-core names none, and some servers go by the book."""
+    server.is_strict = True
+    assert resume_query(online) == View()
+
+    server.key = "another"
     with pytest.raises(SinkUnavailable, match="W&B server"):
         resume_query(online)
 

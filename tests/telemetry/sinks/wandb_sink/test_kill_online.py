@@ -21,8 +21,9 @@ from .journal import expected_history, mixed_journal, server_history, steps
 VICTIMS = ("sink", "core", "both")
 
 
-def start(out_dir: Path, count: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", f"{__package__}.run_online", str(out_dir), str(count)]
+def start(out_dir: Path, count: int, pace_s: float) -> subprocess.Popen[bytes]:
+    module = f"{__package__}.run_online"
+    command = [sys.executable, "-m", module, str(out_dir), str(count), str(pace_s)]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
 
@@ -66,14 +67,14 @@ def survive(tmp_path: Path, server: FakeWandb, count: int, kills: int, seed: int
     out_dir.mkdir()
     in_flight = []
     for number in range(kills):
-        process = start(out_dir, count)
+        process = start(out_dir, count, 0.01)
         delay_s = dice.choice([0.0, dice.uniform(0, 1)])
         kill_on_the_way(process, server, VICTIMS[number % len(VICTIMS)], delay_s)
         in_flight.append(unconfirmed(out_dir))
 
     codes = []
     while not codes or (codes[-1] == 3 and len(codes) < 3):
-        codes.append(start(out_dir, count).wait(120))
+        codes.append(start(out_dir, count, 0.0).wait(300))
 
     run = server.runs[RUN_ID]
     rows = mixed_journal(count)

@@ -1,0 +1,92 @@
+"""What is kept of a run's server, and how its answers are read: without wandb."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from telemetry.sinks.base import SinkUnavailable
+from telemetry.sinks.wandb.link import RETRY_MAX_S, Link, LinkFile
+from telemetry.sinks.wandb.server import RESTLESS_S, STILL_S, Server, View, view_of
+
+from .conftest import ManualClock, make_context
+
+
+def test_a_link_is_the_same_after_a_restart(tmp_path: Path) -> None:
+    link = Link(is_open=True, last_row=7, count=5, why="x", failures=2, retry_wall_ns=9)
+
+    LinkFile(tmp_path / "wandb", "r").set(link)
+
+    assert LinkFile(tmp_path / "wandb", "r").value == link
+    assert LinkFile(tmp_path / "wandb", "other").value == Link()
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b'{"is_open": 7}'])
+def test_a_damaged_link_is_taken_for_an_unclean_end(tmp_path: Path, damage: bytes) -> None:
+    """Then rows may be on their way, and the server is asked for as long as it takes."""
+    file = LinkFile(tmp_path, "r")
+    file.set(Link(last_row=7))
+    file.path.write_bytes(damage)
+
+    assert LinkFile(tmp_path, "r").value == Link(is_open=True)
+
+
+def test_a_clock_that_was_set_back_does_not_put_off_the_next_try() -> None:
+    now_ns = 10**18
+    link = Link().failed("x", now_ns, is_refused=False)
+
+    assert not link.is_due(now_ns)
+    assert link.is_due(now_ns + int(RETRY_MAX_S * 1e9))
+    assert link.is_due(now_ns - 10**15)
+
+
+def test_the_back_off_is_bounded_however_long_it_lasts() -> None:
+    link, now_ns = Link(), 10**18
+    for _ in range(1000):
+        link = link.failed("x", now_ns, is_refused=False)
+
+    assert link.retry_wall_ns <= now_ns + int(RETRY_MAX_S * 1e9)
+
+
+@pytest.mark.parametrize(
+    ("answer", "view"),
+    [
+        ({"model": None}, View()),
+        ({"model": {"bucket": None}}, View()),
+        (
+            {"model": {"bucket": {"historyLineCount": 2, "historyTail": '["{\\"_step\\": 9}"]'}}},
+            View(True, 2, 9),
+        ),
+        (
+            {"model": {"bucket": {"historyLineCount": None, "historyTail": None, "id": "x"}}},
+            View(True, 0, -1),
+        ),
+    ],
+)
+def test_an_answer_is_read_as_wandb_reads_it(answer: dict[str, object], view: View) -> None:
+    assert view_of(answer) == view
+
+
+def test_a_server_that_never_stands_still_is_given_up(tmp_path: Path) -> None:
+    clock = ManualClock()
+    context = make_context(tmp_path)._replace(wait=clock.pause)
+    server = Server(context, clock, lambda _: View(True, clock.now_ns, 0))
+    began_ns = clock.now_ns
+
+    with pytest.raises(SinkUnavailable, match="still takes in rows"):
+        server.still_view()
+
+    assert clock.now_ns - began_ns <= (RESTLESS_S + STILL_S) * 1e9
+
+
+def test_each_change_begins_the_standstill_anew(tmp_path: Path) -> None:
+    clock = ManualClock()
+    began_ns = clock.now_ns
+    context = make_context(tmp_path)._replace(wait=clock.pause)
+    late_ns = began_ns + int((STILL_S - 1) * 1e9)
+    server = Server(context, clock, lambda _: View(True, int(clock.now_ns > late_ns), 0))
+
+    assert server.still_view() == View(True, 1, 0)
+
+    assert clock.now_ns - late_ns >= STILL_S * 1e9
