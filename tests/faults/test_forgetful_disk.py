@@ -265,7 +265,7 @@ def explore(examples: int, steps: int) -> None:
 
 def test_journal_and_cursors_survive_a_disk_that_forgets() -> None:
     """Acknowledged is on disk, once and in order, and no cursor is ahead of its sink."""
-    explore(60, 30)
+    explore(40, 30)
 
 
 @pytest.mark.faults
