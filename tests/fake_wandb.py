@@ -217,7 +217,8 @@ class FakeWandb:
             return f"run {ENTITY}/p/{name} was previously created and deleted; try a new run name"
         is_new = name not in self.runs
         run = self.runs.setdefault(name, FakeRun(name, said["project"] or "p"))
-        run.states.append("running")
+        if not run.states or run.states[-1] in ("finished", "failed"):
+            run.states.append("running")
         run.config.update(json.loads(said.get("config") or "{}"))
         run.tags = list(dict.fromkeys([*run.tags, *(said.get("tags") or [])]))
         bucket = {
