@@ -1,29 +1,32 @@
-"""The one place that calls wandb: starting a run, sending to it, ending it.
+"""Client: starting a run in wandb, sending to it, ending it.
 
 In: who the run is, and what to send.
-Out: a run in wandb-core, or one of our two exceptions.
-Never: decides what is sent, retries, or lets a secret into a message.
+Out: a run in wandb-core, or one of our exceptions.
+Never: decides what is sent, or retries.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 import re
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-import psutil
-
 from telemetry.rows import STEP
 from telemetry.sinks.base import SinkContext, SinkRejected, SinkUnavailable
+from telemetry.sinks.wandb.core import (
+    core_killed_after,
+    kill_core,
+    let_go,
+    library,
+    translated,
+    without_secrets,
+)
 from telemetry.sinks.wandb.policy import AXES, RESERVED, Alert, Histogram, Values, plain
 
 Mode = Literal["online", "offline"]
-INSTALL: Final = "wandb is not installed: pip install 'training-telemetry[wandb]'"
 INIT_TIMEOUT_S: Final = 10
 FINISH_TIMEOUT_S: Final = 45
 FINISH_LIMIT_S: Final = 50.0
@@ -113,7 +116,7 @@ class Client:
             Refused: the server has refused the upload.
             SinkUnavailable: it could not be flushed in time.
         """
-        with translated(), _core_killed_after(limit_s or FINISH_LIMIT_S):
+        with translated(), core_killed_after(limit_s or FINISH_LIMIT_S):
             self._run.finish(exit_code=exit_code)
         self.check()
         if self._gave_up():
@@ -121,7 +124,7 @@ class Client:
 
     def abandon(self) -> None:
         """End wandb-core at once, with all it has not sent."""
-        _kill_core()
+        kill_core()
         with suppress(SinkUnavailable):
             # Fails, and ends the threads that wandb has for the run.
             self.finish(1)
@@ -208,72 +211,6 @@ def start(context: SinkContext, mode: Mode, directory: Path | None = None) -> Cl
     return client
 
 
-def check_installed() -> None:
-    """Import wandb.
-
-    Raises:
-        SinkUnavailable: it is not installed, or broken; the message says what to do.
-    """
-    library()
-
-
-def let_go() -> None:
-    """End wandb-core in this process, whatever it is at.
-
-    Asked to end, it first waits for a server to take all it has, for ever, and a
-    failed start that is not let go of makes a second one say that the id is in use.
-    """
-    setup = importlib.import_module("wandb.sdk.wandb_setup")
-    service = getattr(getattr(setup, "_singleton", None), "_connection", None)
-    core = getattr(service, "_proc", None)
-    _kill_core()
-    # SystemExit: so wandb takes it that its core has ended with a signal.
-    with suppress(SystemExit, SinkUnavailable), translated():
-        library().teardown()
-    if core is not None:
-        core.join()
-
-
-def _kill_core() -> None:
-    for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            if child.name() == "wandb-core":
-                child.kill()
-
-
-@contextmanager
-def _core_killed_after(limit_s: float) -> Iterator[None]:
-    """Bound a call that waits for wandb-core: without it, it fails at once."""
-    timer = threading.Timer(limit_s, _kill_core)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-@contextmanager
-def translated() -> Iterator[None]:
-    """Turn what wandb raises into SinkUnavailable.
-
-    Raises:
-        SinkUnavailable: wandb-core is gone, too slow, or says no.
-    """
-    failures = _failures()
-    try:
-        yield
-    except failures as exc:
-        raise SinkUnavailable(without_secrets(exc)) from exc
-
-
-def without_secrets(exc: BaseException) -> str:
-    """An exception in one line, without what could be a key or a password."""
-    text = f"{type(exc).__name__}: {' '.join(str(exc).split())}"
-    text = re.sub(r"//[^/@\s]*@", "//", text)
-    return re.sub(r"[A-Za-z0-9_-]{40,}", "[removed]", text)[:300]
-
-
 # What a server says of an id that it will never take again.
 _GONE: Final = re.compile(r"HTTP 409|HTTP 410|previously created and deleted")
 
@@ -309,38 +246,3 @@ def _identity(context: SinkContext) -> dict[str, Any]:
         "config": plain(run.get("config", {})),
     }
     return {"id": context.run_id} | {name: value for name, value in said.items() if value}
-
-
-@functools.cache
-def library() -> Any:
-    try:
-        return importlib.import_module("wandb")
-    except ModuleNotFoundError as exc:
-        raise SinkUnavailable(INSTALL if exc.name == "wandb" else without_secrets(exc)) from exc
-    # A broken installation raises whatever it likes, a protobuf mismatch TypeError.
-    except Exception as exc:
-        raise SinkUnavailable(f"wandb can't be imported: {without_secrets(exc)}") from exc
-
-
-def api_failure() -> type[Exception]:
-    """What a question to the server ends in when it fails."""
-    service = importlib.import_module("wandb.sdk.lib.service.service_connection")
-    failure: type[Exception] = service.WandbApiFailedError
-    return failure
-
-
-@functools.cache
-def _failures() -> tuple[type[BaseException], ...]:
-    """All that wandb raises for a service or a server that can't be had."""
-    errors = importlib.import_module("wandb.errors")
-    mailbox = importlib.import_module("wandb.sdk.mailbox.mailbox_handle")
-    closed = importlib.import_module("wandb.sdk.mailbox.mailbox")
-    service = importlib.import_module("wandb.sdk.lib.service.service_token")
-    return (
-        errors.Error,
-        OSError,  # ConnectionResetError, BrokenPipeError, TimeoutError
-        closed.MailboxClosedError,
-        mailbox.HandleAbandonedError,
-        mailbox.ServerResponseError,
-        service.WandbServiceConnectionError,
-    )

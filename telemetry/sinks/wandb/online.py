@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 
 from shared.clock import Clock
 from telemetry.sinks.base import SinkContext, SinkUnavailable
-from telemetry.sinks.wandb import client
+from telemetry.sinks.wandb import client, core
 from telemetry.sinks.wandb.link import LinkFile
 from telemetry.sinks.wandb.local import Spot
 from telemetry.sinks.wandb.policy import Selected
@@ -90,7 +90,7 @@ class OnlineRun:
         except BaseException:
             # Nothing was sent yet.
             self._client = None
-            client.let_go()
+            core.let_go()
             self._link.set(before.shown(view.last_row, view.row_count, is_open=False))
             raise
         self._base, self._last_row = view, view.last_row

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 
 from shared.clock import Clock
 from telemetry.sinks.base import SinkContext, SinkUnavailable
-from telemetry.sinks.wandb import client
+from telemetry.sinks.wandb import core
 
 ASK_TIMEOUT_S: Final = 10.0
 STILL_S: Final = 30.0
@@ -106,8 +106,8 @@ def resume_query(context: SinkContext) -> View:
     Raises:
         SinkUnavailable: no key, no server, or no answer that can be used.
     """
-    wandb = client.library()
-    with client.translated():
+    wandb = core.library()
+    with core.translated():
         settings = wandb.setup(wandb.Settings(silent=True)).settings
         auth = importlib.import_module("wandb.sdk.lib.wbauth").authenticate_session(
             host=settings.base_url, source="telemetry", prompt=False
@@ -124,7 +124,7 @@ def resume_query(context: SinkContext) -> View:
         }
         try:
             data = api.execute_graphql(_QUERY, said, timeout=ASK_TIMEOUT_S)
-        except client.api_failure() as exc:
+        except core.api_failure() as exc:
             if "Unknown operation" not in str(exc):
                 raise SinkUnavailable(_reason(exc)) from exc
             # wandb-core names the operation "", which servers that go by the book refuse.
@@ -149,7 +149,7 @@ def _post(url: str, key: str, said: dict[str, Any]) -> dict[str, Any]:
         with urllib.request.urlopen(request, timeout=ASK_TIMEOUT_S) as answer:
             return dict(json.loads(answer.read())["data"])
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as exc:
-        why = client.without_secrets(exc)
+        why = core.without_secrets(exc)
         raise SinkUnavailable(f"the W&B server can't be asked: {why}") from exc
 
 
@@ -176,4 +176,4 @@ def _reason(exc: Any) -> str:
         return f"the W&B server answers HTTP {status}"
     if exc.response is None:
         return f"the W&B server can't be reached, or gives no answer in {ASK_TIMEOUT_S:.0f} s"
-    return client.without_secrets(exc)
+    return core.without_secrets(exc)

@@ -30,7 +30,7 @@ import msgspec
 from shared.clock import Clock, SystemClock
 from telemetry.rows import Row
 from telemetry.sinks.base import Position, SinkContext, SinkRejected, SinkUnavailable
-from telemetry.sinks.wandb import client, offline
+from telemetry.sinks.wandb import client, core, offline
 from telemetry.sinks.wandb.link import LinkFile
 from telemetry.sinks.wandb.local import PLACE, UNRESOLVED, LocalPart, LocalRun, Spot, part_from
 from telemetry.sinks.wandb.online import Away, OnlineRun
@@ -73,7 +73,7 @@ class WandbSink:
         self._go_on_from(position)
         if self._mode == "disabled":
             return self._row
-        client.check_installed()
+        core.check_installed()
         self._wait_for_other_senders()
         if self._mode == "online":
             self._open_online()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from telemetry.sinks.base import START, Position, SinkRejected, SinkUnavailable
-from telemetry.sinks.wandb import WandbSink, client
+from telemetry.sinks.wandb import WandbSink, core
 
 from .conftest import make_context
 
@@ -19,7 +19,7 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
 def test_a_missing_wandb_says_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client.library.cache_clear()
+    core.library.cache_clear()
     monkeypatch.setitem(sys.modules, "wandb", None)
 
     with pytest.raises(SinkUnavailable, match=r"pip install 'training-telemetry\[wandb\]'"):
@@ -30,7 +30,7 @@ def test_a_wandb_that_crashes_at_import_makes_the_sink_unavailable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only this sink stops, and it is tried again. Faults, row 17."""
-    client.library.cache_clear()
+    core.library.cache_clear()
     for name in [n for n in sys.modules if n == "wandb" or n.startswith("wandb.")]:
         monkeypatch.delitem(sys.modules, name)
     (tmp_path / "wandb.py").write_text("raise TypeError('Descriptors cannot be created directly')")
@@ -38,7 +38,7 @@ def test_a_wandb_that_crashes_at_import_makes_the_sink_unavailable(
 
     with pytest.raises(SinkUnavailable, match="can't be imported: TypeError: Descriptors"):
         WandbSink(make_context(tmp_path / "run", "online")).open(START)
-    client.library.cache_clear()
+    core.library.cache_clear()
 
 
 def test_disabled_nothing_of_wandb_is_loaded_or_written(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_position_of_something_else_is_rejected(tmp_path: Path) -> None:
     "text", [f"key {KEY} refused", "https://me:secret@host/x", f"local{KEY}", "a\nb"]
 )
 def test_an_error_is_one_line_without_secrets(text: str) -> None:
-    shown = client.without_secrets(ValueError(text))
+    shown = core.without_secrets(ValueError(text))
 
     assert KEY not in shown
     assert "secret" not in shown
