@@ -34,6 +34,8 @@ class Variant:
 
 
 _FROM_THE_START = {"stage1": 0.0, "stage2": 0.0}
+# What the paper has for this size, and the shipped one has not.
+_PUBLISHED = {"percentile_momentum": 0.95, "alpha_init": 0.05, "alpha_target": 0.5}
 _QDYT_ENDS = {"embed_norm": "qdyt", "final_norm": "qdyt"}
 
 _ALL = (
@@ -43,6 +45,12 @@ _ALL = (
     Variant("dense_same_rate", "dense fp32 at the rate of all others", form="dense"),
     Variant("float", "own fp32 form: QDyT blocks, mixers", form="float"),
     Variant("ternary", "shipped: ternary, int4, stages, QDrop"),
+    Variant("published", "published range momentum and alpha", _PUBLISHED),
+    Variant("slow_ranges", "published range momentum, 0.95", {"percentile_momentum": 0.95}),
+    Variant(
+        "small_alpha", "published alpha, 0.05 to 0.5", {"alpha_init": 0.05, "alpha_target": 0.5}
+    ),
+    Variant("float_activations", "activations unquantized", {"activation_mode": "float"}),
     Variant("mixers_none", "mixers none", {"mixers": "none"}),
     Variant("mixers_dpd", "mixers DPD", {"mixers": "dpd"}),
     Variant("absmax", "absmax ranges", {"activation_mode": "absmax"}),
@@ -56,7 +64,7 @@ _ALL = (
     Variant(
         "paper",
         "the paper's form: paper thresholds, QDyT everywhere",
-        {"weight_mode": "paper", **_QDYT_ENDS},
+        {"weight_mode": "paper", **_QDYT_ENDS, **_PUBLISHED},
     ),
 )
 
