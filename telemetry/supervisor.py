@@ -25,6 +25,8 @@ from telemetry.sinkprocess import SinkProcess, SinkStatus
 log = logging.getLogger("telemetry.supervisor")
 
 TURN_S: Final = 0.25
+PROBE_NS: Final = 30_000_000_000
+"""Between two tries of one sink by ended runs, while it can't be had."""
 
 
 def sink_command(sink: str, run_dir: Path) -> list[str]:
@@ -55,6 +57,8 @@ class Supervisor:
         self._json_cache: dict[Path, tuple[tuple[int, int], dict[str, Any]]] = {}
         self._statuses: list[SinkStatus] = []
         self._backlog: set[tuple[str, str]] = set()
+        self._probed_ns: dict[str, int] = {}
+        """When a sink that could not be had was last tried again, by its name."""
         self._is_paused = False
         self._is_ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor")
@@ -104,9 +108,13 @@ class Supervisor:
         for item in list(self._sinks_of.values()):
             item.listen(now)
             item.reap(now)
+            if item.state == "done":
+                self._probed_ns.pop(item.sink, None)
             item.kill_if_hanging(self._sink_timeout_ns, now)
         for key, is_running in wanted:
             item = self._item(key)
+            if not is_running and self._is_probed(item):
+                continue
             self._start_if_due(item, is_draining=is_draining)
             # A run that goes on without us is brought up to date, not finished.
             if is_draining and is_running:
@@ -189,6 +197,19 @@ class Supervisor:
         ):
             return
         item.start(self._command(item.sink, item.run_dir), now)
+        if item.failures:
+            self._probed_ns[item.sink] = now
+
+    def _is_probed(self, item: SinkProcess) -> bool:
+        """Whether another ended run is asking already if this sink can be had again.
+
+        With hundreds of them, each asking for itself, a server that is away would
+        keep this machine busy.
+        """
+        if item.state != "unavailable":
+            return False
+        since_ns = self._clock.monotonic_ns() - self._probed_ns.get(item.sink, -PROBE_NS)
+        return since_ns < PROBE_NS
 
 
 def _has_all(cursor: dict[str, Any] | None, info: dict[str, Any]) -> bool:

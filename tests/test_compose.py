@@ -235,8 +235,8 @@ def test_a_key_is_passed_on_and_written_down_nowhere(services):
 
 def test_the_mode_of_wandb_comes_from_the_environment(services):
     """One variable for the run and for the host's own; both start without an account."""
-    assert "--wandb_mode=${WANDB_MODE:-online}" in services["trainer"]["command"]
-    assert services["telemetry"]["environment"]["TELEMETRY_WANDB_MODE"] == "${WANDB_MODE:-online}"
+    assert "--wandb_mode=${WANDB_MODE:-offline}" in services["trainer"]["command"]
+    assert services["telemetry"]["environment"]["TELEMETRY_WANDB_MODE"] == "${WANDB_MODE:-offline}"
 
 
 def test_a_build_sees_only_what_its_image_needs():

@@ -164,6 +164,22 @@ def test_one_that_can_not_be_had_now_is_tried_again(place):
     assert len(starts(run_dir)) == 2
 
 
+def test_many_ended_runs_ask_one_at_a_time_for_a_sink_that_can_not_be_had(place):
+    """A server that is away does not get, or cost, a process a run at each try. Row 15."""
+    runs = [place.run("unavailable", run_id=f"r{i}", state="ended", endings=1) for i in range(5)]
+    supervisor = place.watch()
+    wait_until(lambda: all(s.restarts for s in supervisor.snapshot()) and supervisor.snapshot())
+
+    for _ in range(10):
+        place.clock.mono += 30 * SECOND_NS
+        turns(supervisor, 8)
+        wait_until(lambda: all(s.state == "unavailable" for s in supervisor.snapshot()))
+    tries = sum(len(starts(run_dir)) for run_dir in runs)
+
+    # Each for itself, with back-off, would have made five times as many.
+    assert 5 < tries <= 5 + 10
+
+
 def test_inspect_tells_of_a_crash_loop(place, capsys):
     """While it goes on, and from outside the sidecar."""
     run_dir = place.run("crash")
