@@ -76,19 +76,25 @@ class Sidecar:
             log.error("sidecar did not drain in %.0f s, ending it", timeout_s)
             self._process.kill()
             self._process.wait()
+        self._say_if_hopeless(self._process.returncode)
 
     def _note_death(self, code: int) -> None:
         assert self._process is not None and self._process.stdin is not None
         self._process.stdin.close()
         self._process = None
         self._failures += 1
-        if code in (EXIT_USAGE, EXIT_RUNNING):
-            log.error("sidecar ended with exit code %d; the command goes on without it", code)
-            self._is_hopeless = True
+        if self._say_if_hopeless(code):
             return
         delay_s = min(0.25 * 2**self._failures, RESTART_MAX_S) * random.uniform(0.5, 1.0)
         self._not_before_s = time.monotonic() + delay_s
         log.warning("sidecar died (exit code %d), retry_s=%.1f", code, delay_s)
+
+    def _say_if_hopeless(self, code: int) -> bool:
+        """Whether the same start would end the same way."""
+        if code in (EXIT_USAGE, EXIT_RUNNING):
+            log.error("sidecar ended with exit code %d; the command goes on without it", code)
+            self._is_hopeless = True
+        return self._is_hopeless
 
 
 def launch(command: Sequence[str], config: ServeConfig) -> int:

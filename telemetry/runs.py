@@ -226,6 +226,7 @@ class Runs:
         self._session = session
         self._clock = clock
         self._open: dict[str, Run] = {}
+        self._told_of: set[str] = set()
 
     def open(self, run_id: str) -> Run:
         """The run of this id, created if it is new.
@@ -257,11 +258,18 @@ class Runs:
     def __iter__(self) -> Iterator[Run]:
         return iter(list(self._open.values()))
 
+    @property
+    def told_of(self) -> set[str]:
+        """Every run that was introduced while it was open here, also those released since."""
+        return self._told_of | {run.run_id for run in self if run.is_started}
+
     def get(self, run_id: str) -> Run | None:
         return self._open.get(run_id)
 
     def release(self, run: Run) -> None:
         """Close a run that has ended; it is opened again when it is needed."""
+        if run.is_started:
+            self._told_of.add(run.run_id)
         run.close()
         self._open.pop(run.run_id, None)
 

@@ -88,7 +88,6 @@ class Service:
         self._ticked_ns = 0
         self._failures = 0
         self._health = Health()
-        self._seen: set[str] = set()
         self._status = None if config.http == "off" else StatusServer(config.http, self.health)
 
     def run(self) -> int:
@@ -191,7 +190,6 @@ class Service:
         if not self.stop.is_set():
             self._keep_sampler()
         active = [run for run in self._runs if not run.is_ended]
-        self._seen |= {run.run_id for run in self._runs if run.is_started}
         self._health = Health(
             is_writable=self._ingest.is_writable,
             detail="" if self._ingest.is_writable else "no room on disk",
@@ -273,10 +271,11 @@ class Service:
         self._guarded_turn()
         self._tick()
         self._supervisor.end(left_s())
-        backlog = {pair for pair in self._supervisor.backlog if pair[0] in self._seen}
+        told_of = self._runs.told_of
+        backlog = {pair for pair in self._supervisor.backlog if pair[0] in told_of}
         open_runs = {run.run_id for run in self._runs if not run.is_ended}
         backlog = {pair for pair in backlog if pair[0] not in open_runs}
-        print_summary(self._runs.directory, sorted(self._seen), backlog)
+        print_summary(self._runs.directory, sorted(told_of), backlog)
         return EXIT_BACKLOG if backlog else EXIT_OK
 
 

@@ -453,3 +453,17 @@ def test_run_json_is_json_for_people(station):
     text = run_file(station).read_text()
 
     assert text.endswith("}\n") and json.loads(text)["run_id"] == "r"
+
+
+def test_a_run_that_began_and_ended_between_two_looks_is_told_of(station):
+    """However short it was, and although its journal is closed again."""
+    producer = begun(station)
+    producer.emit(finished("finished"))
+    producer.fin()
+    station.ingest.commit()
+
+    station.ingest.tick()
+    station.ingest.tick()
+
+    assert station.runs.get("r") is None, "it should have been released"
+    assert station.runs.told_of == {"r"}
