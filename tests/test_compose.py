@@ -370,12 +370,12 @@ class Stack:
         # Any free port; and whoever runs the tests may have an account.
         self._environ = dict(os.environ, TENSORBOARD_PORT="0", WANDB_API_KEY="", WANDB_MODE="")
 
-    def __call__(self, *words: str) -> str:
+    def __call__(self, *words: str, codes: tuple[int, ...] = (0,)) -> str:
         done = subprocess.run(
             [*self._command, *words],
             capture_output=True, text=True, cwd=ROOT, env=self._environ, timeout=1200,
         )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode in codes, done.stdout + done.stderr
         return done.stdout
 
     def state(self, service: str) -> dict[str, Any]:
@@ -418,7 +418,8 @@ def test_a_sidecar_killed_in_mid_run_loses_nothing(stack):
     stack("up", "-d", "--build")
     stack.wait_for(lambda: "step 20/" in stack("logs", "trainer"), "step 20", 600)
 
-    stack("exec", "-T", "telemetry", "python", "-c", KILL_SERVE)
+    # 137: the container may be gone before the one who killed it.
+    stack("exec", "-T", "telemetry", "python", "-c", KILL_SERVE, codes=(0, 137))
 
     stack.wait_for(lambda: stack.state("trainer")["Status"] == "exited", "the end", 900)
     stack.wait_for(lambda: stack.state("telemetry")["Health"]["Status"] == "healthy", "health", 90)
