@@ -133,7 +133,7 @@ class QuantizedLinear(ScheduledModule):
     def _absmean_weight(self, dropped: Tensor | None) -> Tensor:
         codes, scale = absmean_ternary(self.weight.detach())
         if dropped is not None:
-            codes = torch.where(dropped, 0.0, codes)
+            codes.mul_(~dropped)
         # Nothing here is learned but the weight, so plain straight-through will do.
         return straight_through(self.weight, codes * scale)
 
