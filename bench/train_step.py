@@ -28,6 +28,7 @@ from torch import nn
 
 from bench.dense import DenseEncoder
 from shared.ids import new_run_id
+from trainer.allocator import keep_freed_memory
 from trainer.data import Batch, Masking, mask_for_training
 from trainer.model import BitNetQDyT, ModelConfig
 from trainer.observe import Observer, RunFacts, open_emitter
@@ -233,6 +234,8 @@ def main() -> None:
     parser.add_argument("--peak_tflops", type=float, default=989.0, help="of the GPU, for MFU")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.device == "cpu":
+        keep_freed_memory()
     if options.telemetry:
         for size in options.sizes:
             compare_telemetry(size, options)

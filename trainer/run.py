@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from trainer.allocator import keep_freed_memory
 from trainer.args import TrainArgs
 from trainer.configure import describe_model
 from trainer.data import Batch, TrainingBatches, evaluation_batches, load_batches
@@ -108,6 +109,8 @@ def build_training(
     args, plan, device = prepared.args, prepared.plan, prepared.device
     processes = prepared.processes
     torch.manual_seed(args.seed)
+    if device.type == "cpu":
+        keep_freed_memory()
     model = BitNetQDyT(prepared.model_config, seed=args.seed).to(device)
     model_facts = describe_model(model, prepared.model_config)
     observer.config_updated(model_facts)

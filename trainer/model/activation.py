@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from trainer.model.config import ModelConfig
-from trainer.model.integer import largest_level
+from trainer.model.integer import bypassed_to, largest_level
 from trainer.model.noise import centred_uniform_like
 from trainer.model.precision import ScheduledModule, StageBits
 from trainer.model.readings import ObservedModule, quantizer_readings
@@ -105,13 +105,12 @@ class ActivationQuantizer(ScheduledModule, ObservedModule):
         if self.training:
             self._follow(x.detach().flatten(0, -2), rows, self.bits)
         steps = self.steps(self.bits)
-        quantized = quantize_activation(x, steps, self.bits, stochastic=self.training)
-        if not (self.training and self.qdrop_probability > 0.0):
-            return quantized
-        # The choice stays on the device: read by the host, it would stall every forward.
-        bypass = torch.rand((), device=x.device) < self.qdrop_probability
-        self.bypassed.copy_(bypass)
-        return torch.where(bypass, x, quantized)
+        bypass = None
+        if self.training and self.qdrop_probability > 0.0:
+            # The choice stays on the device: read by the host, it would stall every forward.
+            chance = torch.rand((), device=x.device)
+            bypass = self.bypassed.copy_(chance < self.qdrop_probability).clone()
+        return quantize_activation(x, steps, self.bits, stochastic=self.training, bypass=bypass)
 
     def steps(self, bits: int) -> Tensor:
         """Distance of two levels of each channel at so many bits, (channels,)."""
@@ -141,27 +140,39 @@ class ActivationQuantizer(ScheduledModule, ObservedModule):
             )
 
 
-def quantize_activation(x: Tensor, steps: Tensor, bits: int, *, stochastic: bool) -> Tensor:
+def quantize_activation(
+    x: Tensor, steps: Tensor, bits: int, *, stochastic: bool, bypass: Tensor | None = None
+) -> Tensor:
     """x on its levels, (..., channels), with steps (channels,).
 
-    The gradient passes straight through where |x / step| <= L and is 0 elsewhere.
+    The gradient passes straight through where |x / step| <= L and is 0 elsewhere. Where
+    bypass, () float, is 1 and not 0, the result is x, and the gradient passes everywhere.
     """
     apply: Callable[..., Tensor] = _QuantizeActivation.apply
-    return apply(x, steps, largest_level(bits), stochastic)
+    return apply(x, steps, largest_level(bits), stochastic, bypass)
 
 
 class _QuantizeActivation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, steps: Tensor, level: int, stochastic: bool) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        steps: Tensor,
+        level: int,
+        stochastic: bool,
+        bypass: Tensor | None,
+    ) -> Tensor:
         # steps is float32 also under autocast: in half precision the rounding noise
         # itself would be rounded, at 127 levels to a sixteenth of a step.
         scaled = x / steps
-        ctx.save_for_backward(scaled.abs() <= level)
+        inside = scaled.abs() <= level
+        ctx.save_for_backward(inside if bypass is None else inside.logical_or_(bypass))
         if stochastic:
             scaled += centred_uniform_like(scaled)
-        return scaled.round_().clamp_(-level, level).mul_(steps).to(x.dtype)
+        quantized = scaled.round_().clamp_(-level, level).mul_(steps).to(x.dtype)
+        return bypassed_to(x, quantized, bypass)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (inside,) = ctx.saved_tensors
-        return grads[0] * inside, None, None, None
+        return grads[0] * inside, None, None, None, None

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.model.config import TERNARY_BITS, ModelConfig
-from trainer.model.integer import integer_codes, integer_weights
+from trainer.model.integer import bypassed_to, integer_codes, integer_weights
 from trainer.model.noise import random_mask_like
 from trainer.model.precision import ScheduledModule, StageBits
 from trainer.model.ternary import (
@@ -99,43 +99,48 @@ class QuantizedLinear(ScheduledModule):
         return codes, F.softplus(self.raw_scale)
 
     def _weight_in_force(self) -> Tensor:
-        quantized = self._ternary_weight() if self.is_ternary else self._integer_weight()
-        if not (self.training and self.qdrop_probability > 0.0) or self.bits is None:
-            return quantized
-        bypass = torch.rand((), device=self.weight.device) < self.qdrop_probability
-        self.bypassed.copy_(bypass)
-        return torch.where(bypass, self.weight, quantized)
+        bypass = None
+        if self.training and self.qdrop_probability > 0.0 and self.bits is not None:
+            # The choice stays on the device: read by the host, it would stall every forward.
+            chance = torch.rand((), device=self.weight.device)
+            bypass = self.bypassed.copy_(chance < self.qdrop_probability).clone()
+        if self.is_ternary:
+            return self._ternary_weight(bypass)
+        return self._integer_weight(bypass)
 
-    def _integer_weight(self) -> Tensor:
+    def _integer_weight(self, bypass: Tensor | None) -> Tensor:
         columns = (self.raw_scale, self.threshold, self.dead_zone)
         return integer_weights(
             self.weight,
             self.bits,
             dither=self.dither and self.training,
+            bypass=bypass,
             idle=tuple(column for column in columns if column is not None),
         )
 
-    def _ternary_weight(self) -> Tensor:
-        dropped = None
+    def _ternary_weight(self, bypass: Tensor | None) -> Tensor:
+        kept = None
         if self.training and self.ternary_dropout > 0.0:
-            dropped = random_mask_like(self.weight, self.ternary_dropout)
+            kept = random_mask_like(self.weight, 1.0 - self.ternary_dropout)
         if self.raw_scale is None or self.threshold is None or self.dead_zone is None:
-            return self._absmean_weight(dropped)
+            return self._absmean_weight(kept, bypass)
         return learned_ternary(
             self.weight,
             self.raw_scale,
             self.threshold,
             self.dead_zone,
             grad_clip=self.grad_clip,
-            dropped=dropped,
+            kept=kept,
+            bypass=bypass,
         )
 
-    def _absmean_weight(self, dropped: Tensor | None) -> Tensor:
+    def _absmean_weight(self, kept: Tensor | None, bypass: Tensor | None) -> Tensor:
         codes, scale = absmean_ternary(self.weight.detach())
-        if dropped is not None:
-            codes.mul_(~dropped)
+        if kept is not None:
+            codes.mul_(kept.to(codes.dtype))
         # Nothing here is learned but the weight, so plain straight-through will do.
-        return straight_through(self.weight, codes * scale)
+        quantized = bypassed_to(self.weight.detach(), codes.mul_(scale), bypass)
+        return straight_through(self.weight, quantized)
 
     def _start(self) -> TernaryStart:
         start = paper_start if self.mode == "paper" else symmetric_start

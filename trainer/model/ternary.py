@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer.model.integer import bypassed_to
+
 MIN_DEAD_ZONE = 1e-6
 
 
@@ -114,16 +116,18 @@ def learned_ternary(
     dead_zone: Tensor,
     *,
     grad_clip: float | Tensor,
-    dropped: Tensor | None = None,
+    kept: Tensor | None = None,
+    bypass: Tensor | None = None,
 ) -> Tensor:
     """softplus(raw_scale) * q, differentiable in all four tensors.
 
-    Shapes: w (out, in), the three columns (out, 1), dropped (out, in) bool; codes
-    where dropped is true are 0. Each column's gradient is clipped to +-grad_clip.
+    Shapes: w (out, in), the three columns (out, 1), kept (out, in) of 1 and 0; codes
+    where kept is 0 are 0. Each column's gradient is clipped to +-grad_clip.
+    Where bypass, () float, is 1 and not 0, the result is w, and the columns' gradient 0.
     """
     scale = F.softplus(raw_scale)
     apply: Callable[..., Tensor] = _LearnedTernary.apply
-    return apply(w, scale, threshold, dead_zone, grad_clip, dropped)
+    return apply(w, scale, threshold, dead_zone, grad_clip, kept, bypass)
 
 
 class _LearnedTernary(torch.autograd.Function):
@@ -145,24 +149,26 @@ class _LearnedTernary(torch.autograd.Function):
         threshold: Tensor,
         dead_zone: Tensor,
         grad_clip: float | Tensor,
-        dropped: Tensor | None,
+        kept: Tensor | None,
+        bypass: Tensor | None,
     ) -> Tensor:
         codes = ternary_codes(w, threshold, dead_zone)
-        if dropped is not None:
-            codes.mul_(~dropped)
+        if kept is not None:
+            codes.mul_(kept.to(codes.dtype))
         # The codes are computed again in backward: kept, they would take as much
         # memory as the weights themselves.
-        ctx.save_for_backward(w, scale, threshold, dead_zone, dropped)
+        ctx.save_for_backward(w, scale, threshold, dead_zone, kept, bypass)
         ctx.grad_clip = grad_clip
-        return codes.mul_(scale)
+        return bypassed_to(w, codes.mul_(scale), bypass)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (g,) = grads
-        w, scale, threshold, dead_zone, dropped = ctx.saved_tensors
+        w, scale, threshold, dead_zone, kept, bypass = ctx.saved_tensors
         delta = dead_zone.clamp(min=MIN_DEAD_ZONE)
         root_n = w.shape[1] ** 0.5
-        acting = g if dropped is None else g * ~dropped
+        acted = 1.0 if bypass is None else 1.0 - bypass.to(g.dtype)
+        acting = g if kept is None else g * kept.to(g.dtype)
         magnitude = w - threshold
         signed = torch.sign(magnitude).mul_(acting)
         magnitude.abs_()
@@ -178,9 +184,10 @@ class _LearnedTernary(torch.autograd.Function):
         clip = ctx.grad_clip
         return (
             g,
-            grad_scale.clamp(-clip, clip),
-            grad_threshold.clamp(-clip, clip),
-            grad_dead_zone.clamp(-clip, clip),
+            grad_scale.clamp(-clip, clip) * acted,
+            grad_threshold.clamp(-clip, clip) * acted,
+            grad_dead_zone.clamp(-clip, clip) * acted,
+            None,
             None,
             None,
         )

@@ -186,6 +186,18 @@ def test_qdrop_bypasses_the_quantizer_in_training_only():
     assert quantizer.bypassed == 1.0
 
 
+def test_a_bypassed_quantizer_lets_the_gradient_through_beyond_its_range():
+    """What was not clipped has no reason to be without gradient."""
+    x = torch.tensor([[0.1, 9.0]], requires_grad=True)
+
+    for bypass, expected in ((0.0, [1.0, 0.0]), (1.0, [1.0, 1.0])):
+        x.grad = None
+        steps, choice = torch.tensor([0.1, 0.1]), torch.tensor(bypass)
+        quantize_activation(x, steps, 4, stochastic=False, bypass=choice).sum().backward()
+
+        assert x.grad.tolist() == [expected]
+
+
 def test_qdrop_bypasses_about_as_often_as_its_probability():
     """Each mini-batch is decided anew."""
     torch.manual_seed(0)

@@ -69,7 +69,7 @@ def test_centred_noise_is_uniform_over_one_step():
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.05, 0.5])
-def test_a_random_mask_is_true_as_often_as_asked(probability):
+def test_a_random_mask_is_1_as_often_as_asked(probability):
     """Counted over a hundred thousand elements."""
     torch.manual_seed(0)
 

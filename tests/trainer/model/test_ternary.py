@@ -97,12 +97,25 @@ def test_a_dropped_weight_is_zero_and_tells_its_columns_nothing():
     """With every sign dropped nothing is left to learn a scale from."""
     w = make_weights(5).requires_grad_()
     raw, threshold, dead_zone = columns_of(w.detach())
-    everything = torch.ones_like(w, dtype=torch.bool)
+    nothing = torch.zeros_like(w, dtype=torch.int16)
 
-    quantized = learned_ternary(w, raw, threshold, dead_zone, grad_clip=1.0, dropped=everything)
+    quantized = learned_ternary(w, raw, threshold, dead_zone, grad_clip=1.0, kept=nothing)
     quantized.sum().backward()
 
     assert (quantized == 0).all()
+    assert all((column.grad == 0).all() for column in (raw, threshold, dead_zone))
+    assert (w.grad == 1).all()
+
+
+def test_a_bypassed_weight_is_itself_and_tells_its_columns_nothing():
+    """QDrop's choice is exact, and what took no part learns nothing from it."""
+    w = make_weights(5).requires_grad_()
+    raw, threshold, dead_zone = columns_of(w.detach())
+
+    quantized = learned_ternary(w, raw, threshold, dead_zone, grad_clip=1.0, bypass=torch.ones(()))
+    quantized.sum().backward()
+
+    assert torch.equal(quantized, w)
     assert all((column.grad == 0).all() for column in (raw, threshold, dead_zone))
     assert (w.grad == 1).all()
 
