@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.data import Batch
+from trainer.model.once import quantized_once
 from trainer.processes import Processes
 from trainer.work_clock import WorkClock
 
@@ -58,22 +59,23 @@ class Stepper:
         """
         world_size = self.processes.world_size
         predicted = sum(len(b.predicted) + b.predicted_elsewhere for b in micro_batches)
+        # The mean that DDP takes over the processes is undone in advance.
+        whole = sum(len(b.predicted) for b in micro_batches) / predicted * world_size
+        # As a tensor of the scaler's making: its get_scale() would wait for the device.
+        self.model.set_loss_scale(self.scaler.scale(torch.full((), whole, device=self.device)))
         part = torch.zeros((), device=self.device)
-        for number, cpu_batch in enumerate(micro_batches, 1):
-            is_last = number == len(micro_batches)
-            batch = cpu_batch.to(self.device)
-            share = len(batch.predicted) / predicted
-            # The mean that DDP takes over the processes is undone in advance.
-            scale = share * world_size
-            # As a tensor of the scaler's making: its get_scale() would wait for the device.
-            self.model.set_loss_scale(self.scaler.scale(torch.full((), scale, device=self.device)))
-            with nullcontext() if is_last else self.processes.no_sync(self.network):
-                with self.autocast():
-                    loss = self.network(*batch[:4]).loss
-                if is_last:
-                    self.work.end()
-                self.scaler.scale(loss * scale).backward()
-            part += loss.detach() * share
+        with quantized_once(self.model) if len(micro_batches) > 1 else nullcontext():
+            for number, cpu_batch in enumerate(micro_batches, 1):
+                is_last = number == len(micro_batches)
+                batch = cpu_batch.to(self.device)
+                share = len(batch.predicted) / predicted
+                with nullcontext() if is_last else self.processes.no_sync(self.network):
+                    with self.autocast():
+                        loss = self.network(*batch[:4]).loss
+                    if is_last:
+                        self.work.end()
+                    self.scaler.scale(loss * share * world_size).backward()
+                part += loss.detach() * share
         return part
 
     def update(self, optimizer: torch.optim.Optimizer) -> None:

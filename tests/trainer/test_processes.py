@@ -73,15 +73,17 @@ def last(output_dir: Path) -> Path:
     return checkpoints / (checkpoints / "latest").read_text().strip()
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
 def test_two_processes_do_what_one_does_with_the_same_global_batch(
-    small_run, recorder, tmp_path, capsys
+    small_run, recorder, tmp_path, capsys, accumulation
 ):
     """Same rows, same masks, every token counts the same: the losses and the weights agree."""
     both, alone = tmp_path / "both", tmp_path / "alone"
     run = [*small_run, *FLOAT]
 
-    said = run_two([*run, "--output_dir", str(both)])
-    main([*run, "--output_dir", str(alone), "--gradient_accumulation_steps", "2"])
+    each, all_of_them = (["--gradient_accumulation_steps", str(accumulation * n)] for n in (1, 2))
+    said = run_two([*run, *each, "--output_dir", str(both)])
+    main([*run, *all_of_them, "--output_dir", str(alone)])
 
     expected = losses(capsys.readouterr().err)
     assert len(expected) == 4

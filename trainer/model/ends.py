@@ -22,6 +22,7 @@ from trainer.model.config import ModelConfig
 from trainer.model.integer import integer_weights
 from trainer.model.mixing import largest_block
 from trainer.model.norms import make_norm
+from trainer.model.once import QuantizesWeight
 from trainer.model.precision import ScheduledModule, end_stage_bits
 from trainer.schedule import ScheduleState
 
@@ -70,7 +71,7 @@ class Embedding(ScheduledModule):
         return out
 
 
-class LanguageModelHead(ScheduledModule):
+class LanguageModelHead(ScheduledModule, QuantizesWeight):
     """Norm, then logits by a matrix of its own; it is not tied to the embedding."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -92,5 +93,8 @@ class LanguageModelHead(ScheduledModule):
     def forward(self, hidden: Tensor) -> Tensor:
         """(M, d_model) -> (M, vocab_size)."""
         quantized = self.input(self.norm(hidden, None))
-        weight = integer_weights(self.weight, self.bits, group=self.group)
-        return F.linear(quantized, weight, self.bias)
+        return F.linear(quantized, self.weight_in_force(), self.bias)
+
+    def quantized_weight(self) -> Tensor:
+        """(vocab_size, d_model), at the bits in force."""
+        return integer_weights(self.weight, self.bits, group=self.group)

@@ -1,4 +1,4 @@
-"""A linear layer whose weight is quantized anew, and once, in every forward pass.
+"""A linear layer with a quantized weight.
 
 In: activations that are quantized already.
 Out: their product with the weight at the bits in force.
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trainer.model.config import TERNARY_BITS, ModelConfig
 from trainer.model.integer import bypassed_to, integer_codes, integer_weights
 from trainer.model.noise import random_mask_like
+from trainer.model.once import QuantizesWeight
 from trainer.model.precision import ScheduledModule, StageBits
 from trainer.model.ternary import (
     TernaryStart,
@@ -28,7 +29,7 @@ from trainer.model.ternary import (
 from trainer.schedule import ScheduleState
 
 
-class QuantizedLinear(ScheduledModule):
+class QuantizedLinear(ScheduledModule, QuantizesWeight):
     """Int8 or ternary, as the schedule says. Weights start as N(0, 1 / d_in).
 
     raw_scale, threshold and dead_zone, each (out, 1), are there where the layer has a
@@ -74,7 +75,7 @@ class QuantizedLinear(ScheduledModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d_in) -> (..., d_out)."""
-        return F.linear(x, self._weight_in_force())
+        return F.linear(x, self.weight_in_force())
 
     @property
     def is_ternary(self) -> bool:
@@ -98,7 +99,8 @@ class QuantizedLinear(ScheduledModule):
         codes = ternary_codes(self.weight, self.threshold, self.dead_zone)
         return codes, F.softplus(self.raw_scale)
 
-    def _weight_in_force(self) -> Tensor:
+    def quantized_weight(self) -> Tensor:
+        """(out, in), at the bits in force, with the noise of training while it trains."""
         bypass = None
         if self.training and self.qdrop_probability > 0.0 and self.bits is not None:
             # The choice stays on the device: read by the host, it would stall every forward.
