@@ -4,7 +4,7 @@ In: sizes, a batch, a number of rounds.
 Out: a Markdown table of medians and ratios.
 Never: compares figures of two runs. All contenders take turns, a few steps each, so that
 what else the machine does at the time falls on all of them; a ratio is the median over
-the rounds of the ratio within a round.
+the rounds of the ratio within a round, beside it the quartiles.
 
     python -m bench.train_step --sizes small base
     python -m bench.train_step --sizes small --telemetry
@@ -86,28 +86,32 @@ class Listened:
 
 
 def take_turns(contenders: dict[str, Step], rounds: int, steps: int, wait: Step) -> dict[str, Any]:
-    """Seconds a step of each contender, by round; the first round is not counted.
+    """Seconds a step of each contender, by round; the first two rounds are not counted.
+
+    Whoever begins a round ends the next one.
 
     On a CPU they are this process's own, of all its threads: what other programs take of a
     shared machine is not in them.
     """
     clock = time.perf_counter if torch.cuda.is_initialized() else time.process_time
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(rounds + 1):
-        for name, step in contenders.items():
+    for number in range(rounds + 2):
+        turns = list(contenders.items())
+        for name, step in turns if number % 2 else reversed(turns):
             began = clock()
             for _ in range(steps):
                 step()
             wait()
-            if number:
+            if number > 1:
                 seconds[name].append((clock() - began) / steps)
     return seconds
 
 
-def ratio(seconds: dict[str, list[float]], ours: str, theirs: str) -> float:
-    """Median over the rounds."""
+def ratios(seconds: dict[str, list[float]], ours: str, theirs: str) -> tuple[float, float, float]:
+    """Lower quartile, median and upper quartile over the rounds."""
     pairs = zip(seconds[ours], seconds[theirs], strict=True)
-    return statistics.median(a / b for a, b in pairs)
+    low, middle, high = statistics.quantiles((a / b for a, b in pairs), method="inclusive")
+    return low, middle, high
 
 
 def make_batches(options: argparse.Namespace) -> list[Batch]:
@@ -133,7 +137,8 @@ def compare_with_dense(size: str, options: argparse.Namespace) -> None:
         )
         medians = {name: statistics.median(values) for name, values in seconds.items()}
         cells = [size, stage, f"{medians['dense'] * 1e3:.0f}", f"{medians['ours'] * 1e3:.0f}"]
-        cells.append(f"{ratio(seconds, 'ours', 'dense'):.2f}")
+        low, middle, high = ratios(seconds, "ours", "dense")
+        cells += [f"{middle:.2f}", f"{low:.2f} to {high:.2f}"]
         if options.device != "cpu":
             tokens = options.batch_size * options.length / medians["ours"]
             cells.append(f"{tokens:,.0f} tokens/s, {mfu(ours.model, tokens, options):.1%} MFU")
@@ -179,7 +184,7 @@ def measure_diagnostics(size: str, ours: Contender, options: argparse.Namespace)
 
     contenders = {"plain": ours.step, "observed": observed}
     seconds = take_turns(contenders, options.rounds, 1, waiter(options))
-    extra = ratio(seconds, "observed", "plain") - 1
+    extra = ratios(seconds, "observed", "plain")[1] - 1
     print(
         f"\nDiagnostics and histograms of {size}: {extra:.2f} of a step a sample, "
         f"{extra / DIAGNOSTICS_INTERVAL:.2%} of all steps at the default interval of "
@@ -207,10 +212,11 @@ def compare_telemetry(size: str, options: argparse.Namespace) -> None:
         recorded = emitter.close()
         if sidecar is not None:
             sidecar.close(print)
+    low, middle, high = ratios(seconds, "on", "off")
     print(
         f"\nTelemetry on against off, {size}, metrics in every step, all recorded: {recorded}. "
-        f"Ratio {ratio(seconds, 'on', 'off'):.3f}, median of {options.rounds} rounds of "
-        f"{options.steps} steps each.\n"
+        f"Ratio {middle:.3f} ({low:.3f} to {high:.3f}), median and quartiles of "
+        f"{options.rounds} rounds of {options.steps} steps each.\n"
     )
 
 
@@ -240,7 +246,7 @@ def main() -> None:
         for size in options.sizes:
             compare_telemetry(size, options)
         return
-    print("| size | stage | dense, ms | ours, ms | ratio |\n|---|---|---|---|---|")
+    print("| size | stage | dense, ms | ours, ms | ratio | quartiles |\n|---|---|---|---|---|---|")
     for size in options.sizes:
         compare_with_dense(size, options)
 

@@ -38,7 +38,8 @@ class Stepper:
         self.model, self.device = model, device
         self.precision, self.processes = precision, processes
         # Not compiled: QDrop's probability and the bits are Python values that change, and
-        # each change would compile anew, for minutes on a CPU.
+        # each change would compile anew, for minutes on a CPU. The learned ternary weight
+        # alone, compiled, would take 4 % off a step of small there.
         self.network = processes.wrap(model)
         # bfloat16 has the exponents of float32 and needs no scaling.
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
