@@ -184,6 +184,14 @@ class Crashes(RuleBasedStateMachine):
             for source in SOURCES:
                 self.next_seq[source] = self.writer.appended_seq(RUN, f"s-{source}", source) + 1
 
+    @precondition(lambda self: self.writer is None)
+    @rule()
+    def read_what_nobody_writes(self) -> None:
+        """As replay and inspect do. What they come to see is what a writer finds later."""
+        found = dict(self.readable(0, is_recorded=True))
+        self.check(found)
+        self.seen = found
+
     def stop(self) -> None:
         self.disk.calls_left, self.disk.room, self.disk.failing_syncs = None, None, 0
         if self.writer is not None:
@@ -214,6 +222,10 @@ class Crashes(RuleBasedStateMachine):
             return
         self.has_news = False
         found = dict(self.readable(0))
+        self.check(found)
+        self.seen = found
+
+    def check(self, found: dict[int, Event]) -> None:
         assert found | self.seen == found, "a row that was read is lost, or another one now"
         assert list(found) == list(range(len(found)))
         for source in SOURCES:
@@ -221,7 +233,6 @@ class Crashes(RuleBasedStateMachine):
             assert seqs == list(range(len(seqs)))
             assert len(seqs) > self.acknowledged[source], "an acknowledged event is lost"
             assert len(seqs) <= self.next_seq[source], "an event was invented"
-        self.seen = found
 
     @invariant()
     def what_the_sink_committed_is_every_row_once(self) -> None:
@@ -234,12 +245,12 @@ class Crashes(RuleBasedStateMachine):
         assert list(rows) == list(range(position.row)) and len(lines) == len(rows)
         assert rows.items() <= self.seen.items()
 
-    def readable(self, first_row: int) -> list[tuple[int, Event]]:
+    def readable(self, first_row: int, *, is_recorded: bool = False) -> list[tuple[int, Event]]:
         directory = self.place / "run" / "journal"
         if not segments(directory):
             return []
         found: list[tuple[int, Event]] = []
-        with JournalReader(directory, first_row) as reader:
+        with JournalReader(directory, first_row, is_recorded=is_recorded) as reader:
             while (batch := reader.read()).rows or not batch.is_end:
                 assert batch.damage == [], "a crash is no damage"
                 for row in batch.rows:
