@@ -291,7 +291,7 @@ def test_a_finish_ends_in_time_whatever_the_server_does(
 
     took_s = time.monotonic() - began_s
     sink.close()
-    assert took_s < client.FINISH_LIMIT_S + 10, "and much less where there is a core to run on"
+    assert took_s < client.FINISH_LIMIT_S + 30, "and much less where there is a core to run on"
     server.calm()
     run_on(online, clock, ROWS, START)
     check_whole(server, ROWS)
