@@ -16,7 +16,8 @@ import threading
 import time
 import weakref
 from collections import Counter, deque
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol
@@ -46,6 +47,7 @@ log = logging.getLogger("telemetry.emitter")
 EVENT_COST_BYTES: Final = 300
 VALUE_COST_BYTES: Final = 100
 NOT_AN_EVENT: Final = "refused: not an event"
+SPOOL_DAMAGED: Final = "spool damaged"
 LAST_CLOSE_S: Final = 0.2
 RESERVED_SHARE: Final = 0.25
 """Share of the queue that only events which are never dropped lightly may fill."""
@@ -65,6 +67,8 @@ class EmitterStats:
     spooled: int = 0
     dropped: int = 0
     refused: int = 0
+    dropped_by_reason: Mapping[str, int] = field(default_factory=dict, compare=False)
+    refused_by_reason: Mapping[str, int] = field(default_factory=dict, compare=False)
 
 
 class EventSink(Protocol):
@@ -166,17 +170,23 @@ class Emitter:
         if sender is None:
             return EmitterStats()
         stream = sender.main.stream
-        given_up = self._given_up.copy()
-        not_events = given_up.pop(NOT_AN_EVENT, 0)
+        dropped, refused = self._given_up.copy(), Counter(dict(sender.refused))
+        not_events = dropped.pop(NOT_AN_EVENT, 0)
+        taken_in = sender.taken + dropped.total() + not_events
+        refused["not an event"] = not_events
+        dropped[QUEUE_FULL] += sender.backlog.dropped.total()
+        dropped[SPOOL_DAMAGED] = stream.lost_events
         in_queue = max(0, len(self._queue) - bool(self._missing))
         framed = stream.next_seq - stream.acknowledged - stream.lost_events
         return EmitterStats(
-            emitted=sender.taken + in_queue + given_up.total() + not_events + sender.backlog.gaps,
+            emitted=taken_in + in_queue + sender.backlog.gaps,
             acknowledged=stream.acknowledged - sender.refused[BY_SIDECAR],
             queued=in_queue + len(sender.backlog) + framed,
             spooled=stream.spooled_events,
-            dropped=sender.backlog.dropped.total() + given_up.total() + stream.lost_events,
-            refused=sender.refused.total() + not_events,
+            dropped=dropped.total(),
+            refused=refused.total(),
+            dropped_by_reason=+dropped,
+            refused_by_reason=+refused,
         )
 
     def close(self, timeout_s: float | None = None) -> bool:
@@ -258,7 +268,7 @@ class Emitter:
 
     def _series(self) -> dict[str, Scalar]:
         """The statistics as metrics. Runs on the sender thread."""
-        stats, sender = self.stats(), self._sender
+        stats = self.stats()
         values: dict[str, Scalar] = {
             "telemetry/emitted_total": stats.emitted,
             "telemetry/acknowledged_total": stats.acknowledged,
@@ -267,9 +277,9 @@ class Emitter:
             "telemetry/dropped_total": stats.dropped,
             "telemetry/refused_total": stats.refused,
         }
-        if sender is not None:
-            for reason, count in sender.refused.items():
-                values[f"telemetry/refused_total/{reason.replace(' ', '_')}"] = count
+        for name in ("dropped", "refused"):
+            for reason, count in getattr(stats, f"{name}_by_reason").items():
+                values[f"telemetry/{name}_total/{reason.replace(' ', '_')}"] = count
         return values
 
     def _take_missing(self) -> dict[str, Counter[str]]:

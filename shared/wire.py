@@ -21,7 +21,10 @@ order. Items that a later version adds behind them are ignored.
 `stream` numbers the (run_id, session, source) triples of one socket. Events
 of a stream are numbered from 0 without holes. HELLO may be repeated at any
 time: it asks where to go on, and keeps an idle stream alive. A frame that the
-sidecar has already is answered with an ACK, one behind a hole with a WELCOME.
+sidecar has already is answered with an ACK, one behind a hole with a WELCOME; of one
+that it has in part it takes the rest. A frame that is no array of events is answered
+with a NACK of its base_seq, and the next frame, or FIN, tells how many it had: they
+are missing, and counted.
 A HELLO whose first_seq lies beyond what the sidecar has says that the events
 between are lost: also on a stream that is open, it goes on from there.
 """

@@ -48,6 +48,15 @@ class Admitted(NamedTuple):
     events: list[Event | None]
     rejected: list[Rejected]
 
+    def without(self, count: int) -> Admitted:
+        """The frame without its first events."""
+        rejected = [r._replace(position=r.position - count) for r in self.rejected]
+        return Admitted(
+            join_events(split_events(self.payload)[count:]),
+            self.events[count:],
+            [r for r in rejected if r.position >= 0],
+        )
+
 
 def admit(payload: bytes, wall_ns: int, mono_ns: int) -> Admitted:
     """Check every event of a frame; the times stamp the gaps that take the place of bad ones.

@@ -42,6 +42,8 @@ GAP_LABEL_MAX: Final = 60
 GAP_LABELS_MAX: Final = 200
 ASK_AGAIN_NS: Final = 500_000_000
 REFUSALS_MAX: Final = 1000
+LOST: Final = "lost on the way"
+REFUSED: Final = "rejected: not a frame of events"
 Reply = tuple[bytes, Message]
 
 
@@ -134,7 +136,7 @@ class Ingest:
                 stream = self._opened(peer, hello, now)
             stream.heard_ns = now
             stream.is_finished = False
-            self._skip_lost(stream, hello.first_seq)
+            self._skip_missing(stream, hello.first_seq, LOST)
         except (ValueError, OSError, JournalLocked, JournalFull) as exc:
             self.counts["refused_streams_total"] += 1
             self._say_refused(str(exc))
@@ -206,14 +208,14 @@ class Ingest:
         stream.durable_seq = least
         stream.unsynced = set(self._dirty)
 
-    def _skip_lost(self, stream: IncomingStream, first_seq: int) -> None:
+    def _skip_missing(self, stream: IncomingStream, first_seq: int, reason: str) -> None:
         """Go on from first_seq where what lies before it can't be had any more."""
         if first_seq <= stream.next_seq:
             return
         if not stream.is_hardware:
             missing = first_seq - stream.next_seq
             run = self.runs.open(stream.run_id)
-            gap = Gap(count=missing, by_kind={"unknown": missing}, reason="lost on the way")
+            gap = Gap(count=missing, by_kind={"unknown": missing}, reason=reason)
             run.say(gap)
             self._count_gap(gap)
             self._dirty.add(run.run_id)
@@ -227,7 +229,7 @@ class Ingest:
         if stream is None:
             return [Nack(data.stream, WHOLE_STREAM, "unknown stream")]
         now = stream.heard_ns = self._clock.monotonic_ns()
-        if data.base_seq > stream.next_seq:
+        if data.base_seq > stream.next_seq and not self._skip_refused(stream, data.base_seq):
             return self._ask_again(stream, now)
         try:
             admitted = admit(bytes(data.events), self._clock.wall_ns(), now)
@@ -235,12 +237,14 @@ class Ingest:
             return [self._quarantined(stream, data, str(exc)[:200])]
         if data.base_seq + len(admitted.events) <= stream.next_seq:
             return [self._ack(stream)]  # it came before; perhaps the answer was lost
-        if data.base_seq < stream.next_seq:
+        base_seq = max(data.base_seq, stream.next_seq)
+        if data.base_seq < base_seq:
+            # A client that cuts its frames anew; asked again it would send the same one.
             self.counts["overlapping_frames_total"] += 1
-            return self._ask_again(stream, now)
-        self._take(stream, data.base_seq, admitted)
+            admitted = admitted.without(base_seq - data.base_seq)
+        self._take(stream, base_seq, admitted)
         self.counts["events_total"] += len(admitted.events)
-        return self._refusals(stream, data.base_seq, admitted)
+        return self._refusals(stream, base_seq, admitted)
 
     def _take(self, stream: IncomingStream, base_seq: int, admitted: Admitted) -> None:
         session, source = stream.session, stream.source
@@ -280,12 +284,22 @@ class Ingest:
 
     def _quarantined(self, stream: IncomingStream, data: Data, reason: str) -> Nack:
         """Put a frame aside of which not even the number of events is known."""
-        self.counts["quarantined_frames_total"] += 1
-        log.warning("frame of run %s refused: %s", stream.run_id, reason)
-        if (run := self.runs.get(stream.run_id)) is not None:
-            name = f"{stream.session}-{data.base_seq}.frame"
-            keep(run.directory / "quarantine", name, bytes(data.events))
+        if stream.refused_at != stream.next_seq:
+            stream.refused_at = stream.next_seq
+            self.counts["quarantined_frames_total"] += 1
+            log.warning("frame of run %s refused: %s", stream.run_id, reason)
+            if (run := self.runs.get(stream.run_id)) is not None:
+                name = f"{stream.session}-{data.base_seq}.frame"
+                keep(run.directory / "quarantine", name, bytes(data.events))
         return Nack(stream.number, data.base_seq, reason)
+
+    def _skip_refused(self, stream: IncomingStream, next_seq: int) -> bool:
+        """Go on at next_seq, if what lies before it is a frame that was refused: nobody
+        can tell its events, and a client that sent it would send it again for ever."""
+        if stream.refused_at != stream.next_seq:
+            return False
+        self._skip_missing(stream, next_seq, REFUSED)
+        return True
 
     def _refusals(self, stream: IncomingStream, base_seq: int, admitted: Admitted) -> list[Message]:
         replies: list[Message] = []
@@ -311,7 +325,7 @@ class Ingest:
         if stream is None:
             return [Nack(fin.stream, WHOLE_STREAM, "unknown stream")]
         stream.heard_ns = self._clock.monotonic_ns()
-        if fin.next_seq > stream.next_seq:
+        if fin.next_seq > stream.next_seq and not self._skip_refused(stream, fin.next_seq):
             return [self._welcome(stream)]
         stream.fin_seq = fin.next_seq
         return []

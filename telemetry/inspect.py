@@ -77,7 +77,7 @@ def inspect(run_dir: Path) -> int:
 def read_contents(journal: Path) -> Contents:
     """Read a journal from its first row to its last."""
     contents = Contents()
-    with JournalReader(journal) as reader:
+    with JournalReader(journal, is_recorded=True) as reader:
         while True:
             batch = reader.read()
             for row in batch.rows:

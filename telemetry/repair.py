@@ -43,7 +43,7 @@ def repair(run_dir: Path) -> Path:
     if target.exists():
         raise CommandError(f"{target} exists already; move it away to repair once more")
     try:
-        reader = JournalReader(run_dir / "journal")
+        reader = JournalReader(run_dir / "journal", is_recorded=True)
     except NotAJournal as exc:
         raise CommandError(str(exc)) from exc
     beside = target.with_name(target.name + ".partial")

@@ -17,7 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from telemetry.errors import EXIT_BACKLOG, EXIT_OK, CommandError
 from telemetry.files import read_json
-from telemetry.journal.layout import read_mark, segments
+from telemetry.journal.layout import segments
+from telemetry.journal.recovery import readable_end
 from telemetry.runs import RUN_FILE
 from telemetry.sinks.runner import Reporter, SinkJob, run_sink
 
@@ -42,7 +43,7 @@ def replay(runs: Sequence[Path], sink: str, out: Path, wandb_mode: str | None) -
             run_id = run_dir.resolve().name
             options = {"mode": wandb_mode or _recorded_mode(run_dir)}
             job = SinkJob(sink, run_dir, out / run_id, False, options)
-            mark = read_mark(run_dir / "journal")
+            mark = readable_end(run_dir / "journal")
             task = progress.add_task(run_id, total=mark.next_row if mark else None)
             worst = max(worst, run_sink(job, stop, _ProgressReporter(progress, task)))
             if stop.is_set():

@@ -37,6 +37,8 @@ class IncomingStream:
     is_late: bool = False
     """The rest of a session that is over, sent by the one that came after it."""
     asked_ns: int = 0
+    refused_at: int | None = None
+    """next_seq when a frame was refused whole: what comes next tells how many events it had."""
     unsynced: set[str] = field(default_factory=set)
     """Runs whose journals hold frames of it that are not on disk yet."""
 

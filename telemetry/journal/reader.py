@@ -2,7 +2,7 @@
 
 In: the journal directory of a run, live or finished.
 Out: rows, and what is damaged or missing between them.
-Never: writes, locks, or reads past the durable mark.
+Never: writes, or reads past the durable mark of a journal that somebody writes.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from shared.record import (
     find_record,
 )
 from telemetry.journal.layout import Mark, SegmentFile, read_mark, segments
+from telemetry.journal.recovery import readable_end
 from telemetry.journal.scan import CONTENT, HOLE, REST, SEGMENT, TAIL, Damage, Found, scan
 from telemetry.rows import Row
 
@@ -48,8 +49,11 @@ class Batch(NamedTuple):
 class JournalReader:
     """Reads rows from first_row on. Not thread-safe."""
 
-    def __init__(self, directory: Path, first_row: int = 0) -> None:
+    def __init__(self, directory: Path, first_row: int = 0, *, is_recorded: bool = False) -> None:
         """Open the journal for reading from first_row.
+
+        is_recorded: perhaps nobody writes it any more. Then all that recovery would
+        find is read, and not what the mark says: that may be older.
 
         Raises:
             NotAJournal: no such directory, or no segment in it.
@@ -64,10 +68,13 @@ class JournalReader:
         self._offset = 0
         self._expect_row = 0
         self._closed_segments: int = -1
+        self._end = readable_end(directory) if is_recorded else None
 
     def read(self) -> Batch:
         """Rows that are on disk and were not read yet, up to about 4 MiB of them."""
         mark = read_mark(self.directory)
+        if mark is not None and self._end is not None:
+            mark = max(mark, self._end)
         rows: list[Row] = []
         damage: list[Damage] = []
         while not rows and not damage:

@@ -7,6 +7,8 @@ Never: deletes. A torn tail is saved beside before it is cut.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,7 +24,7 @@ from shared.record import (
     decode_table,
     find_record,
 )
-from telemetry.journal.layout import SegmentFile, read_mark, segments, sync_directory
+from telemetry.journal.layout import Mark, SegmentFile, read_mark, segments, sync_directory
 from telemetry.journal.scan import CONTENT, HOLE, SEGMENT, Damage, Found, scan
 
 
@@ -87,6 +89,59 @@ def recover(directory: Path) -> Recovered:
         state.damage.append(Damage(HOLE, 0, 0, state.next_row, mark.next_row, "durable rows"))
         state.next_row = mark.next_row
     return state
+
+
+def readable_end(directory: Path) -> Mark | None:
+    """How far a journal can be read: its mark; or, where nobody writes it, the one that
+    recovery would publish. Nothing is changed.
+
+    The mark itself is not synced with each sync: after a power cut rows that were
+    acknowledged lie behind it, until a writer opens the journal again.
+    """
+    mark = read_mark(directory)
+    if mark is None or is_written(directory):
+        return mark
+    with contextlib.suppress(OSError, CorruptRecord):
+        mark = max(mark, _end_of_last(directory, mark))
+    # Whoever has begun to write meanwhile publishes what is true by now.
+    return read_mark(directory) if is_written(directory) else mark
+
+
+def _end_of_last(directory: Path, mark: Mark) -> Mark:
+    """Where recovery would go on in the last segment, or the mark as it is."""
+    segment = segments(directory)[-1]
+    is_marked = segment.first_row == mark.segment
+    if segment.first_row < mark.segment or (
+        is_marked and segment.path.stat().st_size <= mark.offset
+    ):
+        return mark
+    fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = os.pread(fd, os.fstat(fd).st_size, 0)
+        # What was written and not synced may go yet, and another row get its number.
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
+    header = decode_segment_header(memoryview(data))
+    if header is None:
+        return mark
+    state = Recovered(next_row=header.first_row)
+    promised = mark.offset if is_marked else 0
+    end, _ = _walk(state, data, header.size, promised)
+    return Mark(segment.first_row, max(end, promised), max(state.next_row, mark.next_row))
+
+
+def is_written(directory: Path) -> bool:
+    """A writer has the journal open, or nobody can tell."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Shared, so that two who ask at once do not find each other.
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def _has_records(data: bytes, segment: SegmentFile) -> bool:

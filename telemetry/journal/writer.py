@@ -13,6 +13,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,9 @@ from telemetry.journal.recovery import Recovered, recover
 SEGMENT_MAX_BYTES: Final = 64 * 1024 * 1024
 NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
+LOCK_TRIES: Final = 5
+LOCK_RETRY_S: Final = 0.01
+"""A reader that asks whether somebody writes here has the lock for a moment."""
 
 
 class JournalLocked(Exception):
@@ -336,11 +340,21 @@ def _make_durably(directory: Path) -> None:
 def _locked(directory: Path) -> int:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as exc:
-        os.close(fd)
-        raise JournalLocked(f"{directory} is being written by another process") from exc
-    except OSError:
+        tries = 1
+        while not _has_lock(fd):
+            if tries == LOCK_TRIES:
+                raise JournalLocked(f"{directory} is being written by another process")
+            tries += 1
+            time.sleep(LOCK_RETRY_S)
+    except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def _has_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -125,7 +125,8 @@ def _carry(
     """
     first_row = sink.open(cursor.position)
     committed_s = time.monotonic()
-    with JournalReader(job.run_dir / "journal", first_row) as reader:
+    journal = job.run_dir / "journal"
+    with JournalReader(journal, first_row, is_recorded=not job.follow) as reader:
         while True:
             info = read_json(job.run_dir / RUN_FILE) or {}
             is_stopping = stop.is_set()

@@ -33,7 +33,7 @@ from telemetry.files import read_json
 from telemetry.rows import Row
 from tests.faults import oracle
 from tests.faults.oracle import Said
-from tests.faults.plant import SINKS, Kill, Plant, Trainer
+from tests.faults.plant import SINKS, Kill, Plant, Target, Trainer
 from tests.faults.trainer_process import last_emitted, read_side_file
 from tests.telemetry.waiting import wait_until
 
@@ -49,6 +49,9 @@ BUSY_MS = 900
 """A kill that cost more than the promise and this is a fault; any above the promise is told."""
 
 DRAIN_S = 300.0
+
+PATIENCE_S = 20.0
+"""A wandb-core needs so long, on a busy machine, to be there and have rows before it."""
 
 
 class Slot:
@@ -85,13 +88,14 @@ class Chaos:
         self.dice = dice
         self.slots = [Slot(*slot) for slot in SLOTS]
         self.sidecar_at_s = 0.0
+        self.spared_until_s = 0.0
         self.endings: Counter[str] = Counter()
         # Those that are there seldom (a sink needs seconds to start) come often.
         self.actions: dict[Callable[[], bool], int] = {
             self.kill_trainer: 22,
             self.kill_sidecar: 14,
             self.kill_sink: 30,
-            self.kill_core: 20,
+            self.kill_core: 60,
             self.kill_sampler: 4,
             self.kill_all: 3,
             self.end_trainer: 5,
@@ -106,6 +110,8 @@ class Chaos:
         self.plant.note_sidecar_is_back()
         if not self.plant.is_sidecar_up and now >= self.sidecar_at_s:
             self.plant.start_sidecar()
+            # Killed as often as all the rest, no wandb sink would come as far as a wandb-core.
+            self.spared_until_s = now + self.dice.choice((0.0, PATIENCE_S))
         for slot in self.slots:
             is_free = slot.trainer is None or slot.trainer.popen.poll() is not None
             if is_free and now >= slot.start_at_s:
@@ -138,7 +144,22 @@ class Chaos:
     def _is_sidecar_worth_it(self) -> bool:
         """It serves, and a kill costs it something: one that hits nothing proves nothing."""
         is_serving = self.plant.is_sidecar_up and not self.plant.is_sidecar_away
-        return is_serving and self.plant.unacknowledged > 0
+        return is_serving and self.plant.unacknowledged > 0 and not self._is_spared
+
+    @property
+    def _is_spared(self) -> bool:
+        """What a wandb-core needs in order to come up is left alone, until one is there."""
+        if time.monotonic() >= self.spared_until_s:
+            return False
+        if any(target.what == "wandb-core" for target in self._worth_it()):
+            self.spared_until_s = 0.0
+            return False
+        return True
+
+    def _worth_it(self) -> list[Target]:
+        """What the sidecar has started and has something in flight, as far as can be told."""
+        # One that hits nothing proves nothing; what a sampler holds nobody can tell.
+        return [target for target in self.plant.targets() if self.plant.behind(target) != 0]
 
     def kill_all(self) -> bool:
         """The sidecar, its sinks, wandb-core and a trainer in the same moment."""
@@ -152,6 +173,8 @@ class Chaos:
         return True
 
     def kill_sink(self) -> bool:
+        if self._is_spared:
+            return self._kill_one("tensorboard sink")
         return self._kill_one("tensorboard sink", "wandb sink")
 
     def kill_core(self) -> bool:
@@ -187,9 +210,7 @@ class Chaos:
         return True
 
     def _kill_one(self, *what: str) -> bool:
-        found = [target for target in self.plant.targets() if target.what in what]
-        # One that hits nothing proves nothing; what a sampler holds nobody can tell.
-        targets = [target for target in found if self.plant.behind(target) != 0]
+        targets = [target for target in self._worth_it() if target.what in what]
         if not targets:
             return False
         self.plant.kill(self.dice.choice(targets))

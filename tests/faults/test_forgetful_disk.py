@@ -59,12 +59,14 @@ class Crashes(RuleBasedStateMachine):
         self.writer: JournalWriter | None = None
         self.cursor: Cursor | None = None
         self.sink_fd = -1
-        self.sink_row = 0
+        self.sink_row = self.committed_row = 0
         self.next_seq = dict.fromkeys(SOURCES, 0)
         self.acknowledged = dict.fromkeys(SOURCES, -1)
         self.seen: dict[int, Event] = {}
         """Rows that a reader was allowed to see, for ever the same."""
         self.has_news = False
+        self.is_dark = False
+        """The power was cut, and nothing was started since."""
 
     @initialize()
     def first_start(self) -> None:
@@ -73,11 +75,22 @@ class Crashes(RuleBasedStateMachine):
     # --- the journal
 
     @precondition(lambda self: self.writer is not None)
-    @rule(source=st.sampled_from(SOURCES), count=st.integers(1, 4))
-    def append(self, source: str, count: int) -> None:
-        seq = self.next_seq[source]
-        self.writer.append(RUN, f"s-{source}", source, seq, count, packed(source, seq, count))
-        self.next_seq[source] += count
+    @rule(
+        frames=st.lists(
+            st.tuples(st.sampled_from(SOURCES), st.integers(1, 4)), min_size=1, max_size=4
+        ),
+        then=st.sampled_from(("nothing", "sync", "sync", "sync and carry")),
+    )
+    def append(self, frames: list[tuple[str, int]], then: str) -> None:
+        """Mostly with a sync: where nothing was promised yet, nothing can be broken."""
+        for source, count in frames:
+            seq = self.next_seq[source]
+            self.writer.append(RUN, f"s-{source}", source, seq, count, packed(source, seq, count))
+            self.next_seq[source] += count
+        if then != "nothing":
+            self.sync()
+        if then == "sync and carry" and self.writer is not None:
+            self.carry()
 
     @precondition(lambda self: self.writer is not None)
     @rule()
@@ -98,18 +111,18 @@ class Crashes(RuleBasedStateMachine):
         except JournalFault:
             self.stop()
 
-    @precondition(lambda self: self.writer is not None)
+    @precondition(lambda self: self.writer is not None and self.seen)
     @rule(room=st.integers(0, 400))
     def fill_the_disk(self, room: int) -> None:
         """A write that comes is short, or has no room at all."""
         self.disk.room = room
 
-    @precondition(lambda self: self.writer is not None)
+    @precondition(lambda self: self.writer is not None and self.seen)
     @rule(count=st.integers(1, 2))
     def let_syncs_fail(self, count: int) -> None:
         self.disk.failing_syncs = count
 
-    @precondition(lambda self: self.writer is not None)
+    @precondition(lambda self: self.writer is not None and self.seen)
     @rule(calls=st.integers(0, 12))
     def let_it_die_soon(self, calls: int) -> None:
         """At one of the next system calls, wherever that is."""
@@ -131,11 +144,13 @@ class Crashes(RuleBasedStateMachine):
             self.open_sink()
             assert self.cursor is not None
             for row, (source, seq) in self.readable(self.sink_row):
+                self.seen[row] = source, seq
                 os.write(self.sink_fd, b"%d %s %d\n" % (row, source.encode(), seq))
                 self.sink_row = row + 1
             os.fsync(self.sink_fd)
             length = os.fstat(self.sink_fd).st_size
             self.cursor.commit(Position(self.sink_row, {"length": length}))
+            self.committed_row = self.sink_row
 
     def open_sink(self) -> None:
         """As sinks do: what is behind the committed length is cut, and written again."""
@@ -143,6 +158,7 @@ class Crashes(RuleBasedStateMachine):
             return
         path = self.place / "sink.txt"
         self.cursor = Cursor(self.place, "lines", RUN)
+        assert self.cursor.position.row >= self.committed_row, "a commit is forgotten"
         length = self.cursor.position.state.get("length", 0)
         self.sink_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
         assert os.fstat(self.sink_fd).st_size >= length, "the cursor is ahead of its sink"
@@ -166,16 +182,18 @@ class Crashes(RuleBasedStateMachine):
         """The process is gone, what it had handed to the kernel is not."""
         self.stop()
 
+    @precondition(lambda self: not self.is_dark)
     @rule(dice=st.randoms(use_true_random=False))
     def cut_the_power(self, dice: random.Random) -> None:
         self.stop()
         self.disk.power_cut(dice)
+        self.is_dark = True
 
     @precondition(lambda self: self.writer is None)
     @rule(calls=st.none() | st.integers(0, 20))
     def start(self, calls: int | None = None) -> None:
         """Recover; perhaps die in the middle of that, too. Then send again what is missing."""
-        self.has_news = True
+        self.has_news, self.is_dark = True, False
         self.disk.calls_left, self.disk.room, self.disk.failing_syncs = calls, None, 0
         with self.dying():
             self.writer = JournalWriter(self.place / "run" / "journal", SEGMENT_MAX_BYTES)
@@ -183,6 +201,14 @@ class Crashes(RuleBasedStateMachine):
         if self.writer is not None:
             for source in SOURCES:
                 self.next_seq[source] = self.writer.appended_seq(RUN, f"s-{source}", source) + 1
+
+    @precondition(lambda self: self.writer is None)
+    @rule()
+    def read_what_nobody_writes(self) -> None:
+        """As replay and inspect do. What they come to see is what a writer finds later."""
+        found = dict(self.readable(0, is_recorded=True))
+        self.check(found)
+        self.seen = found
 
     def stop(self) -> None:
         self.disk.calls_left, self.disk.room, self.disk.failing_syncs = None, None, 0
@@ -214,6 +240,10 @@ class Crashes(RuleBasedStateMachine):
             return
         self.has_news = False
         found = dict(self.readable(0))
+        self.check(found)
+        self.seen = found
+
+    def check(self, found: dict[int, Event]) -> None:
         assert found | self.seen == found, "a row that was read is lost, or another one now"
         assert list(found) == list(range(len(found)))
         for source in SOURCES:
@@ -221,7 +251,6 @@ class Crashes(RuleBasedStateMachine):
             assert seqs == list(range(len(seqs)))
             assert len(seqs) > self.acknowledged[source], "an acknowledged event is lost"
             assert len(seqs) <= self.next_seq[source], "an event was invented"
-        self.seen = found
 
     @invariant()
     def what_the_sink_committed_is_every_row_once(self) -> None:
@@ -234,12 +263,12 @@ class Crashes(RuleBasedStateMachine):
         assert list(rows) == list(range(position.row)) and len(lines) == len(rows)
         assert rows.items() <= self.seen.items()
 
-    def readable(self, first_row: int) -> list[tuple[int, Event]]:
+    def readable(self, first_row: int, *, is_recorded: bool = False) -> list[tuple[int, Event]]:
         directory = self.place / "run" / "journal"
         if not segments(directory):
             return []
         found: list[tuple[int, Event]] = []
-        with JournalReader(directory, first_row) as reader:
+        with JournalReader(directory, first_row, is_recorded=is_recorded) as reader:
             while (batch := reader.read()).rows or not batch.is_end:
                 assert batch.damage == [], "a crash is no damage"
                 for row in batch.rows:
@@ -269,7 +298,7 @@ def explore(examples: int, steps: int) -> None:
 
 def test_journal_and_cursors_survive_a_disk_that_forgets() -> None:
     """Acknowledged is on disk, once and in order, and no cursor is ahead of its sink."""
-    explore(40, 30)
+    explore(150, 30)
 
 
 @pytest.mark.faults

@@ -18,10 +18,11 @@ import pytest
 
 from shared import spool
 from shared.emitter import Emitter
-from shared.events import MetricsLogged
+from shared.events import MetricsLogged, encode_event, join_events
 from telemetry.config import ServeConfig
-from telemetry.files import read_json
+from telemetry.files import read_json, write_json
 from telemetry.journal.layout import read_mark
+from telemetry.journal.writer import JournalWriter
 from telemetry.service import Service
 from tests.telemetry.sidecar_process import SidecarProcess
 from tests.telemetry.waiting import wait_until
@@ -249,6 +250,48 @@ def test_runs_that_have_ended_take_no_memory_and_no_descriptor(place, runs):
 
         assert rss(sidecar) - before < 8 * MEGABYTE
         assert all(steps(place / "data", f"r{n}") == [0] for n in range(runs))
+
+
+@pytest.mark.parametrize("runs", [25, slow(500)])
+def test_ended_runs_that_their_sink_is_behind_with_wait_on_disk(place, runs):
+    """A week without a network, say: the sidecar's memory does not know how many there
+    are, and no more sinks are at work than allowed. Row 32, in its breadth."""
+    flags = ("--sinks=tensorboard", "--max-sink-processes=1", "--sink-timeout-s=600")
+    with SidecarProcess(place / "empty", *flags) as sidecar:
+        wait_until(after(2))
+        alone, open_alone = rss(sidecar), fds(sidecar)
+    for number in range(runs):
+        record_ended(place / "data" / "runs" / f"r{number}")
+    with SidecarProcess(place / "data", *flags) as sidecar:
+        sink = wait_until(lambda: first(psutil.Process(sidecar.process.pid).children()))
+        sink.suspend()
+        wait_until(after(2))
+        early = rss(sidecar)
+        wait_until(after(4))
+        late = rss(sidecar)
+        at_work = len(psutil.Process(sidecar.process.pid).children())
+        wait_until(lambda: fds(sidecar) <= open_alone + 2)
+        sink.resume()
+        # The next run's turn comes, and so on.
+        done = [place / "data" / "runs" / f"r{n}" / "cursors/tensorboard.json" for n in (0, 1)]
+        wait_until(lambda: all((read_json(path) or {}).get("done") for path in done), 60)
+
+    assert at_work == 1, "the sinks were not behind"
+    assert early - alone < 8 * MEGABYTE and late - early < MEGABYTE
+
+
+def first(found: list[psutil.Process]) -> psutil.Process | None:
+    return found[0] if found else None
+
+
+def record_ended(run_dir: Path) -> None:
+    """A run as a former sidecar left it, with nothing in any sink."""
+    events = [encode_event(event, 1, 1) for event in (started(), metric(0), finished())]
+    with JournalWriter(run_dir / "journal") as writer:
+        writer.append(run_dir.name, "s1", "rank0", 0, len(events), join_events(events))
+        writer.sync()
+    info = {"run_id": run_dir.name, "name": "n", "state": "ended", "endings": 1, "as_of_row": 3}
+    write_json(run_dir / "run.json", info | {"status": "finished", "exit_code": 0})
 
 
 def has_ended(data_dir: Path, number: int) -> bool:

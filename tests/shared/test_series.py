@@ -43,6 +43,27 @@ def test_an_emitter_counts_what_became_of_its_events(place: Path) -> None:
     assert later.values["telemetry/emitted_total"] == emitter.stats().emitted
 
 
+def test_what_was_dropped_or_refused_is_told_by_reason(place: Path) -> None:
+    """By the method, and in what the emitter tells of itself once somebody hears it."""
+    endpoint = f"ipc://{place}/s"
+    emitter = Emitter(
+        endpoint, run_id=RUN, source="rank0", queue_max_bytes=2**17, series_interval_s=0.05
+    )
+    emitter.emit(object())  # type: ignore[arg-type]
+    for step in range(5000):
+        emitter.emit(metric(step))
+    stats = wait_until(lambda: (s := emitter.stats()).dropped and s.refused and s)
+    with FakeSidecar(endpoint) as sidecar:
+        assert emitter.close(10)
+        said = [e for key in list(sidecar.disk.events) for e in sidecar.disk.typed(key)]
+
+    assert stats.dropped_by_reason == {"queue full": stats.dropped}
+    assert stats.refused_by_reason == {"not an event": 1}
+    told = [e.values for e in said if getattr(e, "kind", "") == "custom"]
+    assert told[-1]["telemetry/dropped_total/queue_full"] > 0
+    assert told[-1]["telemetry/refused_total/not_an_event"] == 1
+
+
 def test_sources_are_told_apart_in_what_they_tell_of_themselves() -> None:
     """Rank 0 has the plain names; in one wandb run others would write over them."""
     event = MetricsLogged(kind="custom", values={"telemetry/emitted_total": 7, "mine": 1})

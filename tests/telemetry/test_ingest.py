@@ -104,17 +104,19 @@ def test_behind_a_hole_the_missing_frame_is_asked_for_once(station):
     assert station.steps() == [0]
 
 
-def test_a_frame_that_overlaps_is_not_taken(station):
-    """Frames are resent on their first boundaries; another cut would double an event."""
+def test_of_a_frame_that_overlaps_only_what_is_new_is_taken(station):
+    """Ours are resent on their first boundaries; another client may cut them anew. A bad
+    event in the part that is new is refused by its own number."""
     producer = Producer(station)
     producer.hello()
-    producer.emit(metric(0), metric(1))
+    producer.emit(metric(0), b"\xc0")
 
-    replies = producer.frame(1, packed(metric(1), metric(2)))
-    producer.committed()
+    replies = producer.frame(0, packed(metric(0), b"\xc0", metric(2), b"\xc0", metric(4)))
 
-    assert [type(reply) for reply in replies] == [Welcome]
-    assert station.steps() == [0, 1]
+    assert nacks(replies) == [3]
+    assert acks(producer.committed()) == [4]
+    assert station.steps() == [0, 2, 4]
+    assert [row.seq for row in station.rows()] == [0, 1, 2, 3, 4]
 
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -180,6 +182,29 @@ def test_a_frame_that_is_no_list_is_refused_kept_aside_and_counted(station):
     (kept,) = (station.path / "runs" / "r" / "quarantine").iterdir()
     assert kept.read_bytes() == b"\xc0"
     assert station.ingest.counts["quarantined_frames_total"] == 1
+
+
+@pytest.mark.parametrize("end", ["frame", "fin"])
+def test_a_client_that_insists_on_a_frame_that_is_no_list_gets_past_it(station, caplog, end):
+    """What it sends behind it tells how many events it took that frame for: so many are
+    missing. It is said and kept aside once. Row 24."""
+    producer = Producer(station)
+    producer.hello()
+    producer.emit(metric(0))
+
+    replies = [producer.frame(1, b"\xc0") for _ in range(3)]
+    producer.frame(4, packed(metric(4))) if end == "frame" else producer.fin(4)
+    answered = producer.committed()
+
+    assert [nacks(answers) for answers in replies] == [[1]] * 3
+    assert acks(answered) == ([4] if end == "frame" else [3])
+    assert is_fin_acked(answered) is (end == "fin")
+    (gap,) = [event for event in station.events() if isinstance(event, Gap)]
+    assert gap.count == 3 and "not a frame" in gap.reason
+    assert station.steps() == ([0, 4] if end == "frame" else [0])
+    assert len(list((station.path / "runs" / "r" / "quarantine").iterdir())) == 1
+    assert station.ingest.counts["quarantined_frames_total"] == 1
+    assert caplog.text.count("refused") == 1
 
 
 def test_a_frame_of_too_many_events_is_refused_whole(station):

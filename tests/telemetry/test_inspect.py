@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from shared.events import Gap, encode_event, join_events
+from shared.record import decode_segment_header
 from telemetry.errors import EXIT_OK, CommandError
 from telemetry.files import read_json, write_json
 from telemetry.inspect import EXIT_DAMAGED, inspect
-from telemetry.journal.layout import segments
+from telemetry.journal.layout import MARK_NAME, Mark, encode_mark, segments
 from telemetry.journal.writer import JournalWriter
 from telemetry.replay import replay
 from tests.telemetry.sidecar_process import clean_env
@@ -52,6 +53,20 @@ def test_a_whole_journal_is_told_of_and_ends_with_0(tmp_path, capsys):
     assert code == 0
     assert "8 rows" in out and "rank0" in out and "0 to 7" in out and "1.00" in out
     assert "missing: nothing" in out and "damage: none" in out
+
+
+def test_behind_the_old_mark_of_a_power_cut_all_is_told_and_replayed(tmp_path, capsys, into_lines):
+    """No sidecar has been there since: nobody has to start one to get at what is on disk."""
+    run_dir = recorded(tmp_path)
+    (segment,) = segments(run_dir / "journal")
+    first = decode_segment_header(memoryview(segment.path.read_bytes()))
+    assert first is not None
+    (run_dir / "journal" / MARK_NAME).write_bytes(encode_mark(Mark(0, first.size, 0)))
+
+    codes = inspect(run_dir), replay([run_dir], "lines", tmp_path / "out", None)
+
+    assert codes == (0, EXIT_OK) and "8 rows" in capsys.readouterr().out
+    assert lines(tmp_path / "out/r/lines.jsonl") == list(range(8))
 
 
 def test_a_damaged_journal_ends_with_1_and_names_its_rows(tmp_path, capsys):

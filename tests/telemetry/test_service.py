@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from shared.emitter import Emitter
@@ -127,6 +128,32 @@ def test_a_second_sigterm_changes_nothing(place):
         code = sidecar.wait()
 
     assert code == EXIT_OK and steps(sidecar.data_dir) == [0]
+
+
+def test_a_kill_in_the_drain_costs_nothing_that_the_next_start_does_not_make_up_for(place):
+    """A supervisor's patience ends before the grace time does. Row 20."""
+    flags = ("--sinks=tensorboard", "--drain-grace-s=60")
+    cursor = place / "data/runs/r/cursors/tensorboard.json"
+    with SidecarProcess(place / "data", *flags) as sidecar:
+        with emitter(sidecar.endpoint) as producer:
+            producer.emit(started())
+            for step in range(2000):
+                producer.emit(metric(step))
+            producer.emit(finished())
+        (sink,) = wait_until(lambda: psutil.Process(sidecar.process.pid).children())
+        sink.suspend()
+        sidecar.process.terminate()
+        wait_until(lambda: info(place / "data").get("state") == "ended")
+        is_draining = sidecar.process.poll() is None
+        sidecar.kill()
+        sink.kill()
+        behind = 2002 - int((read_json(cursor) or {}).get("row", 0))
+        sidecar.start()
+        wait_until(lambda: (read_json(cursor) or {}).get("done"), 60)
+        code = sidecar.terminate()
+
+    assert is_draining and behind > 0 and code == EXIT_OK
+    assert steps(place / "data") == list(range(2000))
 
 
 def test_a_sink_that_is_behind_at_the_end_is_a_backlog_with_the_command_to_go_on(place):

@@ -16,9 +16,11 @@ from telemetry.files import write_json
 from telemetry.inspect import inspect
 from telemetry.journal.writer import JournalWriter
 from telemetry.sinkprocess import SinkStatus
+from telemetry.status import Health, StatusServer
 from telemetry.supervisor import Supervisor
 from tests.fakes import ManualClock
 from tests.telemetry import supervised
+from tests.telemetry.sidecar_process import http_get
 from tests.telemetry.waiting import wait_until
 
 SECOND_NS = 1_000_000_000
@@ -193,6 +195,22 @@ def test_inspect_tells_of_a_crash_loop(place, capsys):
     inspect(run_dir)
 
     assert "2 restarts, crashed: exit code 1" in capsys.readouterr().out
+
+
+def test_metrics_tell_of_a_crash_loop(place):
+    """Something to alert on: how often it was started again, and how it is now."""
+    place.run("crash")
+    supervisor = place.watch()
+    await_status(supervisor, lambda s: s.restarts == 1)
+    place.clock.mono += SECOND_NS
+    await_status(supervisor, lambda s: s.restarts == 2)
+    status = StatusServer("127.0.0.1:0", lambda: Health(sinks=supervisor.snapshot()))
+
+    _, metrics = http_get(status.address, "/metrics")
+    status.close()
+
+    assert 'telemetry_sink_restarts_total{run_id="r",sink="lines"} 2.0' in metrics
+    assert 'telemetry_sink_state{run_id="r",sink="lines",state="crashed"} 1.0' in metrics
 
 
 def test_one_that_is_rejected_is_not_tried_again(place):

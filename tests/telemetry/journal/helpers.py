@@ -34,11 +34,13 @@ def write(writer: JournalWriter, count: int, source: str = "rank0", size: int = 
     return writer.append(RUN, SESSION, source, seq, count, frame(row, count, size))
 
 
-def read_all(directory: Path, first_row: int = 0) -> tuple[list[Row], list[Damage]]:
+def read_all(
+    directory: Path, first_row: int = 0, *, is_recorded: bool = False
+) -> tuple[list[Row], list[Damage]]:
     """Every row on disk, and every damage."""
     rows: list[Row] = []
     damage: list[Damage] = []
-    with JournalReader(directory, first_row) as reader:
+    with JournalReader(directory, first_row, is_recorded=is_recorded) as reader:
         while True:
             batch = reader.read()
             rows += batch.rows

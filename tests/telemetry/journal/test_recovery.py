@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 from pathlib import Path
 
@@ -9,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.record import SEGMENT_HEADER_BYTES, decode_record_header
-from telemetry.journal.layout import MARK_NAME, segment_path, segments
+from shared.record import EVENTS, SEGMENT_HEADER_BYTES, decode_record_header, encode_record
+from telemetry.journal import writer as writer_module
+from telemetry.journal.layout import MARK_NAME, Mark, encode_mark, segment_path, segments
 from telemetry.journal.reader import JournalReader
 from telemetry.journal.recovery import recover
 from telemetry.journal.scan import HOLE, SEGMENT
@@ -18,6 +21,7 @@ from telemetry.journal.writer import JournalWriter
 from tests.telemetry.journal.helpers import (
     RUN,
     SESSION,
+    frame,
     is_whole,
     numbers,
     only_segment,
@@ -332,3 +336,78 @@ def test_records_that_are_damaged_with_everything_behind_them_are_saved(whole, t
     row = reopened(directory)
 
     assert row == 8 and saved_tails(directory) == [bytes(len(content) - place[0])]
+
+
+# --- reading what nobody writes any more
+
+
+@pytest.mark.parametrize("segment_max", [10**9, 600], ids=["one segment", "several"])
+def test_behind_an_old_mark_a_recorded_journal_is_read_to_its_end(tmp_path, segment_max):
+    """A power cut took the newest marks; what was acknowledged is on the disk."""
+    directory = tmp_path / "journal"
+    with JournalWriter(directory, segment_max) as writer:
+        write(writer, 2)
+        writer.sync()
+        mark = (directory / MARK_NAME).read_bytes()
+        for _ in range(12):
+            write(writer, 2)
+            writer.sync()
+    (directory / MARK_NAME).write_bytes(mark)
+    before = {path: path.read_bytes() for path in directory.iterdir()}
+
+    rows, damage = read_all(directory, is_recorded=True)
+
+    assert (numbers(rows), damage) == (list(range(26)), [])
+    assert {path: path.read_bytes() for path in directory.iterdir()} == before
+    assert numbers(read_all(directory)[0]) == [0, 1]
+
+
+def test_while_somebody_writes_nothing_behind_the_mark_is_read(tmp_path):
+    """It may not be on disk yet."""
+    with JournalWriter(tmp_path) as writer:
+        write(writer, 2)
+        writer.sync()
+        with only_segment(tmp_path).open("ab") as file:
+            file.write(encode_record(EVENTS, 0, 2, 2, 1, frame(2, 1)))
+
+        while_written = read_all(tmp_path, is_recorded=True)
+    afterwards = read_all(tmp_path, is_recorded=True)
+
+    assert (numbers(while_written[0]), while_written[1]) == ([0, 1], [])
+    assert (numbers(afterwards[0]), afterwards[1]) == ([0, 1, 2], [])
+
+
+def test_a_writer_gets_the_lock_that_a_reader_has_only_asked_about(tmp_path, monkeypatch):
+    """The question holds it for a moment."""
+    written(tmp_path)
+    fd = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    monkeypatch.setattr(writer_module.time, "sleep", lambda _: os.close(fd))
+
+    with JournalWriter(tmp_path) as writer:
+        assert writer.next_row == 12
+
+
+@given(data=st.data())
+def test_a_recorded_journal_is_read_as_recovery_will_leave_it(
+    whole, tmp_path_factory, data: st.DataObject
+):
+    """Whatever a power cut left behind the mark: no row is shown that a writer would cut."""
+    directory = copied(whole, tmp_path_factory.mktemp("cut"), with_mark=True)
+    path = only_segment(directory)
+    places = record_places(path)
+    promised = places[-data.draw(st.integers(1, 5))][0]
+    header = decode_record_header(memoryview(path.read_bytes()), promised)
+    assert header is not None
+    (directory / MARK_NAME).write_bytes(encode_mark(Mark(0, promised, header.row)))
+    content = bytearray(path.read_bytes())
+    start = data.draw(st.integers(promised, len(content) - 1))
+    end = data.draw(st.integers(start, len(content)))
+    content[start:end] = bytes(end - start)
+    path.write_bytes(content[: data.draw(st.integers(promised, len(content)))])
+
+    rows, damage = read_all(directory, is_recorded=True)
+
+    with JournalWriter(directory) as writer:
+        assert numbers(rows) == list(range(writer.next_row))
+    assert damage == [] and read_all(directory) == (rows, [])

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,10 @@ def refused(server: FakeWandb, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
 
 
+def unknown(server: FakeWandb, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "http://nowhere.invalid")
+
+
 def unauthorized(server: FakeWandb, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "1" * 40)
 
@@ -91,6 +96,7 @@ def unauthorized(server: FakeWandb, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (without_key, "no W&B API key"),
         (refused, "can't be reached"),
+        (unknown, "can't be reached"),
         (unauthorized, "refuses the API key"),
     ],
 )
@@ -181,8 +187,9 @@ def test_while_offline_the_server_is_tried_again_for_ever_with_back_off(
     check_whole(server, ROWS)
 
 
-def test_a_403_in_mid_run_is_noticed_and_made_up_for(
-    online: SinkContext, clock: ManualClock, server: FakeWandb, asks_often: None
+@pytest.mark.parametrize("fault", ["401", "403"])
+def test_a_refusal_in_mid_run_is_noticed_and_made_up_for(
+    online: SinkContext, clock: ManualClock, server: FakeWandb, asks_often: None, fault: str
 ) -> None:
     """wandb says it on its console only. The fragments begin behind the server's last row.
 
@@ -194,7 +201,7 @@ def test_a_403_in_mid_run_is_noticed_and_made_up_for(
     server.wait_for(has_lines(server, len(steps_of(ROWS[:100]))))
     clock.pause(31)
     position = sink.commit()
-    server.fail("403", "file_stream")
+    server.fail(fault, "file_stream")
     sink.write(ROWS[100:150])
 
     with pytest.raises(client.Refused):
@@ -234,7 +241,7 @@ def test_a_403_for_the_last_rows_is_noticed_at_the_end(
     check_whole(server, ROWS)
 
 
-@pytest.mark.parametrize("fault", ["hang", "500"])
+@pytest.mark.parametrize("fault", ["hang", "500", "429"])
 def test_a_server_that_goes_away_in_mid_run_leaves_nothing_that_could_be_doubled(
     online: SinkContext, clock: ManualClock, server: FakeWandb, fault: str
 ) -> None:
@@ -264,6 +271,31 @@ def test_a_server_that_goes_away_in_mid_run_leaves_nothing_that_could_be_doubled
     run_on(online, clock, ROWS, position)
     check_whole(server, ROWS)
     assert offline.fragment_paths(unresolved, RUN_ID) == []
+
+
+@pytest.mark.parametrize("fault", ["hang", "500", "429", "cut"])
+def test_a_finish_ends_in_time_whatever_the_server_does(
+    online: SinkContext, clock: ManualClock, server: FakeWandb, fault: str
+) -> None:
+    """wandb's own limit does not bound it. The run is whole at the next try. Fault 15."""
+    sink = make_sink(online, clock)
+    sink.open(START)
+    sink.write(ROWS[:100])
+    server.wait_for(has_lines(server, 1))
+    server.fail(fault)
+    sink.write(ROWS[100:])
+    began_s = time.monotonic()
+
+    with pytest.raises(SinkUnavailable):
+        sink.finish("finished", 0)
+
+    took_s = time.monotonic() - began_s
+    sink.close()
+    assert took_s < client.FINISH_LIMIT_S + 30, "and much less where there is a core to run on"
+    server.calm()
+    run_on(online, clock, ROWS, START)
+    check_whole(server, ROWS)
+    assert the_run(server).states[-1] == "finished"
 
 
 def test_an_answer_that_is_lost_on_its_way_doubles_nothing(
