@@ -22,12 +22,13 @@ from trainer.data import Batch, Masking, evaluation_batches
 from trainer.errors import BadInput
 from trainer.evaluate import evaluate
 from trainer.export import export_encoder
-from trainer.model import BitNetQDyT, ModelConfig
+from trainer.model import BitNetQDyT
 from trainer.model.calibration import freeze_group_means, measure_group_means
 from trainer.prepare import resolve_device
 from trainer.processes import Place
 from trainer.progress import perplexity
 from trainer.quantization_report import print_tables, save_pictures
+from trainer.rebuild import rebuild_model
 from trainer.token_cache import load_rows
 from trainer.tokenizer import load_tokenizer
 
@@ -64,22 +65,6 @@ def assess(args: CheckpointArgs, say: Say) -> int:
             raise BadInput(f"--out {args.out} cannot be written: {exc.strerror}") from exc
         say(f"Exported step {checkpoint['step']:,} to {args.out}: {size}.")
     return 0
-
-
-def rebuild_model(checkpoint: Checkpoint) -> BitNetQDyT:
-    """The model of a checkpoint, with the bits of its step in force, in evaluation mode.
-
-    Raises:
-        BadInput: the checkpoint does not hold a whole model.
-    """
-    try:
-        model = BitNetQDyT(ModelConfig(**checkpoint["model_config"]))
-        model.apply_schedule(checkpoint["step"], checkpoint["total_steps"])
-        model.load_state_dict(checkpoint["model"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as exc:
-        text = str(exc).splitlines()[0]
-        raise BadInput(f"the checkpoint does not hold a whole model: {text}") from exc
-    return model.eval()
 
 
 def held_out_batches(args: CheckpointArgs, checkpoint: Checkpoint, say: Say) -> Batches:

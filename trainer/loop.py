@@ -21,6 +21,7 @@ from trainer.checkpoint import Checkpoint, CheckpointDirectory
 from trainer.data import Batch
 from trainer.errors import TrainingDiverged
 from trainer.evaluate import evaluate
+from trainer.guidance import Guidance
 from trainer.plan import Plan
 from trainer.reporting import Reading, Reporter
 from trainer.resume import Position, capture, has_finite_weights, restore
@@ -45,6 +46,7 @@ class Training:
         plan: Plan,
         stepper: Stepper,
         optimizer: torch.optim.Optimizer,
+        guidance: Guidance,
         batches_from: Callable[[int], Iterator[Batch]],
         validation: Callable[[], Iterator[Batch]],
         facts: dict[str, Any],
@@ -53,6 +55,7 @@ class Training:
         stop: StopRequest,
     ) -> None:
         self.plan, self.stepper, self.optimizer = plan, stepper, optimizer
+        self.guidance = guidance
         self.model, self.device = stepper.model, stepper.device
         self.processes = stepper.processes
         self.batches_from, self.validation = batches_from, validation
@@ -85,6 +88,7 @@ class Training:
         while self.step < plan.total_steps and not self._is_asked_to_stop():
             stepper.work.begin()
             schedule = model.apply_schedule(self.step, plan.total_steps)
+            self.guidance.begin_step(self.step, plan.total_steps)
             if schedule.stage != stage:
                 self.reporter.stage(self.step, stage, schedule.stage)
                 stage = schedule.stage
@@ -104,6 +108,7 @@ class Training:
             stepper.update(self.optimizer)
             self.step += 1
             self.position += plan.rows_per_step
+            self.guidance.end_step(self.step)
 
             self.window.add(loss, sum(b.tokens + b.tokens_elsewhere for b in micro_batches))
             if is_log_due:
@@ -170,11 +175,13 @@ class Training:
         position = Position(
             self.step, self.position, self.best_val_loss, loss_sum, self.window.steps
         )
-        return {**self.facts, **capture(self.stepper, self.optimizer, position)}
+        return {**self.facts, **capture(self.stepper, self.optimizer, self.guidance, position)}
 
     def load(self, checkpoint: Checkpoint, path: Any = None) -> None:
         """Go on from a checkpoint of a run with the same identity."""
-        position = restore(checkpoint, self.stepper, self.optimizer, self.plan.total_steps)
+        position = restore(
+            checkpoint, self.stepper, self.optimizer, self.guidance, self.plan.total_steps
+        )
         self.step, self.position = position.step, position.rows
         self.best_val_loss = position.best_val_loss
         self.window.steps = position.window_steps
@@ -228,7 +235,11 @@ class Training:
             values["torch_gpu_memory_reserved"] = torch.cuda.memory_reserved(self.device) / 1e9
         self.reporter.work(self.step, values, self.processes.take_work_seconds())
         mean_loss = self.processes.sum_(self.window.mean_loss())
-        numbers = {"train/loss": mean_loss, "train/grad_norm": grad_norm}
+        numbers = {
+            "train/loss": mean_loss,
+            "train/grad_norm": grad_norm,
+            **self.guidance.numbers(self.processes),
+        }
         self.copies.send(Reading("train", self.step, values), numbers)
         self.window = Window(torch.zeros((), device=self.device))
 

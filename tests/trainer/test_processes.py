@@ -76,9 +76,14 @@ def last(output_dir: Path) -> Path:
 def test_two_processes_do_what_one_does_with_the_same_global_batch(
     small_run, recorder, tmp_path, capsys
 ):
-    """Same rows, same masks, every token counts the same: the losses and the weights agree."""
-    both, alone = tmp_path / "both", tmp_path / "alone"
-    run = [*small_run, *FLOAT]
+    """Same rows, same masks, every token counts the same: the losses and the weights agree.
+
+    A teacher's share of the gradient, too, which is as large as the labels' here.
+    """
+    both, alone, teacher = tmp_path / "both", tmp_path / "alone", tmp_path / "teacher"
+    main([*small_run, *FLOAT, "--seed", "1", "--output_dir", str(teacher)])
+    run = [*small_run, *FLOAT, "--teacher", str(last(teacher)), "--teacher_weight", "2"]
+    capsys.readouterr()
 
     said = run_two([*run, "--output_dir", str(both)])
     main([*run, "--output_dir", str(alone), "--gradient_accumulation_steps", "2"])
@@ -96,7 +101,7 @@ def test_two_processes_do_what_one_does_with_the_same_global_batch(
 def test_two_processes_are_one_run_and_resume_exactly(small_run, tmp_path):
     """One run id, one set of records with a stream a rank; the same end after a resume."""
     output_dir = tmp_path / "out"
-    run = [*small_run, *FEW, "--save_interval", "2", "--disable_wandb"]
+    run = [*small_run, *FEW, "--save_interval", "2", "--disable_wandb", "--teacher", "ema"]
     run.remove("--no_sidecar")
 
     run_two(run)
@@ -120,8 +125,9 @@ def test_two_processes_are_one_run_and_resume_exactly(small_run, tmp_path):
     assert len(whole["random"]) == 2
     assert whole["random"][0]["torch"] != whole["random"][1]["torch"]
     assert resumed["step"] == whole["step"] == 4
-    for name, weight in whole["model"].items():
-        assert torch.equal(resumed["model"][name], weight), name
+    for part in ("model", "teacher"):
+        for name, weight in whole[part].items():
+            assert torch.equal(resumed[part][name], weight), name
 
 
 def wait_for_step(child: subprocess.Popen[str]) -> str:

@@ -86,11 +86,13 @@ def test_the_loss_falls(small_run, recorder):
     assert sum(losses[-5:]) / 5 < sum(losses[:5]) / 5 - 1
 
 
-def test_a_resumed_run_is_the_uninterrupted_run_exactly(small_run, recorder, tmp_path):
+@pytest.mark.parametrize("extra", ["", "--bf16 --teacher ema --gradient_accumulation_steps 2"])
+def test_a_resumed_run_is_the_uninterrupted_run_exactly(small_run, recorder, extra):
     """Same losses, same weights, same run id, through all stages and in mid-window."""
     run = [*small_run, "--max_steps", "12", "--save_interval", "5", "--log_interval", "2"]
+    run += extra.split()
     main([*run, "--run_id", "whole"])
-    whole, whole_end = recorder.metrics("train", "train/loss"), weights(last(small_run))
+    whole, whole_end = recorder.metrics("train", "train/loss"), read_checkpoint(last(small_run))
     whole_val = recorder.metrics("val", "val/loss")
     recorder.events.clear()
 
@@ -103,8 +105,11 @@ def test_a_resumed_run_is_the_uninterrupted_run_exactly(small_run, recorder, tmp
     assert recorder.metrics("val", "val/loss") == {s: v for s, v in whole_val.items() if s > 5}
     resumed_end = read_checkpoint(last(small_run))
     assert resumed_end["run_id"] == "whole"
-    assert resumed_end["model"].keys() == whole_end.keys()
-    assert all(torch.equal(resumed_end["model"][name], whole_end[name]) for name in whole_end)
+    assert bool(resumed_end["teacher"]) == ("--teacher" in extra)
+    for part in ("model", "teacher"):
+        assert resumed_end[part].keys() == whole_end[part].keys()
+        for name, tensor in whole_end[part].items():
+            assert torch.equal(resumed_end[part][name], tensor), name
 
 
 def last(small_run: list[str]) -> Path:
