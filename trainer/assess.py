@@ -22,12 +22,13 @@ from trainer.data import Batch, Masking, evaluation_batches
 from trainer.errors import BadInput
 from trainer.evaluate import evaluate
 from trainer.export import export_encoder
+from trainer.files import write_atomically
 from trainer.model import BitNetQDyT
 from trainer.model.calibration import freeze_group_means, measure_group_means
 from trainer.prepare import resolve_device
 from trainer.processes import Place
 from trainer.progress import perplexity
-from trainer.quantization_report import print_tables, save_pictures
+from trainer.quantization_report import make_page, print_tables
 from trainer.rebuild import rebuild_model
 from trainer.token_cache import load_rows
 from trainer.tokenizer import load_tokenizer
@@ -50,13 +51,14 @@ def assess(args: CheckpointArgs, say: Say) -> int:
     if args.command == "evaluate" or args.calibrate:
         batches = held_out_batches(args, checkpoint, say)
         loss = _loss(model, batches, device)
-        say(f"{_name(args, checkpoint)}: loss {loss:.4f}, perplexity {perplexity(loss):,.1f}.")
+        result = f"{_name(args, checkpoint)}: loss {loss:.4f}, perplexity {perplexity(loss):,.1f}."
+        say(result)
         if args.calibrate:
             calibrate(model, batches, loss, device, say)
-    if args.analyze_quantization:
-        observe_quantization(model, next(batches()).to(device))
-        print_tables(model)
-        save_pictures(model, args.out or args.checkpoint.parent.parent / "quantization", say)
+        if args.analyze_quantization:
+            observe_quantization(model, next(batches()).to(device))
+            print_tables(model)
+            write_page(model, args, result, say)
     if args.command == "export":
         assert args.out is not None
         try:
@@ -118,6 +120,22 @@ def observe_quantization(model: BitNetQDyT, batch: Batch) -> None:
     model(*batch[:4])
     model.observe(False)
     model.eval()
+
+
+def write_page(model: BitNetQDyT, args: CheckpointArgs, result: str, say: Say) -> None:
+    """The pictures of the quantization, where the user wants them or beside the checkpoint.
+
+    Raises:
+        BadInput: they cannot be written there.
+    """
+    checkpoint = args.checkpoint.resolve()
+    path = args.report or checkpoint.with_name(f"quantization-{checkpoint.name}.html")
+    page = make_page(model, f"Quantization of {checkpoint.name}", [result, str(checkpoint)])
+    try:
+        write_atomically(path, lambda file: file.write(page.encode()))
+    except OSError as exc:
+        raise BadInput(f"--report {path} cannot be written: {exc.strerror}") from exc
+    say(f"Pictures: {path}")
 
 
 def _loss(model: BitNetQDyT, batches: Batches, device: torch.device) -> float:

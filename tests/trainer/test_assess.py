@@ -53,9 +53,8 @@ def test_calibration_is_kept_only_where_it_helps(command, capsys):
 
 
 @pytest.mark.parametrize("has_rich", [True, False])
-def test_the_quantization_is_told_site_by_site(command, capsys, monkeypatch, has_rich):
+def test_the_quantization_is_told_site_by_site(checkpoint, command, capsys, monkeypatch, has_rich):
     """A table of weights, activations and norms, with rich and without; no name is cut."""
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
     if not has_rich:
         monkeypatch.setitem(sys.modules, "rich.table", None)
 
@@ -65,7 +64,22 @@ def test_the_quantization_is_told_site_by_site(command, capsys, monkeypatch, has
     sites = {line.split()[0] for line in said.splitlines() if line.startswith("layers.")}
     assert {"layers.0.ffn.up", "layers.1.attention.qk_input", "layers.1.ffn_norm"} <= sites
     assert {"Weights", "Activations", "Norms"} <= {line.strip() for line in said.splitlines()}
-    assert said.count("No pictures: matplotlib is not installed") == 1
+    page = checkpoint.parent / "quantization-step-000004.html"
+    assert f"Pictures: {page}" in said
+    assert page.read_text().count("<h2>") == 9
+
+
+def test_the_page_of_pictures_is_written_where_the_user_wants_it(command, tmp_path, capsys):
+    """In any mode of the weights; where that cannot be, one sentence names the flag."""
+    report = tmp_path / "report.html"
+    analyze = ["evaluate", *command, "--analyze_quantization", "--report"]
+
+    written, refused = main([*analyze, str(report)]), main([*analyze, str(tmp_path / "no/where")])
+
+    output = capsys.readouterr()
+    assert (written, refused) == (0, 2)
+    assert "on sample validation: loss" in report.read_text()
+    assert "--report" in output.err and "cannot be written" in output.err
 
 
 def test_export_says_its_size_and_can_be_loaded(command, tmp_path, capsys):
