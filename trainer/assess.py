@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from trainer.progress import perplexity
 from trainer.quantization_report import make_page, print_tables
 from trainer.rebuild import rebuild_model
 from trainer.token_cache import load_rows
-from trainer.tokenizer import load_tokenizer
+from trainer.tokenizer import LoadedTokenizer, load_tokenizer
 
 CALIBRATION_BATCHES = 32
 
@@ -66,6 +67,7 @@ def assess(args: CheckpointArgs, say: Say) -> int:
         except OSError as exc:
             raise BadInput(f"--out {args.out} cannot be written: {exc.strerror}") from exc
         say(f"Exported step {checkpoint['step']:,} to {args.out}: {size}.")
+        export_tokenizer(checkpoint, args.out, say)
     return 0
 
 
@@ -78,13 +80,7 @@ def held_out_batches(args: CheckpointArgs, checkpoint: Checkpoint, say: Say) -> 
     ours: dict[str, Any] = checkpoint["arguments"]
     dataset = args.dataset or ours["dataset"]
     corpus = load_corpus(dataset, say)
-    tokenizer = load_tokenizer(ours["tokenizer"], ours["dataset"], say)
-    found = f"{tokenizer.name} {tokenizer.sha256[:16]}"
-    if found != checkpoint["identity"]["tokenizer"]:
-        raise BadInput(
-            f"the checkpoint's tokenizer is {checkpoint['identity']['tokenizer']}, and what can "
-            f"be loaded here is {found}: its numbers would mean other words"
-        )
+    tokenizer = load_own_tokenizer(checkpoint, say)
     length = checkpoint["identity"]["row length"]
     rows = load_rows(corpus, tokenizer, length, args.cache_dir, say)[args.split]
     masking = Masking.of(
@@ -96,6 +92,34 @@ def held_out_batches(args: CheckpointArgs, checkpoint: Checkpoint, say: Say) -> 
     )
     batch_size = args.batch_size or ours["batch_size"]
     return lambda: evaluation_batches(rows, batch_size, masking, ours["seed"], args.eval_batches)
+
+
+def load_own_tokenizer(checkpoint: Checkpoint, say: Say) -> LoadedTokenizer:
+    """The tokenizer of the checkpoint's run.
+
+    Raises:
+        BadInput: it cannot be had, or what has its name is another one now.
+    """
+    ours = checkpoint["arguments"]
+    tokenizer = load_tokenizer(ours["tokenizer"], ours["dataset"], say)
+    found = f"{tokenizer.name} {tokenizer.sha256[:16]}"
+    if found != checkpoint["identity"]["tokenizer"]:
+        raise BadInput(
+            f"the checkpoint's tokenizer is {checkpoint['identity']['tokenizer']}, and what can "
+            f"be loaded here is {found}: its numbers would mean other words"
+        )
+    return tokenizer
+
+
+def export_tokenizer(checkpoint: Checkpoint, directory: Path, say: Say) -> None:
+    """Put the tokenizer beside the weights, where AutoTokenizer finds it.
+
+    Whoever exports where it cannot be had gets the weights all the same.
+    """
+    try:
+        load_own_tokenizer(checkpoint, say).backend.save_pretrained(directory)
+    except (BadInput, OSError) as exc:
+        say(f"Without its tokenizer: {exc}.")
 
 
 def calibrate(

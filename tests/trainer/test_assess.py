@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.test_readme import EXAMPLES
 from trainer.__main__ import main
 from trainer.checkpoint import CheckpointDirectory, read_checkpoint
 from trainer.export import load_exported
@@ -88,9 +92,37 @@ def test_export_says_its_size_and_can_be_loaded(command, tmp_path, capsys):
 
     code = main(["export", *command, "--out", str(out)])
 
+    said = capsys.readouterr().out
     assert code == 0
-    assert f"Exported step 4 to {out}: " in capsys.readouterr().out
+    assert re.search(rf"Exported step 4 to {out}: [\d.]+ MB \(ternary .* in float32\.", said)
     assert load_exported(out).config.layers == 2
+
+
+def test_the_readmes_example_of_an_export_works(command, tmp_path, capsys, monkeypatch):
+    """As it stands, in the directory where the export was made."""
+    (example,) = (example for example in EXAMPLES if "from_pretrained" in example)
+    monkeypatch.chdir(tmp_path)
+    main(["export", *command, "--out", "packed"])
+    capsys.readouterr()
+
+    exec(compile(example, "README.md", "exec"), {})
+
+    [line] = capsys.readouterr().out.splitlines()
+    assert len(ast.literal_eval(line)) == 5
+
+
+def test_an_export_without_its_tokenizer_says_so(checkpoint, command, tmp_path, capsys):
+    """The weights are there all the same: a machine without a hub can pack, too."""
+    other = tmp_path / "step-000004"
+    shutil.copytree(checkpoint, other)
+    state = other / "state.json"
+    state.write_text(state.read_text().replace('"shipped ', '"my-own '))
+
+    code = main(["export", str(other), *command[1:], "--out", str(tmp_path / "packed")])
+
+    assert code == 0
+    assert "Without its tokenizer: the checkpoint's tokenizer is my-own" in capsys.readouterr().out
+    assert load_exported(tmp_path / "packed").config.layers == 2
 
 
 @pytest.mark.parametrize(
