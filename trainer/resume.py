@@ -14,7 +14,7 @@ from torch import nn
 
 from trainer.checkpoint import FORMAT, Checkpoint
 from trainer.guidance import Guidance
-from trainer.random_states import random_states, restore_random_states, seed_noise
+from trainer.random_states import restore_random_states, seed_noise
 from trainer.step import Stepper
 
 
@@ -29,9 +29,13 @@ class Position(NamedTuple):
 
 
 def capture(
-    stepper: Stepper, optimizer: torch.optim.Optimizer, guidance: Guidance, position: Position
+    stepper: Stepper,
+    optimizer: torch.optim.Optimizer,
+    guidance: Guidance,
+    position: Position,
+    random: list[Any],
 ) -> dict[str, Any]:
-    """The part of a checkpoint that changes with every step. All processes have to ask for it."""
+    """The part of a checkpoint that changes with every step; random is by rank."""
     return {
         "format": FORMAT,
         "step": position.step,
@@ -41,7 +45,7 @@ def capture(
         "optimizer": optimizer.state_dict(),
         "scaler": stepper.scaler.state_dict(),
         "teacher": guidance.state(),
-        "random": stepper.processes.gather(random_states()),
+        "random": random,
         "window": {"loss_sum": position.window_loss_sum, "steps": position.window_steps},
     }
 
@@ -79,9 +83,9 @@ def restore(
     )
 
 
-def has_finite_weights(model: nn.Module) -> bool:
-    """Whether every parameter is a number. Waits for the device."""
-    finite = [parameter.isfinite().all() for parameter in model.parameters()]
+def has_finite_state(model: nn.Module) -> bool:
+    """Whether every weight and every range is a number. Waits for the device."""
+    finite = [tensor.isfinite().all() for tensor in model.state_dict().values()]
     return bool(torch.stack(finite).all().item())
 
 

@@ -10,6 +10,7 @@ from tests.trainer.model.test_encoder import make_batch, make_model
 from trainer.checkpoint import CheckpointDirectory, read_checkpoint
 from trainer.guidance import Guidance
 from trainer.processes import Place, Processes
+from trainer.random_states import random_states
 from trainer.resume import Position, capture, restore
 from trainer.step import Stepper
 
@@ -29,7 +30,7 @@ def test_the_loss_scale_and_the_moments_come_back(tmp_path: Path):
     stepper.scaler.scale(stepper.model(*make_batch()).loss).backward()
     stepper.scaler.step(optimizer)
     stepper.scaler.update(1234.0)
-    saved = capture(stepper, optimizer, Guidance(), POSITION)
+    saved = capture(stepper, optimizer, Guidance(), POSITION, [random_states()])
     path = CheckpointDirectory(tmp_path).save(saved)
     again, its_optimizer = make_parts()
 

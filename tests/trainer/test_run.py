@@ -140,25 +140,39 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
     assert recorder.events[-1].summary["steps"] == 4
 
 
-def test_a_loss_that_is_no_number_stops_the_run_with_a_sentence(
-    small_run, recorder, monkeypatch, capsys
+@pytest.mark.parametrize("poisoned", ["loss", "gradients"])
+def test_a_divergence_ends_the_run_with_a_checkpoint_of_the_last_good_state(
+    small_run, recorder, monkeypatch, capsys, poisoned
 ):
-    """No traceback, no checkpoint of ruins, and the run says that it failed."""
+    """No traceback: a sentence says how to go on, and the weights are those before the poison."""
     accumulate = Stepper.accumulate_gradients
+    steps = iter(range(1, 100))
 
-    def diverge(*args):
-        return accumulate(*args) * float("nan")
+    def diverge(stepper, micro_batches):
+        loss = accumulate(stepper, micro_batches)
+        if next(steps) < 3:
+            return loss
+        for parameter in stepper.model.parameters():
+            parameter.grad.fill_(float("nan"))
+        return loss * float("nan") if poisoned == "loss" else loss
 
     monkeypatch.setattr(Stepper, "accumulate_gradients", diverge)
+    run = [*small_run, "--max_steps", "9", "--save_interval", "2", "--log_interval", "5"]
 
-    code = main(small_run)
+    code = main(run)
 
     error = capsys.readouterr().err
+    good = weights(out(small_run) / "checkpoints" / "step-000002")
+    kept = weights(last(small_run))
     assert code == 1
-    assert "Training stopped: the loss is not a number any more at step 1" in error
+    assert "Training stopped: loss or gradients are no numbers any more" in error
+    assert f"--resume_from {last(small_run)}" in error
     assert "Traceback" not in error
     assert recorder.events[-1].status == "failed"
-    assert not (out(small_run) / "checkpoints").exists()
+    matrices = [name for name in good if name.endswith(".weight")]
+    assert matrices and all(torch.equal(kept[name], good[name]) for name in matrices)
+    monkeypatch.undo()
+    assert main([*small_run, "--max_steps", "9", "--resume_from", "latest"]) == 0
 
 
 def test_after_a_divergence_the_last_good_checkpoint_is_named(
