@@ -124,7 +124,7 @@ class TrainArgs:
         0.5, "weight of the teacher at the last step, risen from 0", type=_positive_number
     )
     fp16: bool = _switch("mixed precision with a loss scale, on a GPU")
-    bf16: bool = _switch("mixed precision in bfloat16")
+    bf16: bool = _switch("mixed precision in bfloat16, on a GPU or a CPU")
     seed: int = _flag(42, "seed of weights, order, masks and noise", type=_count)
     device: str = _flag("auto", "auto, cpu, cuda or cuda:N")
 

@@ -162,7 +162,10 @@ def resolve_device(name: str, fp16: bool, place: Place) -> torch.device:
             "another, or cpu"
         )
     if fp16 and device.type == "cpu":
-        raise BadInput("--fp16 needs a GPU, and this run is on the CPU; leave --fp16 out")
+        raise BadInput(
+            "--fp16 needs a GPU, and this run is on the CPU; leave it out, or give --bf16, "
+            "which works here too"
+        )
     return device
 
 

@@ -141,9 +141,11 @@ def wait_for_step(child: subprocess.Popen[str]) -> str:
     raise AssertionError(said)
 
 
-def test_a_rank_that_dies_ends_the_others_as_failed(small_run):
-    """Even though torchrun tells them to end by SIGTERM: nobody asked for that."""
-    with two_processes([*small_run, *FEW, "--max_steps", "100000"]) as (first, second):
+def test_a_rank_that_dies_ends_the_run_as_failed(small_run, tmp_path):
+    """Even though torchrun tells the others to end by SIGTERM: nobody asked for that."""
+    run = [*small_run, *FEW, "--max_steps", "100000", "--disable_wandb"]
+    run.remove("--no_sidecar")
+    with two_processes(run) as (first, second):
         wait_for_step(first)
 
         second.kill()
@@ -153,6 +155,8 @@ def test_a_rank_that_dies_ends_the_others_as_failed(small_run):
     assert first.returncode == 1
     assert "Training stopped: another process of this run has ended" in said
     assert "Traceback" not in said
+    [run_dir] = (tmp_path / "out" / "telemetry" / "runs").iterdir()
+    assert json.loads((run_dir / "run.json").read_text())["status"] == "failed"
 
 
 def test_a_stop_of_one_rank_is_one_of_all_at_the_same_step(small_run, tmp_path):
