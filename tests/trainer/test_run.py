@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared.events import ConfigUpdated, MessageLogged, MetricsLogged, RunFinished, RunStarted
+from shared.events import (
+    ConfigUpdated,
+    HistogramLogged,
+    MessageLogged,
+    MetricsLogged,
+    RunFinished,
+    RunStarted,
+)
 from trainer.__main__ import main
 from trainer.checkpoint import read_checkpoint
 from trainer.step import Stepper
@@ -65,6 +72,41 @@ def test_a_run_tells_everything_that_happened(small_run, recorder):
     assert isinstance(finished, RunFinished)
     assert (finished.status, finished.exit_code) == ("finished", 0)
     assert {"steps", "final_val_loss", "best_val_loss", "test_loss"} <= finished.summary.keys()
+
+
+@pytest.mark.parametrize("is_detailed", [False, True])
+def test_layers_are_told_of_one_by_one_only_where_asked(small_run, recorder, is_detailed):
+    """Metrics and histograms of each layer, and the time of each block, have flags of their own."""
+    detail = ["--quant_detail", "--profile_blocks"] if is_detailed else []
+
+    code = main([*small_run, *detail])
+
+    names = {name for event in recorder.of(MetricsLogged) for name in event.values}
+    histograms = {event.name for event in recorder.of(HistogramLogged)}
+    by_layer = {name for name in names | histograms if "layers." in name}
+    assert code == 0
+    assert {"quant/zero_ratio", "quant/activation_sqnr_db", "quant/flip_rate_per_step"} <= names
+    assert {"quant/latent_weights", "quant/scales"} <= histograms
+    assert bool(by_layer) == is_detailed
+    if is_detailed:
+        assert {
+            "quant/layers.3.ffn.up/zero_ratio",
+            "quant/layers.3.ffn.up/scale_mean",
+            "quant/layers.3.ffn.up/threshold_mean",
+            "quant/layers.0.attention.q/latent_weights",
+            "quant/layers.0.attention.q/scales",
+            "time/layers.2/backward_seconds",
+        } <= by_layer
+
+
+def test_a_run_ends_with_a_summary(small_run, recorder, capsys):
+    """How far it came, and every loss with its perplexity, on one line."""
+    main(small_run)
+
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line.startswith("4 of 4 steps done: validation loss ")
+    assert line.count("(perplexity ") == 3
+    assert "best" in line and "test" in line
 
 
 def test_values_are_plain_python(small_run, recorder):
