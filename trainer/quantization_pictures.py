@@ -68,7 +68,7 @@ def draw_page(
             "Signal to noise of the weights",
             "SQNR in dB, of ternary weights; the red line is the least that is healthy, "
             f"{LEAST_WEIGHT_SQNR_DB:g} dB. {_key(OTHER, 'more bits, off this scale')}",
-            {s: v for s, v in readings.items() if "weight_sqnr_db" in v},
+            readings,
             "weight_sqnr_db",
             unit=" dB",
             line=LEAST_WEIGHT_SQNR_DB,

@@ -74,7 +74,7 @@ def test_the_quantization_is_told_site_by_site(checkpoint, command, capsys, monk
 
 
 def test_the_page_of_pictures_is_written_where_the_user_wants_it(command, tmp_path, capsys):
-    """In any mode of the weights; where that cannot be, one sentence names the flag."""
+    """With the loss above; where it cannot be written, one sentence names the flag."""
     report = tmp_path / "report.html"
     analyze = ["evaluate", *command, "--analyze_quantization", "--report"]
 

@@ -7,7 +7,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tests.trainer.model.test_encoder import make_batch, make_model
 from trainer.quantization_pictures import WIDTH, SiteWeights, draw_page
+from trainer.quantization_report import make_page
 
 TERNARY = {
     "bits": 1.585,
@@ -114,3 +116,31 @@ def test_alarms_stand_above_the_figures():
     text = page(alarms=["quant/zero_ratio is 0.95"])
 
     assert text.index("zero_ratio is 0.95") < text.index("<h2>")
+
+
+@pytest.mark.parametrize(
+    ("step", "overrides", "has_codes"),
+    [
+        (60, {}, True),
+        (0, {}, False),
+        (60, {"weight_mode": "paper"}, True),
+        (60, {"weight_mode": "absmean", "embed_norm": "qdyt"}, True),
+        (60, {"weight_mode": "float", "activation_mode": "float", "mixers": "none"}, False),
+        (60, {"block_norm": "layernorm"}, True),
+    ],
+)
+def test_every_stage_and_form_of_a_model_has_a_page(step, overrides, has_codes):
+    """Each with the figures that there is something to draw in, all of them well-formed."""
+    model = make_model(**overrides)
+    model.apply_schedule(step, 100)
+    model.observe(True)
+    model(*make_batch())
+
+    text = make_page(model, "Quantization", [])
+
+    tables = re.findall(r"<table>.*?</table>", text, re.DOTALL)
+    assert tables and all(ElementTree.fromstring(table) is not None for table in tables)
+    assert "nan" not in text
+    assert ("Occupancy" in text) == has_codes
+    is_skewed = overrides.get("weight_mode") == "paper"
+    assert ("the shares of +1 and -1 differ" in text) == is_skewed
