@@ -30,7 +30,7 @@ body { font: 14px/1.45 system-ui, sans-serif; color: #222; margin: 24px; }
 h2 { margin: 28px 0 2px; font-size: 17px; }
 p { margin: 2px 0 8px; max-width: 60em; }
 table { border-collapse: collapse; }
-th { font-weight: 600; font-size: 12px; text-align: left; }
+th { font-weight: 600; font-size: 12px; text-align: left; white-space: nowrap; }
 th, td { padding: 2px 10px 2px 0; vertical-align: top; }
 tr:hover { background: #f4f6f8; }
 svg { display: block; }
