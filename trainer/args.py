@@ -112,8 +112,19 @@ class TrainArgs:
     grad_clip: float = _flag(
         1.0, "largest norm of the gradients; 0 turns clipping off", type=_number_from_0
     )
+    teacher: str | None = _flag(
+        None,
+        "also learn from a second encoder: `ema`, the average of the model itself, or a checkpoint",
+        metavar="ema|CHECKPOINT",
+    )
+    teacher_temperature: float = _flag(
+        2.0, "temperature of both predictions, with --teacher", type=_positive_number
+    )
+    teacher_weight: float = _flag(
+        0.5, "weight of the teacher at the last step, risen from 0", type=_positive_number
+    )
     fp16: bool = _switch("mixed precision with a loss scale, on a GPU")
-    bf16: bool = _switch("mixed precision in bfloat16")
+    bf16: bool = _switch("mixed precision in bfloat16, on a GPU or a CPU")
     seed: int = _flag(42, "seed of weights, order, masks and noise", type=_count)
     device: str = _flag("auto", "auto, cpu, cuda or cuda:N")
 

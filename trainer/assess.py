@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,14 +23,16 @@ from trainer.data import Batch, Masking, evaluation_batches
 from trainer.errors import BadInput
 from trainer.evaluate import evaluate
 from trainer.export import export_encoder
-from trainer.model import BitNetQDyT, ModelConfig
+from trainer.files import write_atomically
+from trainer.model import BitNetQDyT
 from trainer.model.calibration import freeze_group_means, measure_group_means
 from trainer.prepare import resolve_device
 from trainer.processes import Place
 from trainer.progress import perplexity
-from trainer.quantization_report import print_tables, save_pictures
+from trainer.quantization_report import make_page, print_tables
+from trainer.rebuild import rebuild_model
 from trainer.token_cache import load_rows
-from trainer.tokenizer import load_tokenizer
+from trainer.tokenizer import LoadedTokenizer, load_tokenizer
 
 CALIBRATION_BATCHES = 32
 
@@ -49,13 +52,14 @@ def assess(args: CheckpointArgs, say: Say) -> int:
     if args.command == "evaluate" or args.calibrate:
         batches = held_out_batches(args, checkpoint, say)
         loss = _loss(model, batches, device)
-        say(f"{_name(args, checkpoint)}: loss {loss:.4f}, perplexity {perplexity(loss):,.1f}.")
+        result = f"{_name(args, checkpoint)}: loss {loss:.4f}, perplexity {perplexity(loss):,.1f}."
+        say(result)
         if args.calibrate:
             calibrate(model, batches, loss, device, say)
-    if args.analyze_quantization:
-        observe_quantization(model, next(batches()).to(device))
-        print_tables(model)
-        save_pictures(model, args.out or args.checkpoint.parent.parent / "quantization", say)
+        if args.analyze_quantization:
+            observe_quantization(model, next(batches()).to(device))
+            print_tables(model)
+            write_page(model, args, result, say)
     if args.command == "export":
         assert args.out is not None
         try:
@@ -63,23 +67,8 @@ def assess(args: CheckpointArgs, say: Say) -> int:
         except OSError as exc:
             raise BadInput(f"--out {args.out} cannot be written: {exc.strerror}") from exc
         say(f"Exported step {checkpoint['step']:,} to {args.out}: {size}.")
+        export_tokenizer(checkpoint, args.out, say)
     return 0
-
-
-def rebuild_model(checkpoint: Checkpoint) -> BitNetQDyT:
-    """The model of a checkpoint, with the bits of its step in force, in evaluation mode.
-
-    Raises:
-        BadInput: the checkpoint does not hold a whole model.
-    """
-    try:
-        model = BitNetQDyT(ModelConfig(**checkpoint["model_config"]))
-        model.apply_schedule(checkpoint["step"], checkpoint["total_steps"])
-        model.load_state_dict(checkpoint["model"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as exc:
-        text = str(exc).splitlines()[0]
-        raise BadInput(f"the checkpoint does not hold a whole model: {text}") from exc
-    return model.eval()
 
 
 def held_out_batches(args: CheckpointArgs, checkpoint: Checkpoint, say: Say) -> Batches:
@@ -91,13 +80,7 @@ def held_out_batches(args: CheckpointArgs, checkpoint: Checkpoint, say: Say) -> 
     ours: dict[str, Any] = checkpoint["arguments"]
     dataset = args.dataset or ours["dataset"]
     corpus = load_corpus(dataset, say)
-    tokenizer = load_tokenizer(ours["tokenizer"], ours["dataset"], say)
-    found = f"{tokenizer.name} {tokenizer.sha256[:16]}"
-    if found != checkpoint["identity"]["tokenizer"]:
-        raise BadInput(
-            f"the checkpoint's tokenizer is {checkpoint['identity']['tokenizer']}, and what can "
-            f"be loaded here is {found}: its numbers would mean other words"
-        )
+    tokenizer = load_own_tokenizer(checkpoint, say)
     length = checkpoint["identity"]["row length"]
     rows = load_rows(corpus, tokenizer, length, args.cache_dir, say)[args.split]
     masking = Masking.of(
@@ -109,6 +92,34 @@ def held_out_batches(args: CheckpointArgs, checkpoint: Checkpoint, say: Say) -> 
     )
     batch_size = args.batch_size or ours["batch_size"]
     return lambda: evaluation_batches(rows, batch_size, masking, ours["seed"], args.eval_batches)
+
+
+def load_own_tokenizer(checkpoint: Checkpoint, say: Say) -> LoadedTokenizer:
+    """The tokenizer of the checkpoint's run.
+
+    Raises:
+        BadInput: it cannot be had, or what has its name is another one now.
+    """
+    ours = checkpoint["arguments"]
+    tokenizer = load_tokenizer(ours["tokenizer"], ours["dataset"], say)
+    found = f"{tokenizer.name} {tokenizer.sha256[:16]}"
+    if found != checkpoint["identity"]["tokenizer"]:
+        raise BadInput(
+            f"the checkpoint's tokenizer is {checkpoint['identity']['tokenizer']}, and what can "
+            f"be loaded here is {found}: its numbers would mean other words"
+        )
+    return tokenizer
+
+
+def export_tokenizer(checkpoint: Checkpoint, directory: Path, say: Say) -> None:
+    """Put the tokenizer beside the weights, where AutoTokenizer finds it.
+
+    Whoever exports where it cannot be had gets the weights all the same.
+    """
+    try:
+        load_own_tokenizer(checkpoint, say).backend.save_pretrained(directory)
+    except (BadInput, OSError) as exc:
+        say(f"Without its tokenizer: {exc}.")
 
 
 def calibrate(
@@ -133,6 +144,22 @@ def observe_quantization(model: BitNetQDyT, batch: Batch) -> None:
     model(*batch[:4])
     model.observe(False)
     model.eval()
+
+
+def write_page(model: BitNetQDyT, args: CheckpointArgs, result: str, say: Say) -> None:
+    """The pictures of the quantization, where the user wants them or beside the checkpoint.
+
+    Raises:
+        BadInput: they cannot be written there.
+    """
+    checkpoint = args.checkpoint.resolve()
+    path = args.report or checkpoint.with_name(f"quantization-{checkpoint.name}.html")
+    page = make_page(model, f"Quantization of {checkpoint.name}", [result, str(checkpoint)])
+    try:
+        write_atomically(path, lambda file: file.write(page.encode()))
+    except OSError as exc:
+        raise BadInput(f"--report {path} cannot be written: {exc.strerror}") from exc
+    say(f"Pictures: {path}")
 
 
 def _loss(model: BitNetQDyT, batches: Batches, device: torch.device) -> float:

@@ -4,10 +4,11 @@ In: the state of a run between two steps, as tensors and plain values.
 Out: OUTPUT_DIR/checkpoints/step-000500/, and the file `latest` beside it with that name.
 Never: leaves half a checkpoint under a checkpoint's name, or runs code from one it reads.
 
-A checkpoint is a directory of three files:
+A checkpoint is a directory of these files:
 
     model.safetensors      weights and buffers, by their names in the model
     optimizer.safetensors  PARAMETER.NAME: what AdamW keeps, parameters by their number
+    teacher.safetensors    the averaged teacher, of a run that has one
     state.json             all that is not a tensor:
 
     format         2
@@ -41,9 +42,11 @@ from trainer.files import write_atomically, write_directory_atomically
 FORMAT = 2
 LATEST = "latest"
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+TEACHER = "teacher.safetensors"
 
 Checkpoint = dict[str, Any]
-"""As above, with "model" and "optimizer" as state dicts and param_groups within the latter."""
+"""As above, with "model", "optimizer" and "teacher" as state dicts, the last one empty where
+there is none, and param_groups within "optimizer"."""
 
 
 class CheckpointDirectory:
@@ -102,8 +105,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
         state = json.loads((path / STATE).read_bytes())
         _check_format(state, path, way_out)
         model, optimizer = load_file(path / MODEL), load_file(path / OPTIMIZER)
+        teacher = load_file(path / TEACHER) if (path / TEACHER).exists() else {}
         groups = state.pop("param_groups")
-        return {**state, "model": model, "optimizer": _unpack_optimizer(optimizer, groups)}
+        return {
+            **state,
+            "model": model,
+            "optimizer": _unpack_optimizer(optimizer, groups),
+            "teacher": teacher,
+        }
     except FileNotFoundError as exc:
         missing = f"{exc.filename} is missing" if exc.filename else str(exc)
         raise BadInput(f"checkpoint {path} cannot be read: {missing}; {way_out}") from exc
@@ -140,16 +149,18 @@ def _check_format(state: Any, path: Path, way_out: str) -> None:
 
 
 def _write(checkpoint: Checkpoint, directory: Path) -> None:
-    """Three files.
+    """Its files.
 
     Raises:
         OSError: no room, or no right to write.
     """
-    state = {k: v for k, v in checkpoint.items() if k not in ("model", "optimizer")}
+    state = {k: v for k, v in checkpoint.items() if k not in ("model", "optimizer", "teacher")}
     state["param_groups"] = checkpoint["optimizer"]["param_groups"]
     try:
         save_file(_plain(checkpoint["model"]), directory / MODEL)
         save_file(_plain(_pack_optimizer(checkpoint["optimizer"])), directory / OPTIMIZER)
+        if checkpoint.get("teacher"):
+            save_file(_plain(checkpoint["teacher"]), directory / TEACHER)
     except SafetensorError as exc:  # it wraps what the disk had to say
         raise OSError(str(exc)) from exc
     (directory / STATE).write_text(json.dumps(state, indent=1) + "\n")

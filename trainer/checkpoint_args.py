@@ -33,6 +33,7 @@ class CheckpointArgs:
     device: str
     calibrate: bool
     analyze_quantization: bool = False
+    report: Path | None = None
     out: Path | None = None
 
 
@@ -70,7 +71,12 @@ def make_checkpoint_parser(command: str) -> argparse.ArgumentParser:
     add("--calibrate", action="store_true", help="fixed group means in QDyT, where that helps")
     if command == "evaluate":
         add("--analyze_quantization", action="store_true", help="tables and pictures by layer")
-        add("--out", type=Path, help="where pictures go; CHECKPOINT's run by default")
+        add(
+            "--report",
+            type=Path,
+            metavar="FILE",
+            help="page of the pictures; quantization-STEP.html beside CHECKPOINT by default",
+        )
     else:
         add("--out", type=Path, required=True, help="directory of the export")
     return parser

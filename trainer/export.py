@@ -114,10 +114,15 @@ class ExportedEncoder(BitNetQDyT):
         return self
 
     @torch.no_grad()
-    def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits at all positions: (B, S) int64 and bool -> (B, S, V)."""
+    def logits(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Logits at all positions: (B, S) int64 -> (B, S, V).
+
+        The mask is 1 or true where a token is no padding, as tokenizers have it; without
+        one there is none.
+        """
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         every = torch.arange(input_ids.numel(), device=input_ids.device)
-        flat = self(input_ids, attention_mask, input_ids, every).logits
+        flat = self(input_ids, mask.bool(), input_ids, every).logits
         return torch.unflatten(flat, 0, input_ids.shape)
 
 

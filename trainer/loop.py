@@ -11,7 +11,8 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +22,18 @@ from trainer.checkpoint import Checkpoint, CheckpointDirectory
 from trainer.data import Batch
 from trainer.errors import TrainingDiverged
 from trainer.evaluate import evaluate
+from trainer.guidance import Guidance
 from trainer.plan import Plan
+from trainer.random_states import random_states
 from trainer.reporting import Reading, Reporter
-from trainer.resume import Position, capture, has_finite_weights, restore
+from trainer.resume import Position, capture, has_finite_state, restore
 from trainer.scalars import Numbers, ScalarCopies
 from trainer.schedule import ScheduleState, learning_rate
 from trainer.step import Stepper
 from trainer.stop import StopRequest
 from trainer.window import Window
+
+GRAD_NORM = "train/grad_norm"
 
 
 class Training:
@@ -45,6 +50,7 @@ class Training:
         plan: Plan,
         stepper: Stepper,
         optimizer: torch.optim.Optimizer,
+        guidance: Guidance,
         batches_from: Callable[[int], Iterator[Batch]],
         validation: Callable[[], Iterator[Batch]],
         facts: dict[str, Any],
@@ -53,6 +59,7 @@ class Training:
         stop: StopRequest,
     ) -> None:
         self.plan, self.stepper, self.optimizer = plan, stepper, optimizer
+        self.guidance = guidance
         self.model, self.device = stepper.model, stepper.device
         self.processes = stepper.processes
         self.batches_from, self.validation = batches_from, validation
@@ -67,7 +74,7 @@ class Training:
         self.best_val_loss: float | None = None
         self.evaluated_step: int | None = None
         self.saved_step: int | None = None
-        self.saved_path: Any = None
+        self.saved_path: Path | None = None
 
     def run(self) -> None:
         """Train to the last step, or until a stop is requested; then write a checkpoint.
@@ -85,6 +92,7 @@ class Training:
         while self.step < plan.total_steps and not self._is_asked_to_stop():
             stepper.work.begin()
             schedule = model.apply_schedule(self.step, plan.total_steps)
+            self.guidance.begin_step(self.step, plan.total_steps)
             if schedule.stage != stage:
                 self.reporter.stage(self.step, stage, schedule.stage)
                 stage = schedule.stage
@@ -101,9 +109,11 @@ class Training:
             grad_norm = nn.utils.clip_grad_norm_(model.parameters(), plan.grad_clip or math.inf)
             if is_quant_due:  # here: it reads the gradients too
                 self._send_diagnostics(self.step + 1)
+            leave_out_a_ruinous_step(self.optimizer, grad_norm)
             stepper.update(self.optimizer)
             self.step += 1
             self.position += plan.rows_per_step
+            self.guidance.end_step(self.step)
 
             self.window.add(loss, sum(b.tokens + b.tokens_elsewhere for b in micro_batches))
             if is_log_due:
@@ -148,33 +158,39 @@ class Training:
         self._report(self.copies.wait())
         # Both may wait: to write a checkpoint is to copy everything to the host anyway.
         loss_sum = self.processes.sum_(self.window.loss_sum.clone()).item()
-        if not math.isfinite(loss_sum) or not has_finite_weights(self.model):
+        if not math.isfinite(loss_sum) or not has_finite_state(self.model):
             raise self._diverged(self.step)
-        checkpoint = self.state(loss_sum)
+        random = self.processes.gather(random_states())
         path = None
         if self.processes.is_first:
-            try:
-                path = self.checkpoints.save(checkpoint)
-            except OSError as exc:
-                self.reporter.tell(
-                    f"The checkpoint of step {self.step:,} cannot be written: {exc}", "error"
-                )
-            else:
-                self.reporter.tell(f"Checkpoint of step {self.step:,}: {path}")
+            path = self._write_checkpoint(loss_sum, self.window.steps, random)
         [path] = self.processes.share([path])
         if path is not None:
             self.saved_step, self.saved_path = self.step, path
 
-    def state(self, loss_sum: float) -> Checkpoint:
-        """Everything that load() needs. All processes have to ask for it."""
+    def _write_checkpoint(
+        self, window_loss_sum: float, window_steps: int, random: list[Any]
+    ) -> Path | None:
+        """Everything that load() needs; None if it cannot be written."""
         position = Position(
-            self.step, self.position, self.best_val_loss, loss_sum, self.window.steps
+            self.step, self.position, self.best_val_loss, window_loss_sum, window_steps
         )
-        return {**self.facts, **capture(self.stepper, self.optimizer, position)}
+        state = capture(self.stepper, self.optimizer, self.guidance, position, random)
+        try:
+            path = self.checkpoints.save({**self.facts, **state})
+        except OSError as exc:
+            self.reporter.tell(
+                f"The checkpoint of step {self.step:,} cannot be written: {exc}", "error"
+            )
+            return None
+        self.reporter.tell(f"Checkpoint of step {self.step:,}: {path}")
+        return path
 
-    def load(self, checkpoint: Checkpoint, path: Any = None) -> None:
+    def load(self, checkpoint: Checkpoint, path: Path | None = None) -> None:
         """Go on from a checkpoint of a run with the same identity."""
-        position = restore(checkpoint, self.stepper, self.optimizer, self.plan.total_steps)
+        position = restore(
+            checkpoint, self.stepper, self.optimizer, self.guidance, self.plan.total_steps
+        )
         self.step, self.position = position.step, position.rows
         self.best_val_loss = position.best_val_loss
         self.window.steps = position.window_steps
@@ -228,7 +244,11 @@ class Training:
             values["torch_gpu_memory_reserved"] = torch.cuda.memory_reserved(self.device) / 1e9
         self.reporter.work(self.step, values, self.processes.take_work_seconds())
         mean_loss = self.processes.sum_(self.window.mean_loss())
-        numbers = {"train/loss": mean_loss, "train/grad_norm": grad_norm}
+        numbers = {
+            "train/loss": mean_loss,
+            GRAD_NORM: grad_norm,
+            **self.guidance.numbers(self.processes),
+        }
         self.copies.send(Reading("train", self.step, values), numbers)
         self.window = Window(torch.zeros((), device=self.device))
 
@@ -239,15 +259,39 @@ class Training:
                 self.val_loss = numbers["val/loss"]
                 best = math.inf if self.best_val_loss is None else self.best_val_loss
                 self.best_val_loss = min(best, self.val_loss)
-            if reading.kind == "train" and not math.isfinite(numbers["train/loss"]):
+            if reading.kind == "train" and not self._is_going_well(numbers):
                 raise self._diverged(reading.step)
 
+    def _is_going_well(self, numbers: Numbers) -> bool:
+        # With a loss scale, infinite gradients are how the scale is found.
+        judged = ["train/loss"] if self.plan.precision == "fp16" else ["train/loss", GRAD_NORM]
+        return all(math.isfinite(numbers[name]) for name in judged)
+
     def _diverged(self, step: int) -> TrainingDiverged:
-        if self.saved_path is None:
+        """The end of the run, with a checkpoint of what was good last.
+
+        No step was taken by gradients that are no numbers, so that is what is there now,
+        unless it has been ruined otherwise. The processes of a run may find out at
+        different steps, so the first asks nothing of the others here.
+        """
+        if self.processes.is_first and has_finite_state(self.model):
+            self.saved_path = self._write_checkpoint(0.0, 0, [random_states()]) or self.saved_path
+        if not self.processes.is_first:
+            way_out = "the first process says where to go on from"
+        elif self.saved_path is None:
             way_out = "no checkpoint was written before; start anew"
         else:
             way_out = f"go on from the last good one with --resume_from {self.saved_path}"
         return TrainingDiverged(
-            f"the loss is not a number any more at step {step:,}; {way_out}, "
+            f"loss or gradients are no numbers any more at step {step:,}; {way_out}, "
             "with a lower --learning_rate or --grad_clip"
         )
+
+
+def leave_out_a_ruinous_step(optimizer: torch.optim.Optimizer, grad_norm: Tensor) -> None:
+    """Keep the next step from being taken if the norm of its gradients is no number.
+
+    Decided on the device: fused optimizers read this flag, which with a loss scale the
+    scaler sets instead. The host learns of it when the norm is logged.
+    """
+    cast(Any, optimizer).found_inf = (~grad_norm.isfinite()).float()

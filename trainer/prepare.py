@@ -30,7 +30,8 @@ from trainer.configure import (
 from trainer.corpus import load_corpus
 from trainer.data import Masking
 from trainer.errors import BadInput
-from trainer.model import ModelConfig
+from trainer.guidance import AVERAGED, load_teacher
+from trainer.model import BitNetQDyT, ModelConfig
 from trainer.observe import RunFacts
 from trainer.plan import Plan
 from trainer.processes import Place, Processes
@@ -52,6 +53,7 @@ class Prepared:
     checkpoint: Checkpoint | None
     checkpoint_path: Path | None
     model_config: ModelConfig
+    teacher: BitNetQDyT | None
     plan: Plan
     rows: dict[str, Tensor]
     masking: Masking
@@ -67,6 +69,9 @@ def check_arguments(args: TrainArgs, place: Place) -> torch.device:
     """
     if args.fp16 and args.bf16:
         raise BadInput("--fp16 and --bf16 are two precisions; give one of them")
+    for name in ("teacher_temperature", "teacher_weight"):
+        if name in args.given and args.teacher is None:
+            raise BadInput(f"--{name} does nothing without --teacher; give both or neither")
     device = resolve_device(args.device, args.fp16, place)
     _check_telemetry_arguments(args)
     build_model_config(args, vocabulary_size=8192)  # before the slow part, to fail early
@@ -102,6 +107,9 @@ def prepare(
     identity = run_identity(model_config, args.seed, corpus, tokenizer, length)
     if checkpoint is not None:
         check_identity(checkpoint, identity)
+    teacher = None
+    if args.teacher not in (None, AVERAGED):
+        teacher = load_teacher(args.teacher, identity["tokenizer"], length)
     return Prepared(
         args=args,
         run_id=run_id,
@@ -112,6 +120,7 @@ def prepare(
         checkpoint=checkpoint,
         checkpoint_path=checkpoint_path,
         model_config=model_config,
+        teacher=teacher,
         plan=plan,
         rows=rows,
         masking=Masking.of(
@@ -153,7 +162,10 @@ def resolve_device(name: str, fp16: bool, place: Place) -> torch.device:
             "another, or cpu"
         )
     if fp16 and device.type == "cpu":
-        raise BadInput("--fp16 needs a GPU, and this run is on the CPU; leave --fp16 out")
+        raise BadInput(
+            "--fp16 needs a GPU, and this run is on the CPU; leave it out, or give --bf16, "
+            "which works here too"
+        )
     return device
 
 

@@ -20,6 +20,9 @@ from tqdm import tqdm
 LARGEST_LOSS = 700.0
 """exp of more than 709 does not fit into a float."""
 
+BAR_FORMAT = "{n_fmt}/{total_fmt} {bar} {remaining} left{postfix}"
+"""What fits into 80 columns with the numbers; the bar has what is left of them."""
+
 
 def perplexity(loss: float) -> float:
     """exp(loss), as far as a float goes."""
@@ -61,7 +64,7 @@ class Progress:
             self._bar = tqdm(
                 total=total_steps,
                 initial=step,
-                unit=" step",
+                bar_format=BAR_FORMAT,
                 file=self._stream,
                 dynamic_ncols=True,
                 leave=False,
@@ -80,7 +83,7 @@ class Progress:
             loss, found = values["val/loss"], values["val/perplexity"]
             self.say(f"step {step:,}: validation loss {loss:.4f}, perplexity {found:,.1f}")
         elif kind == "train" and self._bar is not None:
-            self._bar.set_postfix_str(_describe(values))
+            self._bar.set_postfix_str(_describe(values, perplexity_as="ppl", tokens_as="tok"))
         elif kind == "train":
             self.say(
                 f"step {step:,}/{self._total:,}: {_describe(values)}, "
@@ -109,12 +112,14 @@ class Progress:
         return (self._clock() - self._started_s) / done * (self._total - step)
 
 
-def _describe(values: Mapping[str, Any]) -> str:
+def _describe(
+    values: Mapping[str, Any], perplexity_as: str = "perplexity", tokens_as: str = "tokens"
+) -> str:
     loss = values["train/loss"]
     return (
-        f"loss {loss:.4f}, perplexity {perplexity(loss):,.1f}, "
+        f"loss {loss:.4f}, {perplexity_as} {perplexity(loss):,.1f}, "
         f"{values['train/training_stage']}, "
-        f"{values['train/tokens_per_second']:,.0f} tokens/s"
+        f"{values['train/tokens_per_second']:,.0f} {tokens_as}/s"
     )
 
 

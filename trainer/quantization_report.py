@@ -1,21 +1,26 @@
 """Quantization report: what the quantizers of each layer do, for a person to read.
 
 In: a model whose modules have taken readings.
-Out: tables on standard output, with rich where it is installed; pictures, with matplotlib.
-Never: needs either of them.
+Out: tables on standard output, with rich where it is installed; a page of pictures.
+Never: needs rich, or writes a file.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
 
 from trainer.model import BitNetQDyT
+from trainer.model.alarms import find_alarms
+from trainer.model.linear import QuantizedLinear
+from trainer.model.readings import metric_path
+from trainer.quantization_pictures import SiteWeights, draw_page
 
-Say = Callable[[str], None]
 Row = dict[str, float]
+
+ALARMS_SHOWN = 10
 
 # Titles of tables, with the readings of each as (title of a column, name, format).
 # near: weights close to a threshold; dead: rows of zeros, or channels without a range;
@@ -52,10 +57,10 @@ _MARKS = {"Weights": "weight_sqnr_db", "Activations": "sqnr_db", "Norms": "pact_
 def readings_by_site(model: BitNetQDyT) -> dict[str, Row]:
     """The readings of each site, by its name and theirs; those of all together are left out."""
     sites: dict[str, Row] = {}
-    for name, value in model.diagnostics(detail=True).items():
+    for name, value in _numbers(model.diagnostics(detail=True)).items():
         site, _, reading = name.removeprefix("quant/").rpartition("/")
         if site:
-            sites.setdefault(site, {})[reading] = value.item()
+            sites.setdefault(site, {})[reading] = value
     return sites
 
 
@@ -72,49 +77,46 @@ def print_tables(model: BitNetQDyT) -> None:
             _print_table(title, ["site", *(column for column, _, _ in columns)], rows)
 
 
-def save_pictures(model: BitNetQDyT, directory: Path, say: Say) -> None:
-    """occupancy.png and latent_weights.png, or one line that says what is missing for them."""
-    try:
-        importlib.import_module("matplotlib").use("Agg")
-        pyplot = importlib.import_module("matplotlib.pyplot")
-    except ImportError:
-        say("No pictures: matplotlib is not installed (pip install matplotlib).")
-        return
-    directory.mkdir(parents=True, exist_ok=True)
-    _draw_occupancy(pyplot, readings_by_site(model), directory / "occupancy.png")
-    _draw_weights(pyplot, model, directory / "latent_weights.png")
-    say(f"Pictures: {directory / 'occupancy.png'}, {directory / 'latent_weights.png'}")
+def make_page(model: BitNetQDyT, title: str, facts: Sequence[str]) -> str:
+    """The pictures of the same readings, and histograms, as HTML."""
+    alarms = list(find_alarms(_numbers(model.diagnostics(detail=True))).values())
+    more = [f"and {len(alarms) - ALARMS_SHOWN} more like this"] if alarms[ALARMS_SHOWN:] else []
+    return draw_page(
+        title,
+        facts,
+        [*alarms[:ALARMS_SHOWN], *more],
+        readings_by_site(model),
+        _weights_by_site(model),
+        ideal_overload=1.0 - model.config.percentile / 100.0,
+    )
 
 
-def _draw_occupancy(pyplot: Any, sites: dict[str, Row], path: Path) -> None:
-    ternary = {site: values for site, values in sites.items() if "zero_ratio" in values}
-    figure, axes = pyplot.subplots(figsize=(7, 1 + 0.22 * len(ternary)))
-    left = [0.0] * len(ternary)
-    for label in ("minus", "zero", "plus"):
-        shares = [values[f"{label}_ratio"] for values in ternary.values()]
-        axes.barh(list(ternary), shares, left=left, label=label)
-        left = [a + b for a, b in zip(left, shares, strict=True)]
-    axes.set(xlabel="share of weights", title="Ternary occupancy")
-    axes.legend()
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-    pyplot.close(figure)
+def _numbers(values: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: value.item() for name, value in values.items()}
 
 
-def _draw_weights(pyplot: Any, model: BitNetQDyT, path: Path) -> None:
+def _weights_by_site(model: BitNetQDyT) -> dict[str, SiteWeights]:
     found = {
-        name.removeprefix("quant/").removesuffix("/latent_weights"): histogram
+        name.removeprefix("quant/"): (histogram.edges.tolist(), histogram.counts.tolist())
         for name, histogram in model.histograms(detail=True).items()
-        if name.endswith("/latent_weights") and name.count("/") > 1
     }
-    figure, axes = pyplot.subplots(figsize=(8, 5))
-    for site, histogram in found.items():
-        shares = histogram.counts / histogram.counts.sum()
-        axes.stairs(shares.tolist(), histogram.edges.tolist(), label=site)
-    axes.set(xlabel="latent weight", ylabel="share", title="Latent weights by site")
-    if len(found) <= 30:
-        axes.legend(fontsize=5, ncol=2)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-    pyplot.close(figure)
+    linears = {n: m for n, m in model.named_modules() if isinstance(m, QuantizedLinear)}
+    return {
+        site: SiteWeights(
+            latent=found[f"{site}/latent_weights"],
+            scales=found.get(f"{site}/scales"),
+            borders=_borders(linear),
+        )
+        for site, linear in ((metric_path(name), linear) for name, linear in linears.items())
+    }
+
+
+def _borders(linear: QuantizedLinear) -> tuple[float, float] | None:
+    """Between which weights the code is 0: the means over the rows of t - delta and t + delta."""
+    if not linear.is_ternary or linear.threshold is None or linear.dead_zone is None:
+        return None
+    ends = (linear.threshold - linear.dead_zone, linear.threshold + linear.dead_zone)
+    return ends[0].mean().item(), ends[1].mean().item()
 
 
 def _format(value: float | None, form: str) -> str:

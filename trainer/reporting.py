@@ -12,9 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trainer.model.alarms import find_alarms
 from trainer.observe import Observer
 from trainer.progress import Progress
 from trainer.scalars import Numbers
+
+ALARMS_TOLD = 5
+"""At most so many at once: with diagnostics by layer, a wrong threshold raises hundreds."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Reporter:
 
     def __init__(self, observer: Observer, progress: Progress, rank: int = 0) -> None:
         self._observer, self._progress, self._rank = observer, progress, rank
+        self._alarmed: set[str] = set()
 
     def begin(self, step: int, total_steps: int) -> None:
         """Training starts after step."""
@@ -55,6 +60,8 @@ class Reporter:
         values = {**scalars, **reading.values}
         self._observer.metrics(reading.kind, reading.step, values)
         self._progress.show(reading.kind, reading.step, values)
+        if reading.kind == "quant":
+            self._tell_alarms(reading.step, scalars)
         for name in numbers:
             title, _, part = name.rpartition("/")
             if part == "edges":  # its counts are beside it
@@ -87,6 +94,20 @@ class Reporter:
             f"Stage {new} from step {step:,}"
             + (f" on, after {old}." if old else ", where this session begins.")
         )
+
+    def _tell_alarms(self, step: int, values: Numbers) -> None:
+        """What has left its range since the reading before, and what has come back."""
+        alarms = find_alarms(values)
+        new = [sentence for name, sentence in alarms.items() if name not in self._alarmed]
+        over = sorted(self._alarmed - alarms.keys())
+        self._alarmed = set(alarms)
+        for sentence in new[:ALARMS_TOLD]:
+            self.tell(f"Step {step:,}: {sentence}.", "warning")
+        if len(new) > ALARMS_TOLD:
+            self.tell(f"Step {step:,}: and {len(new) - ALARMS_TOLD} more like this.", "warning")
+        if over:
+            others = f" and {len(over) - 1} others are" if len(over) > 1 else " is"
+            self.tell(f"Step {step:,}: {over[0]}{others} in range again.")
 
     def tell(self, text: str, level: str = "info") -> None:
         """A line for the record and for the person at the terminal."""

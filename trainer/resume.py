@@ -1,6 +1,6 @@
 """Resuming: what of a run between two steps goes into a checkpoint, and how it comes back.
 
-In: the model, the optimizer and the scaler of a stepper, and how far the run is; or a checkpoint.
+In: model, optimizer, scaler and teacher, and how far the run is; or a checkpoint.
 Out: a checkpoint's values; or the same run again, to the bit.
 Never: writes or reads a file.
 """
@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from trainer.checkpoint import FORMAT, Checkpoint
-from trainer.random_states import random_states, restore_random_states, seed_noise
+from trainer.guidance import Guidance
+from trainer.random_states import restore_random_states, seed_noise
 from trainer.step import Stepper
 
 
@@ -28,9 +29,13 @@ class Position(NamedTuple):
 
 
 def capture(
-    stepper: Stepper, optimizer: torch.optim.Optimizer, position: Position
+    stepper: Stepper,
+    optimizer: torch.optim.Optimizer,
+    guidance: Guidance,
+    position: Position,
+    random: list[Any],
 ) -> dict[str, Any]:
-    """The part of a checkpoint that changes with every step. All processes have to ask for it."""
+    """The part of a checkpoint that changes with every step; random is by rank."""
     return {
         "format": FORMAT,
         "step": position.step,
@@ -39,7 +44,8 @@ def capture(
         "model": stepper.model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "scaler": stepper.scaler.state_dict(),
-        "random": stepper.processes.gather(random_states()),
+        "teacher": guidance.state(),
+        "random": random,
         "window": {"loss_sum": position.window_loss_sum, "steps": position.window_steps},
     }
 
@@ -48,6 +54,7 @@ def restore(
     checkpoint: Checkpoint,
     stepper: Stepper,
     optimizer: torch.optim.Optimizer,
+    guidance: Guidance,
     total_steps: int,
 ) -> Position:
     """Set everything to a checkpoint of a run with the same identity."""
@@ -64,6 +71,7 @@ def restore(
     optimizer.load_state_dict(checkpoint["optimizer"])
     if checkpoint["scaler"]:  # empty if the run was not in fp16 then
         stepper.scaler.load_state_dict(checkpoint["scaler"])
+    guidance.load(checkpoint["teacher"], checkpoint["step"], total_steps)
     _restore_noise(checkpoint, stepper.processes.rank)
     window = checkpoint["window"]
     return Position(
@@ -75,9 +83,9 @@ def restore(
     )
 
 
-def has_finite_weights(model: nn.Module) -> bool:
-    """Whether every parameter is a number. Waits for the device."""
-    finite = [parameter.isfinite().all() for parameter in model.parameters()]
+def has_finite_state(model: nn.Module) -> bool:
+    """Whether every weight and every range is a number. Waits for the device."""
+    finite = [tensor.isfinite().all() for tensor in model.state_dict().values()]
     return bool(torch.stack(finite).all().item())
 
 

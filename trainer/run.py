@@ -20,9 +20,11 @@ from trainer.configure import describe_model
 from trainer.data import Batch, TrainingBatches, evaluation_batches, load_batches
 from trainer.errors import PeerLost, TrainingFailed
 from trainer.evaluate import evaluate
+from trainer.guidance import AVERAGED, Guidance, TeacherGuidance
 from trainer.loop import Training
 from trainer.memory import explain_out_of_memory
 from trainer.model import BitNetQDyT
+from trainer.model.teacher import AveragedTeacher, Teacher
 from trainer.observe import Observer
 from trainer.prepare import (
     Prepared,
@@ -144,6 +146,7 @@ def build_training(
         plan=plan,
         stepper=Stepper(model, device, PRECISIONS[plan.precision], processes),
         optimizer=optimizer,
+        guidance=make_guidance(prepared, model),
         batches_from=lambda position: load_batches(source, position, num_workers, on_gpu),
         validation=lambda: _evaluation(prepared, "validation"),
         facts=checkpoint_facts(prepared),
@@ -153,7 +156,21 @@ def build_training(
     )
     if prepared.checkpoint is not None:
         training.load(prepared.checkpoint, prepared.checkpoint_path)
+        if args.teacher == AVERAGED and not prepared.checkpoint["teacher"]:
+            progress.say("The checkpoint has no averaged teacher: it begins as the model is now.")
     return training
+
+
+def make_guidance(prepared: Prepared, model: BitNetQDyT) -> Guidance:
+    """The teacher that --teacher names, beside the model; or none."""
+    args = prepared.args
+    if args.teacher is None:
+        return Guidance()
+    if prepared.teacher is None:
+        teacher: Teacher = AveragedTeacher(model)
+    else:
+        teacher = Teacher(prepared.teacher.to(prepared.device))
+    return TeacherGuidance(model, teacher, args.teacher_temperature, args.teacher_weight)
 
 
 def summarize(training: Training) -> dict[str, Any]:

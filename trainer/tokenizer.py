@@ -82,6 +82,7 @@ def load_tokenizer(name: str, dataset: str, say: Callable[[str], None]) -> Loade
 
 
 def _load_shipped() -> LoadedTokenizer:
+    from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
     make: Any = PreTrainedTokenizerFast  # untyped
@@ -92,6 +93,11 @@ def _load_shipped() -> LoadedTokenizer:
         cls_token="[CLS]",
         sep_token="[SEP]",
         mask_token="[MASK]",
+    )
+    # For those who use a trained model: text alone looks like the start of a row in training.
+    special = [(token, backend.convert_tokens_to_ids(token)) for token in ("[CLS]", "[SEP]")]
+    backend.backend_tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=special
     )
     return _describe(SHIPPED, backend, SHIPPED_PATH.read_bytes())
 

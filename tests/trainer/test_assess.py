@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.test_readme import EXAMPLES
 from trainer.__main__ import main
 from trainer.checkpoint import CheckpointDirectory, read_checkpoint
 from trainer.export import load_exported
@@ -53,9 +57,8 @@ def test_calibration_is_kept_only_where_it_helps(command, capsys):
 
 
 @pytest.mark.parametrize("has_rich", [True, False])
-def test_the_quantization_is_told_site_by_site(command, capsys, monkeypatch, has_rich):
+def test_the_quantization_is_told_site_by_site(checkpoint, command, capsys, monkeypatch, has_rich):
     """A table of weights, activations and norms, with rich and without; no name is cut."""
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
     if not has_rich:
         monkeypatch.setitem(sys.modules, "rich.table", None)
 
@@ -65,7 +68,22 @@ def test_the_quantization_is_told_site_by_site(command, capsys, monkeypatch, has
     sites = {line.split()[0] for line in said.splitlines() if line.startswith("layers.")}
     assert {"layers.0.ffn.up", "layers.1.attention.qk_input", "layers.1.ffn_norm"} <= sites
     assert {"Weights", "Activations", "Norms"} <= {line.strip() for line in said.splitlines()}
-    assert said.count("No pictures: matplotlib is not installed") == 1
+    page = checkpoint.parent / "quantization-step-000004.html"
+    assert f"Pictures: {page}" in said
+    assert page.read_text().count("<h2>") == 9
+
+
+def test_the_page_of_pictures_is_written_where_the_user_wants_it(command, tmp_path, capsys):
+    """With the loss above; where it cannot be written, one sentence names the flag."""
+    report = tmp_path / "report.html"
+    analyze = ["evaluate", *command, "--analyze_quantization", "--report"]
+
+    written, refused = main([*analyze, str(report)]), main([*analyze, str(tmp_path / "no/where")])
+
+    output = capsys.readouterr()
+    assert (written, refused) == (0, 2)
+    assert "on sample validation: loss" in report.read_text()
+    assert "--report" in output.err and "cannot be written" in output.err
 
 
 def test_export_says_its_size_and_can_be_loaded(command, tmp_path, capsys):
@@ -74,9 +92,37 @@ def test_export_says_its_size_and_can_be_loaded(command, tmp_path, capsys):
 
     code = main(["export", *command, "--out", str(out)])
 
+    said = capsys.readouterr().out
     assert code == 0
-    assert f"Exported step 4 to {out}: " in capsys.readouterr().out
+    assert re.search(rf"Exported step 4 to {out}: [\d.]+ MB \(ternary .* in float32\.", said)
     assert load_exported(out).config.layers == 2
+
+
+def test_the_readmes_example_of_an_export_works(command, tmp_path, capsys, monkeypatch):
+    """As it stands, in the directory where the export was made."""
+    (example,) = (example for example in EXAMPLES if "from_pretrained" in example)
+    monkeypatch.chdir(tmp_path)
+    main(["export", *command, "--out", "packed"])
+    capsys.readouterr()
+
+    exec(compile(example, "README.md", "exec"), {})
+
+    [line] = capsys.readouterr().out.splitlines()
+    assert len(ast.literal_eval(line)) == 5
+
+
+def test_an_export_without_its_tokenizer_says_so(checkpoint, command, tmp_path, capsys):
+    """The weights are there all the same: a machine without a hub can pack, too."""
+    other = tmp_path / "step-000004"
+    shutil.copytree(checkpoint, other)
+    state = other / "state.json"
+    state.write_text(state.read_text().replace('"shipped ', '"my-own '))
+
+    code = main(["export", str(other), *command[1:], "--out", str(tmp_path / "packed")])
+
+    assert code == 0
+    assert "Without its tokenizer: the checkpoint's tokenizer is my-own" in capsys.readouterr().out
+    assert load_exported(tmp_path / "packed").config.layers == 2
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,21 @@ def test_an_unreadable_checkpoint_is_refused_by_name(tmp_path: Path, file: str, 
     assert "\n" not in str(refusal.value)
 
 
+def test_an_averaged_teacher_is_kept_where_there_is_one(tmp_path: Path):
+    """In a file of its own, refused by name if it is damaged; without one there is none."""
+    directory = CheckpointDirectory(tmp_path)
+    alone = directory.save(checkpoint(1))
+    guided = directory.save(checkpoint(2) | {"teacher": {"encoder.weight": torch.ones(2)}})
+
+    found = read_checkpoint(guided)["teacher"]
+
+    assert torch.equal(found["encoder.weight"], torch.ones(2))
+    assert read_checkpoint(alone)["teacher"] == {}
+    (guided / "teacher.safetensors").write_bytes(b"")
+    with pytest.raises(BadInput, match=r"step-000002 cannot be read"):
+        read_checkpoint(guided)
+
+
 def test_what_is_no_checkpoint_at_all_is_refused(tmp_path: Path):
     """A path to nothing, or to a file."""
     (tmp_path / "file").touch()

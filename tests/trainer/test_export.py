@@ -120,7 +120,10 @@ def test_logits_of_all_positions_are_those_of_the_predicted_ones(tmp_path):
     ids, mask, labels = make_batch(seed=1)
 
     every = load_exported(tmp_path).logits(ids, mask)
+    as_tokenizers_have_it = load_exported(tmp_path).logits(ids, mask.long())
 
+    assert torch.equal(as_tokenizers_have_it, every)
+    assert torch.equal(load_exported(tmp_path).logits(ids), every)
     assert every.shape == (*ids.shape, model.config.vocab_size)
     torch.testing.assert_close(every[labels != -100], model(ids, mask, labels).logits)
 

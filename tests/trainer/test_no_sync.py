@@ -44,8 +44,8 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("precision", [[], ["--bf16"]], ids=["fp32", "bf16"])
-def test_no_step_of_any_stage_waits_for_the_device(small_run, recorder, monkeypatch, precision):
+@pytest.mark.parametrize("extra", ["", "--bf16", "--teacher ema"])
+def test_no_step_of_any_stage_waits_for_the_device(small_run, recorder, monkeypatch, extra):
     """With metrics, diagnostics of each layer, histograms and block times in every step."""
     mode = NoWaiting()
     train = Training.run
@@ -62,7 +62,7 @@ def test_no_step_of_any_stage_waits_for_the_device(small_run, recorder, monkeypa
     monkeypatch.setattr(Training, "evaluate", lambda training: None)
     monkeypatch.setattr(Training, "save", lambda training: None)
     monkeypatch.setattr(ScalarCopies, "arrived", lambda copies: [])
-    run = [*small_run, *precision, "--max_steps", "6", "--gradient_accumulation_steps", "2"]
+    run = [*small_run, *extra.split(), "--max_steps", "6", "--gradient_accumulation_steps", "2"]
 
     code = main([*run, "--quant_interval", "1", "--quant_detail", "--profile_blocks"])
 

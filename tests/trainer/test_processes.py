@@ -77,9 +77,14 @@ def last(output_dir: Path) -> Path:
 def test_two_processes_do_what_one_does_with_the_same_global_batch(
     small_run, recorder, tmp_path, capsys, accumulation
 ):
-    """Same rows, same masks, every token counts the same: the losses and the weights agree."""
-    both, alone = tmp_path / "both", tmp_path / "alone"
-    run = [*small_run, *FLOAT]
+    """Same rows, same masks, every token counts the same: the losses and the weights agree.
+
+    A teacher's share of the gradient, too, which is as large as the labels' here.
+    """
+    both, alone, teacher = tmp_path / "both", tmp_path / "alone", tmp_path / "teacher"
+    main([*small_run, *FLOAT, "--seed", "1", "--output_dir", str(teacher)])
+    run = [*small_run, *FLOAT, "--teacher", str(last(teacher)), "--teacher_weight", "2"]
+    capsys.readouterr()
 
     each, all_of_them = (["--gradient_accumulation_steps", str(accumulation * n)] for n in (1, 2))
     said = run_two([*run, *each, "--output_dir", str(both)])
@@ -98,7 +103,7 @@ def test_two_processes_do_what_one_does_with_the_same_global_batch(
 def test_two_processes_are_one_run_and_resume_exactly(small_run, tmp_path):
     """One run id, one set of records with a stream a rank; the same end after a resume."""
     output_dir = tmp_path / "out"
-    run = [*small_run, *FEW, "--save_interval", "2", "--disable_wandb"]
+    run = [*small_run, *FEW, "--save_interval", "2", "--disable_wandb", "--teacher", "ema"]
     run.remove("--no_sidecar")
 
     run_two(run)
@@ -122,8 +127,9 @@ def test_two_processes_are_one_run_and_resume_exactly(small_run, tmp_path):
     assert len(whole["random"]) == 2
     assert whole["random"][0]["torch"] != whole["random"][1]["torch"]
     assert resumed["step"] == whole["step"] == 4
-    for name, weight in whole["model"].items():
-        assert torch.equal(resumed["model"][name], weight), name
+    for part in ("model", "teacher"):
+        for name, weight in whole[part].items():
+            assert torch.equal(resumed[part][name], weight), name
 
 
 def wait_for_step(child: subprocess.Popen[str]) -> str:
@@ -137,9 +143,11 @@ def wait_for_step(child: subprocess.Popen[str]) -> str:
     raise AssertionError(said)
 
 
-def test_a_rank_that_dies_ends_the_others_as_failed(small_run):
-    """Even though torchrun tells them to end by SIGTERM: nobody asked for that."""
-    with two_processes([*small_run, *FEW, "--max_steps", "100000"]) as (first, second):
+def test_a_rank_that_dies_ends_the_run_as_failed(small_run, tmp_path):
+    """Even though torchrun tells the others to end by SIGTERM: nobody asked for that."""
+    run = [*small_run, *FEW, "--max_steps", "100000", "--disable_wandb"]
+    run.remove("--no_sidecar")
+    with two_processes(run) as (first, second):
         wait_for_step(first)
 
         second.kill()
@@ -149,6 +157,8 @@ def test_a_rank_that_dies_ends_the_others_as_failed(small_run):
     assert first.returncode == 1
     assert "Training stopped: another process of this run has ended" in said
     assert "Traceback" not in said
+    [run_dir] = (tmp_path / "out" / "telemetry" / "runs").iterdir()
+    assert json.loads((run_dir / "run.json").read_text())["status"] == "failed"
 
 
 def test_a_stop_of_one_rank_is_one_of_all_at_the_same_step(small_run, tmp_path):

@@ -66,6 +66,22 @@ def test_a_silent_one_shows_nothing():
     assert stream.getvalue() == ""
 
 
+def test_the_bar_of_a_long_run_fits_into_80_columns():
+    """With all of its numbers; it was their end that a narrow terminal cut."""
+    stream = Terminal()
+    slow = {"train/loss": 6.7398, "train/training_stage": "partial_ternary"}
+
+    with Progress(stream) as progress:
+        progress.begin(12_344, 99_999)
+        progress.advance()
+        progress.show("train", 12_345, TRAIN | slow | {"train/tokens_per_second": 1283.0})
+        bar = str(progress._bar)
+
+    assert bar.endswith("loss 6.7398, ppl 845.4, partial_ternary, 1,283 tok/s")
+    # Where no terminal says how wide it is, as here, ten columns of it are the bar.
+    assert len(bar) - 10 < 80
+
+
 def test_a_terminal_gets_a_bar_and_sentences_above_it():
     """The bar goes away at the end; what was said stays."""
     stream = Terminal()
@@ -78,7 +94,7 @@ def test_a_terminal_gets_a_bar_and_sentences_above_it():
         progress.show("val", 1, {"val/loss": 2.0, "val/perplexity": 7.389})
 
     shown = stream.getvalue()
-    assert "/10" in shown
-    assert "loss 2.5000, perplexity 12.2, warmup" in shown
+    assert "1/10" in shown
+    assert "left, loss 2.5000, ppl 12.2, warmup, 12,346 tok/s" in shown
     assert "A sentence.\n" in shown
     assert "step 1: validation loss 2.0000, perplexity 7.4\n" in shown

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared.events import ConfigUpdated, MessageLogged, MetricsLogged, RunFinished, RunStarted
+from shared.events import (
+    ConfigUpdated,
+    HistogramLogged,
+    MessageLogged,
+    MetricsLogged,
+    RunFinished,
+    RunStarted,
+)
 from trainer.__main__ import main
 from trainer.checkpoint import read_checkpoint
 from trainer.step import Stepper
@@ -67,6 +74,41 @@ def test_a_run_tells_everything_that_happened(small_run, recorder):
     assert {"steps", "final_val_loss", "best_val_loss", "test_loss"} <= finished.summary.keys()
 
 
+@pytest.mark.parametrize("is_detailed", [False, True])
+def test_layers_are_told_of_one_by_one_only_where_asked(small_run, recorder, is_detailed):
+    """Metrics and histograms of each layer, and the time of each block, have flags of their own."""
+    detail = ["--quant_detail", "--profile_blocks"] if is_detailed else []
+
+    code = main([*small_run, *detail])
+
+    names = {name for event in recorder.of(MetricsLogged) for name in event.values}
+    histograms = {event.name for event in recorder.of(HistogramLogged)}
+    by_layer = {name for name in names | histograms if "layers." in name}
+    assert code == 0
+    assert {"quant/zero_ratio", "quant/activation_sqnr_db", "quant/flip_rate_per_step"} <= names
+    assert {"quant/latent_weights", "quant/scales"} <= histograms
+    assert bool(by_layer) == is_detailed
+    if is_detailed:
+        assert {
+            "quant/layers.3.ffn.up/zero_ratio",
+            "quant/layers.3.ffn.up/scale_mean",
+            "quant/layers.3.ffn.up/threshold_mean",
+            "quant/layers.0.attention.q/latent_weights",
+            "quant/layers.0.attention.q/scales",
+            "time/layers.2/backward_seconds",
+        } <= by_layer
+
+
+def test_a_run_ends_with_a_summary(small_run, recorder, capsys):
+    """How far it came, and every loss with its perplexity, on one line."""
+    main(small_run)
+
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line.startswith("4 of 4 steps done: validation loss ")
+    assert line.count("(perplexity ") == 3
+    assert "best" in line and "test" in line
+
+
 def test_values_are_plain_python(small_run, recorder):
     """A live tensor in an event would stall the GPU when it is read."""
     main(small_run)
@@ -86,11 +128,13 @@ def test_the_loss_falls(small_run, recorder):
     assert sum(losses[-5:]) / 5 < sum(losses[:5]) / 5 - 1
 
 
-def test_a_resumed_run_is_the_uninterrupted_run_exactly(small_run, recorder, tmp_path):
+@pytest.mark.parametrize("extra", ["", "--bf16 --teacher ema --gradient_accumulation_steps 2"])
+def test_a_resumed_run_is_the_uninterrupted_run_exactly(small_run, recorder, extra):
     """Same losses, same weights, same run id, through all stages and in mid-window."""
     run = [*small_run, "--max_steps", "12", "--save_interval", "5", "--log_interval", "2"]
+    run += extra.split()
     main([*run, "--run_id", "whole"])
-    whole, whole_end = recorder.metrics("train", "train/loss"), weights(last(small_run))
+    whole, whole_end = recorder.metrics("train", "train/loss"), read_checkpoint(last(small_run))
     whole_val = recorder.metrics("val", "val/loss")
     recorder.events.clear()
 
@@ -103,8 +147,11 @@ def test_a_resumed_run_is_the_uninterrupted_run_exactly(small_run, recorder, tmp
     assert recorder.metrics("val", "val/loss") == {s: v for s, v in whole_val.items() if s > 5}
     resumed_end = read_checkpoint(last(small_run))
     assert resumed_end["run_id"] == "whole"
-    assert resumed_end["model"].keys() == whole_end.keys()
-    assert all(torch.equal(resumed_end["model"][name], whole_end[name]) for name in whole_end)
+    assert bool(resumed_end["teacher"]) == ("--teacher" in extra)
+    for part in ("model", "teacher"):
+        assert resumed_end[part].keys() == whole_end[part].keys()
+        for name, tensor in whole_end[part].items():
+            assert torch.equal(resumed_end[part][name], tensor), name
 
 
 def last(small_run: list[str]) -> Path:
@@ -135,25 +182,39 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
     assert recorder.events[-1].summary["steps"] == 4
 
 
-def test_a_loss_that_is_no_number_stops_the_run_with_a_sentence(
-    small_run, recorder, monkeypatch, capsys
+@pytest.mark.parametrize("poisoned", ["loss", "gradients"])
+def test_a_divergence_ends_the_run_with_a_checkpoint_of_the_last_good_state(
+    small_run, recorder, monkeypatch, capsys, poisoned
 ):
-    """No traceback, no checkpoint of ruins, and the run says that it failed."""
+    """No traceback: a sentence says how to go on, and the weights are those before the poison."""
     accumulate = Stepper.accumulate_gradients
+    steps = iter(range(1, 100))
 
-    def diverge(*args):
-        return accumulate(*args) * float("nan")
+    def diverge(stepper, micro_batches):
+        loss = accumulate(stepper, micro_batches)
+        if next(steps) < 3:
+            return loss
+        for parameter in stepper.model.parameters():
+            parameter.grad.fill_(float("nan"))
+        return loss * float("nan") if poisoned == "loss" else loss
 
     monkeypatch.setattr(Stepper, "accumulate_gradients", diverge)
+    run = [*small_run, "--max_steps", "9", "--save_interval", "2", "--log_interval", "5"]
 
-    code = main(small_run)
+    code = main(run)
 
     error = capsys.readouterr().err
+    good = weights(out(small_run) / "checkpoints" / "step-000002")
+    kept = weights(last(small_run))
     assert code == 1
-    assert "Training stopped: the loss is not a number any more at step 1" in error
+    assert "Training stopped: loss or gradients are no numbers any more" in error
+    assert f"--resume_from {last(small_run)}" in error
     assert "Traceback" not in error
     assert recorder.events[-1].status == "failed"
-    assert not (out(small_run) / "checkpoints").exists()
+    matrices = [name for name in good if name.endswith(".weight")]
+    assert matrices and all(torch.equal(kept[name], good[name]) for name in matrices)
+    monkeypatch.undo()
+    assert main([*small_run, "--max_steps", "9", "--resume_from", "latest"]) == 0
 
 
 def test_after_a_divergence_the_last_good_checkpoint_is_named(

@@ -203,3 +203,21 @@ def test_messages_of_the_first_rank_reach_the_record_and_the_terminal():
     [message] = told.of(MessageLogged)
     assert message.text == "Stage full_ternary from step 10 on, after warmup."
     assert message.text in stream.getvalue()
+
+
+def test_an_alarm_is_told_once_when_it_begins_and_once_when_it_is_over():
+    """Not at every reading in between, and not each of hundreds of layers."""
+    reporter, told, stream = reporter_of(0)
+    wrong = {"quant/zero_ratio": 0.95}
+    many = {f"quant/layers.{layer}.ffn.up/zero_ratio": 0.95 for layer in range(9)}
+
+    for step, values in enumerate((wrong, wrong, {"quant/zero_ratio": 0.4}, many)):
+        reporter.report(Reading("quant", step), values)
+
+    first, over, *layers = told.of(MessageLogged)
+    assert first.text == "Step 0: quant/zero_ratio is 0.95, outside of 0.10 to 0.80."
+    assert first.level == "warning"
+    assert over.text == "Step 2: quant/zero_ratio is in range again."
+    assert len(layers) == 6
+    assert layers[-1].text == "Step 3: and 4 more like this."
+    assert first.text in stream.getvalue()

@@ -86,6 +86,15 @@ def test_text_survives_the_shipped_tokenizer():
     assert not set(ids.tolist()) & set(tokenizer.special_ids)
 
 
+def test_for_use_text_has_the_ends_that_it_has_in_a_row():
+    """Whoever fills masks gives text as the model knows it, with [CLS] and [SEP]."""
+    tokenizer = load_tokenizer("shipped", "sample", lambda text: None)
+
+    [first, *_, last] = tokenizer.backend("It is a truth.")["input_ids"]
+
+    assert (first, last) == (tokenizer.cls_id, tokenizer.sep_id)
+
+
 def test_the_cache_is_used_where_it_fits_and_made_again_where_it_is_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -2,7 +2,8 @@
 
 In: an encoder after backward, before its gradients are cleared.
 Out: 0-d tensors on the device.
-Never: counts a column of a layer that is not ternary yet as without gradient: it is idle.
+Never: counts as without gradient what is idle: a column of a layer that is not ternary yet,
+or the clip of a norm, which has a gradient only where something is clipped.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.model.linear import QuantizedLinear
+from trainer.model.qdyt import QDyT
 
 _KINDS = {
     "weight": "gradient_share_weight_ratio",
@@ -62,4 +64,5 @@ def _active(model: nn.Module, linears: Mapping[str, QuantizedLinear]) -> list[st
         if not linear.is_ternary
         for column in ("raw_scale", "threshold", "dead_zone")
     }
+    idle |= {f"{name}.raw_clip" for name, m in model.named_modules() if isinstance(m, QDyT)}
     return [name for name, p in model.named_parameters() if p.requires_grad and name not in idle]

@@ -127,6 +127,21 @@ def test_the_absmean_rule_has_nothing_to_learn_but_the_weight():
     assert (linear.weight.grad != 0).any()
 
 
+@pytest.mark.parametrize(("mode", "stage"), [("absmean", "full_ternary"), ("symmetric", "warmup")])
+def test_what_learns_no_columns_passes_the_gradient_straight_through(mode, stage):
+    """dL/dw = g^T x, as if there were no rounding; and g s q for the input."""
+    linear = make_linear(weight_mode=mode).double()
+    linear.apply_schedule(state_with(stage))
+    x = torch.randn(8, 64, dtype=torch.float64, requires_grad=True)
+    g = torch.randn(8, 16, dtype=torch.float64)
+
+    linear(x).backward(g)
+
+    codes, scale = linear.codes()
+    torch.testing.assert_close(linear.weight.grad, g.T @ x.detach())
+    torch.testing.assert_close(x.grad, g @ (codes * scale))
+
+
 def test_a_site_that_is_never_ternary_has_no_ternary_columns():
     """Late V and O keep their bits, with the weight alone."""
     linear = make_linear(bits=StageBits(8, 6, 6))

@@ -1,5 +1,7 @@
 """Mixers: orthogonal, fixed by their seed, and each within its span."""
 
+import math
+
 import pytest
 import torch
 
@@ -31,6 +33,22 @@ def test_a_hadamard_matrix_is_orthogonal_with_entries_of_one_size(block):
     torch.testing.assert_close(h.abs(), torch.full((block, block), block**-0.5))
 
 
+def test_a_block_of_channels_becomes_signed_sums_of_itself():
+    """y_j = sum_i x_i (-1)^(number of ones in i and j) / sqrt(b), block by block."""
+    x = torch.randn(2, 24, dtype=torch.float64)
+
+    y = BlockHadamard(8).double()(x)
+
+    for row in range(2):
+        for j in range(24):
+            start = j // 8 * 8
+            signed = [
+                x[row, start + i].item() * (-1) ** (i & (j - start)).bit_count() for i in range(8)
+            ]
+            # The matrix is kept in float32.
+            assert y[row, j].item() == pytest.approx(sum(signed) / math.sqrt(8), rel=1e-6)
+
+
 @pytest.mark.parametrize(("channels", "block"), [(128, 64), (48, 16), (2304, 64), (7, 1)])
 def test_the_block_is_the_largest_power_of_two_that_divides(channels, block):
     """And at most the one that is configured."""
@@ -56,6 +74,22 @@ def test_dpd_is_two_sign_changes_around_a_permutation():
     assert (m.abs().sum(0) == 1).all()
     assert (m.abs().sum(1) == 1).all()
     assert set(m.unique().tolist()) == {-1.0, 0.0, 1.0}
+
+
+def test_dpd_is_its_three_factors_one_after_the_other():
+    """y_c = D2_c * (D1 x)_order(c), with signs and permutation drawn as the seed says."""
+    x = torch.randn(16, dtype=torch.float64)
+    generator = seeded(7)
+    order = [span + c for span in (0, 8) for c in torch.randperm(8, generator=generator).tolist()]
+    first, second = (
+        [2 * bit - 1 for bit in torch.randint(2, (16,), generator=generator).tolist()]
+        for _ in range(2)
+    )
+
+    y = SignedPermutation(16, 8, seeded(7)).double()(x)
+
+    for c in range(16):
+        assert y[c].item() == second[c] * first[order[c]] * x[order[c]].item()
 
 
 def test_a_permutation_keeps_to_its_span():

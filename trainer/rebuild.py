@@ -1,0 +1,28 @@
+"""Rebuilding: the encoder of a checkpoint, for everything but training it on.
+
+In: a checkpoint.
+Out: its encoder on the CPU, in evaluation mode.
+Never: needs text, a run, or the arguments of one.
+"""
+
+from __future__ import annotations
+
+from trainer.checkpoint import Checkpoint
+from trainer.errors import BadInput
+from trainer.model import BitNetQDyT, ModelConfig
+
+
+def rebuild_model(checkpoint: Checkpoint) -> BitNetQDyT:
+    """The model of a checkpoint, with the bits of its step in force.
+
+    Raises:
+        BadInput: the checkpoint does not hold a whole model.
+    """
+    try:
+        model = BitNetQDyT(ModelConfig(**checkpoint["model_config"]))
+        model.apply_schedule(checkpoint["step"], checkpoint["total_steps"])
+        model.load_state_dict(checkpoint["model"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as exc:
+        text = str(exc).splitlines()[0]
+        raise BadInput(f"the checkpoint does not hold a whole model: {text}") from exc
+    return model.eval()
