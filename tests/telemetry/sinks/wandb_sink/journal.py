@@ -1,6 +1,6 @@
 """A journal that has every kind of row, and what the policy makes of it.
 
-In: a number of rows.
+In: a number of rows, or no end.
 Out: the rows; the wandb rows that must come of them, in the form in which
 `wandb_file.history_rows` tells of them.
 """
@@ -8,7 +8,7 @@ Out: the rows; the wandb rows that must come of them, in the form in which
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,28 @@ from .conftest import RUN_ID
 
 def mixed_journal(count: int) -> list[Row]:
     """count rows of two ranks, two hosts and the sidecar; the last ends the run."""
-    made = RowMaker()
-    made.start(config={"lr": 0.1}, gpu_uuids=["GPU-a"])
-    made.append(ConfigUpdated(config={"parameters": 2**40, "dims": [1, 2]}))
+    made = _begun()
     while len(made.rows) < count - 1:
         _append_some(made, len(made.rows))
     del made.rows[count - 1 :]
     made.append(RunFinished(status="finished", exit_code=0, summary={"val/best": 1.5}))
     return made.rows
+
+
+def endless_journal() -> Iterator[Row]:
+    """The rows of a run that goes on: of every `mixed_journal` all but the end."""
+    made, told = _begun(), 0
+    while True:
+        yield from made.rows[told:]
+        told = len(made.rows)
+        _append_some(made, told)
+
+
+def _begun() -> RowMaker:
+    made = RowMaker()
+    made.start(config={"lr": 0.1}, gpu_uuids=["GPU-a"])
+    made.append(ConfigUpdated(config={"parameters": 2**40, "dims": [1, 2]}))
+    return made
 
 
 def _append_some(made: RowMaker, n: int) -> None:

@@ -1,7 +1,7 @@
-"""An online sink process for the kill tests: `python -m ….run_online OUT_DIR ROWS PACE_S`.
+"""An online sink process for the kill tests: `python -m ….run_online OUT_DIR [ROWS]`.
 
-In: a directory, how many rows its journal has, the pause after each batch, and a
-server in the environment.
+In: a directory, how many rows its journal has (without: it has no end, and a run's pace),
+and a server in the environment.
 Out: rows on the server; `cursor.json`, and `written.json` with the number of rows
 handed to wandb so far. Exit code 0 done, 3 try again.
 """
@@ -12,16 +12,21 @@ import json
 import os
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 from telemetry.sinks.base import START, Position, SinkUnavailable
 from telemetry.sinks.wandb import WandbSink, client, online
 
 from .conftest import make_context
-from .journal import mixed_journal
+from .journal import endless_journal, mixed_journal
 from .run_sink import save
 
 BATCH = 5
+PACE_S = 0.01
+"""After each batch of a run that goes on: slow enough for a server on busy cores, and fast
+enough that there is always something on its way."""
+
 STILL_STEP_S = 0.1
 """What five seconds of standstill take here: on loopback nothing is on its way for longer."""
 
@@ -45,22 +50,22 @@ class FastClock:
         return False
 
 
-def main(out_dir: Path, count: int, pace_s: float) -> int:
+def main(out_dir: Path, count: int | None) -> int:
     online.ASK_S = 0.5  # type: ignore[misc]
     client._SETTINGS["x_file_stream_transmit_interval"] = 1.0
     cursor = out_dir / "cursor.json"
     clock = FastClock()
     context = make_context(out_dir, "online")._replace(wait=clock.wait)
-    rows = mixed_journal(count)
+    rows = iter(mixed_journal(count)) if count else endless_journal()
     sink = WandbSink(context, clock)
     try:
         first = sink.open(_position(cursor))
-        for start in range(first, count, BATCH):
-            sink.write(rows[start : start + BATCH])
-            save(out_dir / "written.json", start + BATCH)
+        rows = islice(rows, first, None)
+        while batch := list(islice(rows, BATCH)):
+            sink.write(batch)
+            save(out_dir / "written.json", batch[-1].row + 1)
             save(cursor, sink.commit())
-            # As fast as a run is, so that there is always something on its way.
-            time.sleep(pace_s)
+            time.sleep(0.0 if count else PACE_S)
         save(cursor, sink.finish("finished", 0))
     except SinkUnavailable:
         return 3
@@ -74,6 +79,6 @@ def _position(cursor: Path) -> Position:
 
 
 if __name__ == "__main__":
-    code = main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
+    code = main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)
     sys.stderr.flush()
     os._exit(code)
