@@ -82,16 +82,19 @@ class OnlineRun:
         """
         before = self._link.value
         self._link.set(before.shown(view.last_row, view.row_count, is_open=True))
+        has_more = False
         try:
             self._client = client.start(self._context, "online")
             first_row = self._client.answer().first_row
-            if view.exists and first_row != view.last_row + 1:
+            has_more = view.exists and first_row != view.last_row + 1
+            if has_more:
                 raise SinkUnavailable(f"the server has rows up to {first_row - 1} all of a sudden")
         except BaseException:
-            # Nothing was sent yet.
+            # We have sent nothing yet. Somebody has, where the server has more than it
+            # showed: then what is written offline meanwhile must not be synced beside it.
             self._client = None
             core.let_go()
-            self._link.set(before.shown(view.last_row, view.row_count, is_open=False))
+            self._link.set(before.shown(view.last_row, view.row_count, is_open=has_more))
             raise
         self._base, self._last_row = view, view.last_row
         self._asked_ns = self._answered_ns = self._clock.monotonic_ns()

@@ -17,6 +17,7 @@ from telemetry.rows import Row
 from telemetry.sinks.base import START, Position, SinkContext, SinkUnavailable
 from telemetry.sinks.wandb import WandbSink, client, offline
 from telemetry.sinks.wandb import server as server_module
+from telemetry.sinks.wandb.link import Link, LinkFile
 from telemetry.sinks.wandb.online import Away
 from telemetry.sinks.wandb.server import View, resume_query
 from tests.fake_wandb import FakeWandb
@@ -362,6 +363,32 @@ def test_fragments_that_somebody_has_synced_are_not_sent_again(
 
     run_on(online, clock, ROWS, position)
 
+    check_whole(server, ROWS)
+
+
+def test_rows_that_show_up_while_wandb_starts_are_not_offered_to_be_synced(
+    online: SinkContext, clock: ManualClock, server: FakeWandb
+) -> None:
+    """What the server showed was not all: what is written offline now, it may have already."""
+    sink = make_sink(online, clock)
+    sink.open(START)
+    sink.write(ROWS[:100])
+    sink.close()
+    early = steps_of(ROWS[:50])
+    stale = View(True, len(early), early[-1])
+    link = LinkFile(online.out_dir / "wandb", RUN_ID)
+    link.set(Link(last_row=stale.last_row, count=stale.row_count))
+    teardown_wandb()
+
+    again = WandbSink(online, clock, clock.pause, lambda _: stale)
+    write_from(again, ROWS[:200], again.open(START))
+    position = again.commit()
+    again.close()
+
+    assert again.sync_command() is None
+    assert written_history(online.out_dir / "wandb-unresolved") != []
+    clock.pause(700)
+    run_on(online, clock, ROWS, position)
     check_whole(server, ROWS)
 
 

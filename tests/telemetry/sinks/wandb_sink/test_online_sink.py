@@ -265,6 +265,27 @@ def test_a_server_that_tells_nothing_is_believed_for_a_clean_finish(
     check_whole(server, rows)
 
 
+def test_a_run_of_a_server_that_tells_nothing_is_not_sent_beside_what_it_may_have(
+    online: SinkContext, clock: ManualClock, server: FakeWandb
+) -> None:
+    """wandb learns from the run's summary that there are rows. Which, nobody can tell: they
+    stay in the journal and on this disk, and are not offered to be synced."""
+    server.is_mute = True
+    rows = mixed_journal(60)
+    sink = make_sink(online, clock)
+    sink.open(START)
+    sink.write(rows[:30])
+    position = sink.commit()
+    sink.close()
+    sent = the_run(server).steps()
+
+    with pytest.raises(SinkUnavailable, match="all of a sudden"):
+        run_on(online, clock, rows, position)
+
+    assert the_run(server).steps() == sent and the_run(server).conflicts == 0
+    assert make_sink(online, clock).sync_command() is None
+
+
 def test_rows_that_the_server_has_lost_are_said(
     online: SinkContext,
     clock: ManualClock,
