@@ -13,12 +13,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import zmq
 
 from shared import conversation as conversation_module
+from shared import emitter as emitter_module
 from shared import sender as sender_module
 from shared.clock import SystemClock
 from shared.conversation import Conversation
@@ -301,10 +303,18 @@ def test_emit_does_not_wait_while_the_sender_is_stuck_on_a_disk(endpoint, spool_
     assert emitter._sender._closed.wait(FAR_S)
 
 
-def test_a_full_queue_is_counted_by_kind_and_the_gap_arrives(endpoint):
-    """Row 5: no sidecar and no spool until memory is full; then the sidecar comes."""
+@pytest.mark.parametrize("spool_max_bytes", [None, 200_000])
+def test_a_full_queue_is_counted_by_kind_and_the_gap_arrives(
+    endpoint, spool_dir, monkeypatch, spool_max_bytes
+):
+    """Row 5: no sidecar until memory is full, and the spool if there is one; then it comes."""
     said: Counter[str] = Counter()
-    emitter = Emitter(endpoint, run_id=RUN, source="rank0", queue_max_bytes=2**19)
+    options: dict[str, object] = {"queue_max_bytes": 2**19}
+    if spool_max_bytes is not None:
+        bounded = partial(sender_module.SenderOptions, spool_max_bytes=spool_max_bytes)
+        monkeypatch.setattr(emitter_module, "SenderOptions", bounded)
+        options["spool_dir"] = spool_dir
+    emitter = Emitter(endpoint, run_id=RUN, source="rank0", **options)
 
     def say(event: Event, kind: str) -> None:
         emitter.emit(event)
@@ -322,6 +332,9 @@ def test_a_full_queue_is_counted_by_kind_and_the_gap_arrives(endpoint):
     assert emitter.stats().dropped > 0 and adds_up(emitter.stats())
     memory = emitter._sender.backlog._bytes + emitter._sender.main.stream.memory_bytes
     assert memory < 2**19
+    spooled = sum(path.stat().st_size for path in spool_dir.glob("*.spool"))
+    assert (spooled > 0) == (stats.spooled > 0) == (spool_max_bytes is not None)
+    assert spooled < (spool_max_bytes or 0) + 300_000
 
     with FakeSidecar(endpoint) as sidecar:
         assert emitter.close(FAR_S)
