@@ -316,13 +316,13 @@ def test_each_weight_is_quantized_once_in_a_forward(monkeypatch):
     model = make_model()
     model.apply_schedule(60, 100)
     calls: list[int] = []
-    inner = QuantizedLinear._weight_in_force
+    inner = QuantizedLinear.quantized_weight
 
     def counted(self):
         calls.append(id(self))
         return inner(self)
 
-    monkeypatch.setattr(QuantizedLinear, "_weight_in_force", counted)
+    monkeypatch.setattr(QuantizedLinear, "quantized_weight", counted)
     model(*make_batch())
 
     assert len(calls) == len(set(calls)) == 7 * model.config.layers

@@ -223,6 +223,34 @@ def test_a_refusal_in_mid_run_is_noticed_and_made_up_for(
     assert superseded(online) == 1
 
 
+def test_a_key_that_is_revoked_in_mid_run_is_noticed_and_made_up_for(
+    online: SinkContext, clock: ManualClock, server: FakeWandb, asks_often: None
+) -> None:
+    """Nothing can be asked any more, so what may have arrived is offered to nobody. Fault 16."""
+    sink = make_sink(online, clock)
+    sink.open(START)
+    sink.write(ROWS[:100])
+    server.wait_for(has_lines(server, 1))
+    key, server.key = server.key, "another"
+    sink.write(ROWS[100:150])
+    position = sink.commit()
+
+    with pytest.raises(client.Refused):
+        while True:
+            sink.commit()
+    sink.close()
+    again, first = go_on(online, clock, position)
+    write_from(again, ROWS[:200], first)
+    position = again.commit()
+    again.close()
+    assert again.sync_command() is None
+    server.key = key
+    clock.pause(700)
+    run_on(online, clock, ROWS, position)
+
+    check_whole(server, ROWS)
+
+
 def test_a_403_for_the_last_rows_is_noticed_at_the_end(
     online: SinkContext, clock: ManualClock, server: FakeWandb
 ) -> None:

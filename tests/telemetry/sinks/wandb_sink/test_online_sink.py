@@ -128,6 +128,7 @@ def test_a_finish_that_could_not_be_committed_is_repeated_without_a_row(
 @pytest.mark.parametrize(
     ("status", "code", "states", "shown"),
     [
+        ("finished", 0, ["finished"], 0),
         ("failed", 3, ["failed"], 3),
         ("preempted", 143, ["preempting", "failed"], 143),
         ("lost", None, ["failed"], 1),
@@ -142,7 +143,8 @@ def test_how_a_run_ended_is_handed_on(
     states: list[str],
     shown: int,
 ) -> None:
-    """Failed with its exit code, preempted, or lost: failed, with a tag and in the summary."""
+    """Finished, failed with its exit code, preempted, or lost: failed, and with a tag that
+    says so. The summary has the word itself."""
     sink = make_sink(online, clock)
     sink.open(START)
     sink.write(mixed_journal(10)[:5])
