@@ -19,7 +19,7 @@ test: $(VENV)/.test lint
 	$(BIN)/python -m pytest
 
 test-faults: $(VENV)/.test
-	timeout --signal=INT 600 $(BIN)/python -m pytest -m faults tests/faults
+	timeout --signal=INT 600 $(BIN)/python -m pytest -m faults
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -305,7 +305,7 @@ def test_journal_and_cursors_survive_a_disk_that_forgets() -> None:
 @pytest.mark.timeout(400)
 def test_journal_and_cursors_survive_a_disk_that_forgets_again_and_again() -> None:
     """The same, with longer stories."""
-    explore(500, 40)
+    explore(400, 40)
 
 
 def test_a_hole_in_what_was_not_synced_costs_nobody_his_place(tmp_path: Path) -> None:

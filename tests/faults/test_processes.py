@@ -299,7 +299,7 @@ def has_ended(data_dir: Path, number: int) -> bool:
     return info.get("state") == "ended"
 
 
-@pytest.mark.parametrize("seconds", [4, slow(40)])
+@pytest.mark.parametrize("seconds", [4, slow(25)])
 def test_a_soak_leaves_memory_and_descriptors_where_they_were(place, seconds):
     """Some 400 events a second from two ranks, while a real loop logs a few. Row 36."""
     with (

@@ -71,15 +71,12 @@ def test_a_run_whose_server_was_away_is_caught_up_by_the_same_command(
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("fault", ["hang", "500", "429", "cut"])
-def test_the_command_ends_whatever_the_server_does(
-    run_dir: Path, server: FakeWandb, fault: str
-) -> None:
-    """At its start, and with rows sent; nothing is left behind that hangs. Fault 15."""
-    server.fail(fault)
+def test_the_command_ends_though_the_server_hangs(run_dir: Path, server: FakeWandb) -> None:
+    """At its start, and with rows sent, with the limits as they are: a minute. Fault 15."""
+    server.fail("hang")
     first, _ = sink(run_dir)
     server.calm()
-    server.on_lines = lambda run: server.fail(fault)
+    server.on_lines = lambda run: server.fail("hang")
     second, _ = sink(run_dir)
     server.on_lines = None
     server.calm()

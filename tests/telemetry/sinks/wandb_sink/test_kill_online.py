@@ -144,10 +144,10 @@ def test_every_row_is_on_the_server_once_after_kills_at_random_points(
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("seed", range(4))
 def test_every_row_is_on_the_server_once_after_many_kills(
     tmp_path: Path, server: FakeWandb, seed: int
 ) -> None:
-    """The same, thirty times each. Faults 17 and 18."""
-    survive(tmp_path, server, kills=30, seed=seed)
+    """The same, twice for each victim. Faults 17 and 18."""
+    survive(tmp_path, server, kills=6, seed=seed)
