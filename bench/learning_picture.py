@@ -26,10 +26,12 @@ def draw(results: list[Result], unigram_nats: float, path: Path) -> str:
         return "No picture: matplotlib is not installed (pip install matplotlib)."
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for name in dict.fromkeys(result.variant for result in results):
+    for number, name in enumerate(dict.fromkeys(result.variant for result in results)):
         runs = [result for result in results if result.variant == name]
         means = [sum(at) / len(at) for at in zip(*(run.losses for run in runs), strict=True)]
-        axes.plot(runs[0].steps, means, label=f"{name} ({len(runs)})", marker=".")
+        # Ten colours, then the same ones dashed.
+        style = "-" if number < 10 else "--"
+        axes.plot(runs[0].steps, means, style, label=f"{name} ({len(runs)})", marker=".")
     axes.axhline(unigram_nats, color="0.6", linestyle=":", label="unigram")
     axes.set(xlabel="optimizer step", ylabel="validation loss, nats", title="Characters, d 128")
     axes.legend(fontsize=8, ncols=2)

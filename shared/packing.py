@@ -32,6 +32,7 @@ from shared.events import (
     RunStarted,
     decode_envelope,
 )
+from shared.redact import redacted
 
 CONFIG_MAX_DEPTH: Final = 16
 _TEXT_MAX: Final = 1000
@@ -102,9 +103,9 @@ def _body(event: Event) -> dict[str, Any]:
         return _histogram(event)
     body = {field: _plain(getattr(event, field)) for field in event.__struct_fields__}
     if isinstance(event, RunStarted | ConfigUpdated):
-        body["config"] = _config(body["config"])
+        body["config"] = _config(redacted(body["config"]))
     elif isinstance(event, RunFinished):
-        body["summary"] = _config(body["summary"])
+        body["summary"] = _config(redacted(body["summary"]))
     return body
 
 
