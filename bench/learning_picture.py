@@ -24,7 +24,7 @@ def draw(results: list[Result], unigram_nats: float, path: Path) -> str:
         from matplotlib.figure import Figure
     except ImportError:
         return "No picture: matplotlib is not installed (pip install matplotlib)."
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     for number, name in enumerate(dict.fromkeys(result.variant for result in results)):
         runs = [result for result in results if result.variant == name]
@@ -34,6 +34,6 @@ def draw(results: list[Result], unigram_nats: float, path: Path) -> str:
         axes.plot(runs[0].steps, means, style, label=f"{name} ({len(runs)})", marker=".")
     axes.axhline(unigram_nats, color="0.6", linestyle=":", label="unigram")
     axes.set(xlabel="optimizer step", ylabel="validation loss, nats", title="Characters, d 128")
-    axes.legend(fontsize=8, ncols=2)
+    figure.legend(loc="outside right upper", fontsize=8)
     FigureCanvasAgg(figure).print_png(str(path))
     return f"Curves: {path}"
