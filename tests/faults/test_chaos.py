@@ -82,16 +82,21 @@ def test_a_killed_trainer_may_lose_its_last_moment_and_no_more(
     assert bool(verdict.faults) is is_fault
 
 
-@pytest.mark.faults
-@pytest.mark.timeout(400)
-def test_half_a_minute_of_chaos_loses_and_doubles_nothing(place: Path) -> None:
+@pytest.mark.parametrize(
+    ("minutes", "least_kills"),
+    [
+        (0.1, 3),
+        pytest.param(0.5, 10, marks=[pytest.mark.faults, pytest.mark.timeout(400)]),
+    ],
+)
+def test_chaos_loses_and_doubles_nothing(place: Path, minutes: float, least_kills: int) -> None:
     """Rows 1, 2, 17, 18, 22 and 36: everything killed and frozen at random, then counted."""
     console = Console(file=io.StringIO(), width=150)
 
-    verdict, kills = chaos.run(place, chaos.Options(minutes=0.5, seed=7), console)
+    verdict, kills = chaos.run(place, chaos.Options(minutes=minutes, seed=7), console)
 
     assert verdict.faults == [] and verdict.emitted > 0
-    assert len(kills) > 10, "too little was killed"
+    assert len(kills) >= least_kills, "too little was killed"
     told = [kill.in_flight for kill in kills if kill.in_flight is not None]
-    assert told.count(0) <= len(told) // 10, "too many kills hit nothing"
+    assert told.count(0) <= max(1, len(told) // 10), "too many kills hit nothing"
     print(console.file.getvalue(), file=sys.stderr)
