@@ -86,6 +86,10 @@ class Trainer:
         return self.ended_ns - since_ns - frozen
 
 
+def _adopt_orphans(is_wanted: bool) -> None:
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(is_wanted), 0, 0, 0)
+
+
 class Plant:
     """Everything that runs. A context manager: at its end nothing does."""
 
@@ -104,7 +108,7 @@ class Plant:
         self._sidecar: subprocess.Popen[bytes] | None = None
         self._frozen: list[tuple[float, psutil.Process, Trainer | None]] = []
         # What a killed sink leaves behind becomes our child, and is found at the end.
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        _adopt_orphans(True)
 
     def __enter__(self) -> Plant:
         return self
@@ -124,6 +128,8 @@ class Plant:
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
         self.reap()
+        # Else a wandb-core that a later test leaves behind would be ours, too.
+        _adopt_orphans(False)
 
     # --- the sidecar
 
