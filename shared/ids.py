@@ -12,7 +12,7 @@ import time
 import uuid
 
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-SOURCE = re.compile(r"(rank[0-9]{1,6}|sidecar|hardware:[A-Za-z0-9._-]{1,128})")
+SOURCE = re.compile(r"(rank[0-9]{1,6}(\.worker[0-9]{1,6})?|sidecar|hardware:[A-Za-z0-9._-]{1,128})")
 SESSION = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
@@ -39,9 +39,10 @@ def check_source(source: str) -> str:
     """Return source unchanged.
 
     Raises:
-        ValueError: it is none of `rank<n>`, `hardware:<host>`, `sidecar`.
+        ValueError: it is none of `rank<n>`, `rank<n>.worker<m>`, `hardware:<host>`, `sidecar`.
     """
-    return _check(source, SOURCE, "source", "'rank<n>', 'hardware:<host>' or 'sidecar'")
+    allowed = "'rank<n>', 'rank<n>.worker<m>', 'hardware:<host>' or 'sidecar'"
+    return _check(source, SOURCE, "source", allowed)
 
 
 def check_session(session: str) -> str:

@@ -10,7 +10,8 @@ order. Items that a later version adds behind them are ignored.
 
     emitter                               sidecar
     HELLO stream, run_id, session,   ->
-          source, schema, first_seq
+          source, schema, first_seq,
+          late
                                      <-   WELCOME stream, next_seq, credit_bytes
     DATA  stream, base_seq, [events] ->
                                      <-   ACK  stream, durable_seq, credit_bytes
@@ -67,6 +68,8 @@ class Hello(Message, frozen=True, array_like=True):
 
     first_seq is the oldest event that the emitter still holds: what lies
     between the sidecar's last and this one is lost, and is counted as a gap.
+    late says that the events are those of a session that is over: somebody else
+    sends the spool that it left.
     """
 
     TYPE: ClassVar[int] = 1
@@ -77,6 +80,7 @@ class Hello(Message, frozen=True, array_like=True):
     source: Name
     schema: U32
     first_seq: Seq = 0
+    late: bool = False
 
 
 class Welcome(Message, frozen=True, array_like=True):
