@@ -87,7 +87,7 @@ def test_every_new_name_on_the_way_to_a_directory_is_synced(tmp_path: Path, monk
     real = os.fsync
 
     def fsync(fd: int) -> None:
-        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        synced.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
         real(fd)
 
     monkeypatch.setattr(os, "fsync", fsync)
