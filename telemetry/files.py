@@ -36,9 +36,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file, or None where there is no file, or none that is one."""
+    """Read the object in a file; None where there is no file, or none that holds an object."""
     try:
         value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    # RecursionError: a file of nothing but brackets.
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
