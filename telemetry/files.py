@@ -36,9 +36,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file, or None where there is no file, or none that is one."""
+    """Return the object in a file, or None where there is no such file or no object in it.
+
+    Whatever lies there, a damaged file costs nobody more than what was in it.
+    """
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        # A pipe of that name would be waited for.
+        value = json.loads(path.read_bytes()) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
