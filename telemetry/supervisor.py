@@ -10,7 +10,6 @@ Runs on a thread of its own; `snapshot` may be called from any.
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, Final
 
 from shared.clock import Clock
 from shared.ids import RUN_ID
+from shared.programs import module_command
 from telemetry.files import read_json
 from telemetry.runs import RUN_FILE
 from telemetry.sinkprocess import SinkProcess, SinkStatus
@@ -32,7 +32,7 @@ PROBE_NS: Final = 30_000_000_000
 
 def sink_command(sink: str, run_dir: Path) -> list[str]:
     """What brings one sink of one run up to date, and keeps it there."""
-    return [sys.executable, "-m", "telemetry", "sink", sink, str(run_dir), "--follow"]
+    return module_command("telemetry", "sink", sink, str(run_dir), "--follow")
 
 
 class Supervisor:

@@ -56,9 +56,12 @@ class Cursor:
         self._fd = os.open(directory / f"{sink}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
+        except BlockingIOError as exc:
             self.close()
             raise CursorLocked(f"{self.path} is held by another process") from exc
+        except OSError as exc:
+            self.close()
+            raise OSError(exc.errno, f"{directory} can't be locked: {exc.strerror}") from exc
         try:
             self.position, self.is_done, self._ending = _read(self.path, run_id)
         except BaseException:
