@@ -46,6 +46,9 @@ def load_json(path: Path) -> dict[str, Any] | None:
         DamagedFile: it can't be read, or is no object.
     """
     try:
+        # A pipe of that name would be waited for.
+        if path.exists() and not path.is_file():
+            raise DamagedFile(f"{path.name} is not a file")
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
