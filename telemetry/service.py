@@ -269,7 +269,7 @@ class Service:
         self._carrier.close()
         self._end_sampler()
         if self.are_producers_gone:
-            self._ingest.declare_abandoned_lost()
+            self._ingest.declare_abandoned()
         self._host_run.finish(self._runs)
         self._ingest.tick()
         self._guarded_turn()

@@ -21,6 +21,7 @@ from shared.programs import module_command
 from telemetry.files import read_json
 from telemetry.runs import RUN_FILE
 from telemetry.sinkprocess import SinkProcess, SinkStatus
+from telemetry.sinks.cursor import sink_is_done as _has_all
 
 log = logging.getLogger("telemetry.supervisor")
 
@@ -210,10 +211,3 @@ class Supervisor:
             return False
         since_ns = self._clock.monotonic_ns() - self._probed_ns.get(item.sink, -PROBE_NS)
         return since_ns < PROBE_NS
-
-
-def _has_all(cursor: dict[str, Any] | None, info: dict[str, Any]) -> bool:
-    """The sink was done, and with the last end of its run: late events bring another."""
-    if cursor is None or not cursor.get("done"):
-        return False
-    return bool(cursor.get("ending", 0) == info.get("endings", 0))

@@ -12,9 +12,26 @@ import os
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from telemetry.files import read_json, write_json
 from telemetry.sinks.base import START, Position
+
+
+def sink_is_done(cursor: dict[str, Any] | None, run_info: dict[str, Any]) -> bool:
+    """Return True if a sink has all of a run, as of the last time that the run ended.
+
+    cursor: the content of the sink's cursor file, None where it can't be read.
+    run_info: the content of run.json. Late events reopen a run and it ends again: a
+    sink that was done with an earlier end has more to do.
+    """
+    if cursor is None or cursor.get("done") is not True:
+        return False
+    if {"run_id"} <= cursor.keys() & run_info.keys() and cursor["run_id"] != run_info["run_id"]:
+        return False
+    ending, endings = cursor.get("ending", 0), run_info.get("endings", 0)
+    # Of a damaged file anything may be there, and True is equal to 1.
+    return type(ending) is int and type(endings) is int and ending == endings
 
 
 class CursorLocked(Exception):
@@ -108,7 +125,10 @@ def _read(path: Path, run_id: str, journal: str) -> tuple[Position, bool, int]:
             "means nothing in another journal. Send this one to another place, or as another run"
         )
     try:
-        position = Position(int(value["row"]), dict(value["state"]))
-    except (KeyError, TypeError, ValueError) as exc:
+        row, ending = int(value["row"]), int(value.get("ending", 0))
+        position = Position(row, dict(value["state"]))
+    except (KeyError, TypeError, ValueError, OverflowError) as exc:
         raise ValueError(f"{path} is damaged: {exc!r}") from exc
-    return position, bool(value.get("done")), int(value.get("ending", 0))
+    if row < 0:
+        raise ValueError(f"{path} is damaged: row {row}")
+    return position, value.get("done") is True, ending
