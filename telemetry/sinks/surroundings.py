@@ -13,12 +13,12 @@ sidecar's word for runs that say nothing of it.
 from __future__ import annotations
 
 import os
-import site
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from shared.programs import module_environ
 from shared.wandb_variables import said_of_run
 
 WANDB_KEPT: Final = frozenset(
@@ -63,7 +63,6 @@ PYTHON_HOOKS: Final = frozenset(
         "COVERAGE_PROCESS_START",
     }
 )
-PACKAGE_ROOT: Final = Path(__file__).resolve().parents[2]
 DEFAULTS: Final = {"mode": "wandb_mode", "entity": "entity"}
 """Options of a sink by the field of RunStarted that they stand in for."""
 
@@ -73,11 +72,10 @@ def sink_environ(environ: Mapping[str, str]) -> dict[str, str]:
     kept = {name: value for name, value in environ.items() if _passes(name)}
     for name in PATHS & kept.keys():
         if kept[name]:
-            kept[name] = str(Path(kept[name]).expanduser().absolute())
-    kept["PYTHONPATH"] = _python_path(environ.get("PYTHONPATH", ""))
-    if not kept["PYTHONPATH"]:
-        del kept["PYTHONPATH"]
-    return kept
+            kept[name] = _absolute(kept[name])
+    if path := kept.get("PYTHONPATH"):
+        kept["PYTHONPATH"] = os.pathsep.join(_absolute(part) for part in path.split(os.pathsep))
+    return module_environ(kept)
 
 
 def sink_defaults(environ: Mapping[str, str]) -> dict[str, str]:
@@ -96,14 +94,15 @@ def own_surroundings(directory: Path) -> Iterator[dict[str, str]]:
     For a sink that was started by hand, or by a replay. directory exists, and holds
     nothing that a library would read as its own configuration.
     """
-    before, cwd = dict(os.environ), Path.cwd()
+    before, cwd = dict(os.environ), os.open(".", os.O_RDONLY | os.O_DIRECTORY)
     wanted = sink_environ(before)
     _set_environ(wanted)
     os.chdir(directory)
     try:
         yield sink_defaults(before)
     finally:
-        os.chdir(cwd)
+        os.fchdir(cwd)
+        os.close(cwd)
         _set_environ(before)
 
 
@@ -119,18 +118,5 @@ def _passes(name: str) -> bool:
     return not name.startswith(("WANDB_", "TELEMETRY_")) and name not in PYTHON_HOOKS
 
 
-def _python_path(path: str) -> str:
-    """Return the search path with every part absolute, and this package's place in it.
-
-    Where Python finds the package by itself, its place is left out: site-packages before
-    the standard library would let an old backport there hide a module of it.
-    """
-    parts = [str(Path(part).absolute()) for part in path.split(os.pathsep)] if path else []
-    if str(PACKAGE_ROOT) not in parts and not _is_site(PACKAGE_ROOT):
-        parts.insert(0, str(PACKAGE_ROOT))
-    return os.pathsep.join(parts)
-
-
-def _is_site(directory: Path) -> bool:
-    sites = [*site.getsitepackages(), site.getusersitepackages()]
-    return str(directory) in {os.path.realpath(place) for place in sites}
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())

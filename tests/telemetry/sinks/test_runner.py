@@ -372,6 +372,7 @@ def test_reports_are_json_lines_and_a_reader_that_is_gone_is_no_error():
     report("running", 6)
     report("running", 7)
 
-    assert json.loads(line) == {"state": "running", "row": 5, "detail": 'with "quotes"\n'}
+    told = {"state": "running", "row": 5, "detail": 'with "quotes"\n', "skipped": 0}
+    assert json.loads(line) == told
     assert line.count(b"\n") == 1
     os.close(write_fd)
