@@ -66,8 +66,8 @@ class RunStarted(PartialEvent, frozen=True, kw_only=True):
 
     TAG: ClassVar[str] = "run_started"
 
-    project: str
-    name: str
+    project: str = ""
+    name: str = ""
     tags: list[str] = []
     notes: str = ""
     wandb_mode: str = ""
@@ -81,6 +81,12 @@ class RunStarted(PartialEvent, frozen=True, kw_only=True):
     process_start_ns: int = 0
     gpu_uuids: list[str] = []
     resumed_from_step: int | None = None
+    entity: str = ""
+    job_type: str = ""
+    wandb_base_url: str = ""
+    """The W&B server that the producer is set up for: only compared with the sidecar's own."""
+    wandb_sweep_id: str = ""
+    """The W&B sweep that this run is one of."""
 
 
 class ConfigUpdated(PartialEvent, frozen=True, kw_only=True):
@@ -173,6 +179,14 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
 
 _DECODERS: Final = {tag: msgspec.msgpack.Decoder(cls) for tag, cls in EVENT_TYPES.items()}
 _ENCODER: Final = msgspec.msgpack.Encoder()
+_LATER_FIELDS: Final = (
+    "left_out",
+    "left_out_count",
+    "entity",
+    "job_type",
+    "wandb_base_url",
+    "wandb_sweep_id",
+)
 
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True):
@@ -216,13 +230,15 @@ def encode_event(event: Event, wall_ns: int, mono_ns: int) -> bytes:
 def body_of(event: Event) -> Event | dict[str, Any]:
     """Return what is packed as the body of an event.
 
-    The fields about what was left out are packed only where something was: events
-    that are whole keep the bytes that they had before there were such fields.
+    Fields that came later are packed only where they say something: events that have
+    none of it keep the bytes that they had before there were such fields.
     """
-    if not isinstance(event, PartialEvent) or event.left_out_count or event.left_out:
+    if not isinstance(event, PartialEvent):
         return event
     body = msgspec.structs.asdict(event)
-    del body["left_out"], body["left_out_count"]
+    for name in _LATER_FIELDS:
+        if not body.get(name, True):
+            del body[name]
     return body
 
 

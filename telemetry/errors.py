@@ -7,6 +7,7 @@ EXIT_USAGE = 2
 EXIT_BACKLOG = 3
 EXIT_FAULT = 4
 EXIT_RUNNING = 5
+EXIT_INTERRUPTED = 130
 
 
 class CommandError(Exception):

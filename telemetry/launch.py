@@ -19,6 +19,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import Final
 
+from shared.programs import module_command, module_environ
 from telemetry.config import ServeConfig, as_flags
 from telemetry.datadir import holder_of, is_held
 from telemetry.errors import EXIT_RUNNING, EXIT_USAGE
@@ -35,7 +36,7 @@ class Sidecar:
 
     def __init__(self, config: ServeConfig) -> None:
         config = replace(config, exit_with_stdin=True)
-        self._command = [sys.executable, "-m", "telemetry", "serve", *as_flags(config)]
+        self._command = module_command("telemetry", "serve", *as_flags(config))
         self._process: subprocess.Popen[bytes] | None = None
         self._failures = 0
         self._not_before_s = 0.0
@@ -53,7 +54,10 @@ class Sidecar:
             try:
                 # A session of its own: Ctrl-C is for the command, not for what records it.
                 self._process = subprocess.Popen(
-                    self._command, stdin=subprocess.PIPE, start_new_session=True
+                    self._command,
+                    env=module_environ(os.environ),
+                    stdin=subprocess.PIPE,
+                    start_new_session=True,
                 )
             except OSError as exc:
                 log.error("sidecar can't be started: %s", exc)

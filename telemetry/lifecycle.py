@@ -9,16 +9,12 @@ Not thread-safe: the ingest thread owns it.
 
 from __future__ import annotations
 
-from typing import Final
-
 from shared.clock import Clock
-from shared.events import LOST, Gap, RunFinished
+from shared.events import FAILED, FINISHED, LOST, Gap, RunFinished
 from telemetry.hostrun import HostRun
-from telemetry.runs import MAIN_SOURCE, Run, Runs
-from telemetry.streams import IncomingStream, StreamKey
-
-STREAM_OVER_NS: Final = 30_000_000_000
-"""A stream that was silent for so long does not keep its run from ending."""
+from telemetry.runs import Run, Runs
+from telemetry.sessions import is_worker
+from telemetry.streams import STREAM_OVER_NS, IncomingStream, StreamKey
 
 
 class Lifecycle:
@@ -52,48 +48,51 @@ class Lifecycle:
             if run.run_id != self._host_run.run_id:
                 self._end_if_over(run, now)
 
-    def declare_abandoned_lost(self) -> None:
-        """Every producer is known to be gone: what has not finished never will."""
+    def declare_abandoned(self, exit_code: int | None) -> None:
+        """Every producer is known to be gone: what has not finished ends with this exit
+        code, or as lost where nobody knows it."""
         for stream in self._streams.values():
             stream.is_finished = stream.is_finished or not stream.is_hardware
         now = self._clock.monotonic_ns()
         for run in self._runs:
             is_host = run.run_id == self._host_run.run_id
             if not run.is_ended and run.finish_status is None and not is_host:
-                self._declare_lost(run, self._silent_ns(run, now))
+                self._declare_over(run, self._silent_ns(run, now), exit_code)
 
     def _end_if_over(self, run: Run, now: int) -> None:
         if run.is_ended:
             self._release_if_idle(run)
             return
+        run.show_if_unannounced()
         streams = [s for s in self._streams.values() if s.run_id == run.run_id]
         silent_ns = self._silent_ns(run, now)
-        # Who said that it ends need not say FIN. Another session of rank 0 has to, though:
-        # one whose run was declared lost too early, or the rest of a former one.
+        # A session that said its last word need not say FIN; all others have to, or fall silent.
         others_over = all(
-            s.is_finished
-            or (s.source == MAIN_SOURCE and s.session == run.finished_by)
-            or now - s.heard_ns > STREAM_OVER_NS
-            for s in streams
+            s.is_over(now) or (s.is_main and run.has_finished(s.session)) for s in streams
         )
         if run.finish_status is not None and others_over and run.run_id not in self._dirty:
             run.end()
         elif run.finish_status is None and silent_ns > self._lost_after_ns:
-            self._declare_lost(run, silent_ns)
+            self._declare_over(run, silent_ns)
 
     def _silent_ns(self, run: Run, now: int) -> int:
         """Since when nobody has said anything of the run; since it was opened, at most."""
-        heard = (s.heard_ns for s in self._streams.values() if s.run_id == run.run_id)
+        # A worker's keepalive says nothing of the run: its parent may be gone.
+        heard = (
+            s.spoke_ns if is_worker(s.source) else s.heard_ns
+            for s in self._streams.values()
+            if s.run_id == run.run_id
+        )
         last_ns = max(self.last_heard_ns.get(run.run_id, 0), *heard, 0) or now
         self.last_heard_ns[run.run_id] = last_ns
         return now - last_ns
 
-    def _declare_lost(self, run: Run, silent_ns: int) -> None:
-        """Say so in its journal; it ends when that is on disk."""
-        if run.is_started:
+    def _declare_over(self, run: Run, silent_ns: int, exit_code: int | None = None) -> None:
+        """Say in its journal how a run ended that did not say so; it ends with that on disk."""
+        if run.show_if_unannounced(is_over=True):
             text = "the trainer went away without a word"
             run.say(Gap(count=0, reason=text, unknown_ms=silent_ns / 1e6))
-            run.say(RunFinished(status=LOST))
+            run.say(_last_word(exit_code))
             self._dirty.add(run.run_id)
         elif run.run_id not in self._dirty:
             run.end()
@@ -104,3 +103,10 @@ class Lifecycle:
         ):
             self._runs.release(run)
             self.last_heard_ns.pop(run.run_id, None)
+
+
+def _last_word(exit_code: int | None) -> RunFinished:
+    """What the sidecar says of a run in its producer's place."""
+    if exit_code is None:
+        return RunFinished(status=LOST)
+    return RunFinished(status=FINISHED if exit_code == 0 else FAILED, exit_code=exit_code)

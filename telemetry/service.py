@@ -15,7 +15,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Final
 
 from shared.clock import Clock, SystemClock
 from shared.ids import new_session, sanitized_host
+from shared.programs import module_command, module_environ
 from telemetry.config import ServeConfig
 from telemetry.datadir import DataDir
 from telemetry.errors import EXIT_BACKLOG, EXIT_FAULT, EXIT_OK, EXIT_RUNNING, CommandError
@@ -224,10 +224,14 @@ class Service:
             self._end_sampler()
             self._sampler_not_before_ns = now + SAMPLER_RESTART_NS
         if self._sampler is None and now >= self._sampler_not_before_ns:
-            command = [sys.executable, "-m", "telemetry.sampler"]
-            command += ["--endpoint", self.config.address, "--host", self._host]
-            command += ["--hz", str(self.config.sample_hz)]
-            self._sampler = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+            words = ["--endpoint", self.config.address, "--host", self._host]
+            words += ["--hz", str(self.config.sample_hz)]
+            self._sampler = subprocess.Popen(
+                module_command("telemetry.sampler", *words),
+                env=module_environ(os.environ),
+                stdin=subprocess.PIPE,
+                start_new_session=True,
+            )
 
     def _end_sampler(self) -> None:
         if self._sampler is not None:
@@ -265,7 +269,7 @@ class Service:
         self._carrier.close()
         self._end_sampler()
         if self.are_producers_gone:
-            self._ingest.declare_abandoned_lost()
+            self._ingest.declare_abandoned()
         self._host_run.finish(self._runs)
         self._ingest.tick()
         self._guarded_turn()

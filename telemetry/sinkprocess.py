@@ -22,6 +22,7 @@ from typing import Final, NamedTuple
 
 import psutil
 
+from shared.programs import module_environ
 from telemetry.errors import EXIT_FAULT, EXIT_OK, EXIT_RUNNING
 
 log = logging.getLogger("telemetry.supervisor")
@@ -96,7 +97,11 @@ class SinkProcess:
         command = [*command, "--exit-with-stdin", "--report-fd", str(write_fd)]
         try:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, pass_fds=[write_fd], start_new_session=True
+                command,
+                env=module_environ(os.environ),
+                stdin=subprocess.PIPE,
+                pass_fds=[write_fd],
+                start_new_session=True,
             )
         except OSError:
             os.close(read_fd)

@@ -10,7 +10,6 @@ Runs on a thread of its own; `snapshot` may be called from any.
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,9 +17,11 @@ from typing import Any, Final
 
 from shared.clock import Clock
 from shared.ids import RUN_ID
+from shared.programs import module_command
 from telemetry.files import read_json
 from telemetry.runs import RUN_FILE
 from telemetry.sinkprocess import SinkProcess, SinkStatus
+from telemetry.sinks.cursor import sink_is_done as _has_all
 
 log = logging.getLogger("telemetry.supervisor")
 
@@ -31,7 +32,7 @@ PROBE_NS: Final = 30_000_000_000
 
 def sink_command(sink: str, run_dir: Path) -> list[str]:
     """What brings one sink of one run up to date, and keeps it there."""
-    return [sys.executable, "-m", "telemetry", "sink", sink, str(run_dir), "--follow"]
+    return module_command("telemetry", "sink", sink, str(run_dir), "--follow")
 
 
 class Supervisor:
@@ -210,10 +211,3 @@ class Supervisor:
             return False
         since_ns = self._clock.monotonic_ns() - self._probed_ns.get(item.sink, -PROBE_NS)
         return since_ns < PROBE_NS
-
-
-def _has_all(cursor: dict[str, Any] | None, info: dict[str, Any]) -> bool:
-    """The sink was done, and with the last end of its run: late events bring another."""
-    if cursor is None or not cursor.get("done"):
-        return False
-    return bool(cursor.get("ending", 0) == info.get("endings", 0))
