@@ -167,7 +167,7 @@ def test_after_a_kill_in_the_cursors_own_write_each_row_is_there_once(bench, ste
     def killed(*_: object) -> None:
         raise Killed(step)
 
-    target = "telemetry.files.os.fsync" if step == "write" else "pathlib.Path.replace"
+    target = "shared.files.os.fsync" if step == "write" else "pathlib.Path.replace"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(target, killed)
         with pytest.raises(Killed):
