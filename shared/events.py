@@ -20,6 +20,8 @@ from typing import Annotated, Any, ClassVar, Final
 
 import msgspec
 
+from shared.text import clean
+
 Scalar = float | int | bool | str
 """What a metric or a config entry may be. NaN and infinity are legal values."""
 
@@ -31,6 +33,8 @@ VALUES_MAX: Final = 1024
 NAME_MAX_BYTES: Final = 256
 CONFIG_MAX_BYTES: Final = 64 * 1024
 HISTOGRAM_MAX_BINS: Final = 512
+LEFT_OUT_MAX: Final = 64
+"""Names that an event tells of what was left out of it; left_out_count has all."""
 
 TRAIN, VAL, QUANT, HARDWARE, CUSTOM = KINDS = ("train", "val", "quant", "hardware", "custom")
 FINISHED, FAILED, PREEMPTED, LOST = STATUSES = ("finished", "failed", "preempted", "lost")
@@ -46,16 +50,28 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     TAG: ClassVar[str] = ""
 
 
-class RunStarted(Event, frozen=True, kw_only=True):
+class PartialEvent(Event, frozen=True, kw_only=True):
+    """A fact of which a part may be missing, because it could not be recorded.
+
+    left_out: the cleaned names of such parts with the reason of each, at most
+    LEFT_OUT_MAX of them; left_out_count: how many there are in all.
+    """
+
+    left_out: dict[str, str] = {}
+    left_out_count: int = 0
+
+
+class RunStarted(PartialEvent, frozen=True, kw_only=True):
     """A producer has begun, or begun again, to work on a run."""
 
     TAG: ClassVar[str] = "run_started"
 
-    project: str
-    name: str
+    project: str = ""
+    name: str = ""
     tags: list[str] = []
     notes: str = ""
-    wandb_mode: str = "online"
+    wandb_mode: str = ""
+    """online, offline or disabled; empty where the producer did not say."""
     group: str = ""
     config: dict[str, Any] = {}
     rank: int = 0
@@ -65,9 +81,17 @@ class RunStarted(Event, frozen=True, kw_only=True):
     process_start_ns: int = 0
     gpu_uuids: list[str] = []
     resumed_from_step: int | None = None
+    entity: str = ""
+    job_type: str = ""
+    wandb_base_url: str = ""
+    """The W&B server that the producer is set up for: only compared with the sidecar's own."""
+    wandb_sweep_id: str = ""
+    """The W&B sweep that this run is one of."""
+    launch_id: str = ""
+    """The `telemetry run` whose command began this run; empty where none did."""
 
 
-class ConfigUpdated(Event, frozen=True, kw_only=True):
+class ConfigUpdated(PartialEvent, frozen=True, kw_only=True):
     """Configuration that is known only after model and data are built."""
 
     TAG: ClassVar[str] = "config_updated"
@@ -75,7 +99,7 @@ class ConfigUpdated(Event, frozen=True, kw_only=True):
     config: dict[str, Any]
 
 
-class MetricsLogged(Event, frozen=True, kw_only=True):
+class MetricsLogged(PartialEvent, frozen=True, kw_only=True):
     """Named values of one moment; step is the optimizer step, or None.
 
     kind is one of KINDS; a newer producer may have others.
@@ -88,7 +112,7 @@ class MetricsLogged(Event, frozen=True, kw_only=True):
     values: Annotated[dict[str, _Scalar], msgspec.Meta(max_length=VALUES_MAX)]
 
 
-class HistogramLogged(Event, frozen=True, kw_only=True):
+class HistogramLogged(PartialEvent, frozen=True, kw_only=True):
     """Counts between ascending edges; there is one edge more than counts."""
 
     TAG: ClassVar[str] = "histogram"
@@ -99,14 +123,20 @@ class HistogramLogged(Event, frozen=True, kw_only=True):
     edges: Annotated[list[float], msgspec.Meta(max_length=HISTOGRAM_MAX_BINS + 1)]
     counts: Annotated[list[float], msgspec.Meta(max_length=HISTOGRAM_MAX_BINS)]
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Check what the types can't say. A constructor would raise into a training loop.
+
+        Raises:
+            ValueError: not one edge more than counts.
+        """
         if len(self.edges) != len(self.counts) + 1:
             raise ValueError(
-                f"histogram {self.name!r} has {len(self.edges)} edges for {len(self.counts)} counts"
+                f"histogram {clean(self.name, 60)!r} has {len(self.edges)} edges "
+                f"for {len(self.counts)} counts"
             )
 
 
-class MessageLogged(Event, frozen=True, kw_only=True):
+class MessageLogged(PartialEvent, frozen=True, kw_only=True):
     """A line for people: a stage transition, an alert, a warning."""
 
     TAG: ClassVar[str] = "message"
@@ -126,7 +156,7 @@ class Gap(Event, frozen=True, kw_only=True):
     unknown_ms: float | None = None
 
 
-class RunFinished(Event, frozen=True, kw_only=True):
+class RunFinished(PartialEvent, frozen=True, kw_only=True):
     """A producer's last word on its run; status is one of STATUSES."""
 
     TAG: ClassVar[str] = "run_finished"
@@ -151,6 +181,15 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
 
 _DECODERS: Final = {tag: msgspec.msgpack.Decoder(cls) for tag, cls in EVENT_TYPES.items()}
 _ENCODER: Final = msgspec.msgpack.Encoder()
+_LATER_FIELDS: Final = (
+    "left_out",
+    "left_out_count",
+    "entity",
+    "job_type",
+    "wandb_base_url",
+    "launch_id",
+    "wandb_sweep_id",
+)
 
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True):
@@ -171,9 +210,12 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
         if decoder is None:
             return None
         # RecursionError and UnicodeDecodeError come from hostile bytes: msgspec
-        # raises them beside its own errors. ValueError: a __post_init__ of ours.
+        # raises them beside its own errors. ValueError: a check of ours.
         try:
-            return decoder.decode(self.body)
+            event = decoder.decode(self.body)
+            if type(event) is HistogramLogged:
+                event.check()
+            return event
         except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
             raise DecodeError(f"{self.tag}: {exc}") from exc
 
@@ -184,8 +226,23 @@ _RAWS: Final = msgspec.msgpack.Decoder(list[msgspec.Raw])
 
 
 def encode_event(event: Event, wall_ns: int, mono_ns: int) -> bytes:
-    """The envelope of one event, without any check of its bounds."""
-    return _ENCODER.encode((event.TAG, wall_ns, mono_ns, event))
+    """Encode the envelope of one event, without any check of its bounds."""
+    return _ENCODER.encode((event.TAG, wall_ns, mono_ns, body_of(event)))
+
+
+def body_of(event: Event) -> Event | dict[str, Any]:
+    """Return what is packed as the body of an event.
+
+    Fields that came later are packed only where they say something: events that have
+    none of it keep the bytes that they had before there were such fields.
+    """
+    if not isinstance(event, PartialEvent):
+        return event
+    body = msgspec.structs.asdict(event)
+    for name in _LATER_FIELDS:
+        if not body.get(name, True):
+            del body[name]
+    return body
 
 
 def decode_envelope(data: bytes | memoryview) -> Envelope:

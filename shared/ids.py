@@ -6,19 +6,40 @@ held to one alphabet wherever it enters the system.
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import time
 import uuid
+from collections.abc import Mapping, MutableMapping
 
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 SOURCE = re.compile(r"(rank[0-9]{1,6}(\.worker[0-9]{1,6})?|sidecar|hardware:[A-Za-z0-9._-]{1,128})")
 SESSION = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
-def new_run_id() -> str:
-    """A fresh run id that sorts by its start: time to the second, then 32 random bits."""
+SWEEP_RUN_TAKEN = "TELEMETRY_SWEEP_RUN_TAKEN"
+"""Set by the process that took a sweep's run id, so that none of its children takes it again."""
+
+
+def new_run_id(environ: MutableMapping[str, str] = os.environ) -> str:
+    """Return the id for a new run: under a W&B sweep agent, once, the one that it gave.
+
+    Otherwise a fresh one that sorts by its start: time to the second, then 32 random bits.
+    The second run of an agent's child, or a run of a process that it started, which
+    inherits the agent's variables, is not the sweep's.
+    """
+    sweep = sweep_of(environ)
+    if sweep is not None and environ.get(SWEEP_RUN_TAKEN) != sweep[1]:
+        environ[SWEEP_RUN_TAKEN] = sweep[1]
+        return sweep[1]
     return time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + secrets.token_hex(4)
+
+
+def sweep_of(environ: Mapping[str, str]) -> tuple[str, str] | None:
+    """Return the ids of a W&B sweep and of its run, where an agent has given both."""
+    sweep_id, run_id = environ.get("WANDB_SWEEP_ID", ""), environ.get("WANDB_RUN_ID", "")
+    return (sweep_id, run_id) if sweep_id and RUN_ID.fullmatch(run_id) else None
 
 
 def new_session() -> str:

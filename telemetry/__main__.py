@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-from telemetry.cli import main
+# `python -m` searches the working directory before everything else. Where we were found
+# elsewhere, a folder `shared` in it is somebody's own, and not for us.
+ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__" and not sys.flags.safe_path and Path(sys.path[0]).resolve() != ROOT:
+    del sys.path[0]
+
+from telemetry.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

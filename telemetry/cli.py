@@ -8,6 +8,7 @@ Never: shows a traceback for a mistake in a command.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import signal
@@ -18,9 +19,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
+from shared.terminal import finish_streams, prepare_streams
+from shared.text import clean
 from telemetry.config import ServeConfig, check_sinks, load
-from telemetry.errors import EXIT_BACKLOG, EXIT_USAGE, CommandError
-from telemetry.logs import configure_logs
+from telemetry.errors import (
+    EXIT_BACKLOG,
+    EXIT_FAULT,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USAGE,
+    CommandError,
+)
+from telemetry.logs import LINE_MAX_CHARS, configure_logs
+from telemetry.output import OutputFailed
 
 DESCRIPTION = "Telemetry sidecar: records what a training run says, and forwards it."
 ORPHAN_GRACE_S = 60.0
@@ -29,28 +40,51 @@ ORPHAN_GRACE_S = 60.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    parser = make_parser()
-    args = parser.parse_args(argv)
+    prepare_streams()
+    try:
+        code = _act(argv)
+    except SystemExit as exc:
+        # --help, or a mistake in the arguments that the parser has told.
+        code = int(exc.code or 0)
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    failure = finish_streams()
+    return code if failure is None else _say_unwritable(failure)
+
+
+def _act(argv: Sequence[str] | None) -> int:
+    args = make_parser().parse_args(argv)
     configure_logs()
     try:
         code: int = args.act(args)
-        return code
     except CommandError as exc:
-        print(f"telemetry: {exc}", file=sys.stderr)
+        say(str(exc))
         return exc.exit_code
-    except BrokenPipeError:
+    except OutputFailed as exc:
+        return _say_unwritable(exc.__cause__)
+    return code
+
+
+def _say_unwritable(failure: BaseException | None) -> int:
+    """Say why output could not be written; returns the exit code for that."""
+    if isinstance(failure, BrokenPipeError):
         # Whoever read our output has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        return 130
+        return EXIT_OK
+    say(f"the output can't be written: {failure}")
+    return EXIT_FAULT
+
+
+def say(text: str) -> None:
+    """Print a sentence for the person at the terminal, on stderr."""
+    with contextlib.suppress(OSError):
+        print(f"telemetry: {clean(text, LINE_MAX_CHARS)}", file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence, and where help is."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"telemetry: {message}; see {self.prog} --help", file=sys.stderr)
+        say(f"{message}; see {self.prog} --help")
         raise SystemExit(EXIT_USAGE)
 
 
@@ -139,6 +173,7 @@ def _add_sink(commands: Commands) -> None:
     parser.add_argument("--follow", action="store_true", help="go on until the run has ended")
     parser.add_argument("--exit-with-stdin", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--report-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--option", action="append", default=[], help=argparse.SUPPRESS)
     parser.set_defaults(act=_sink)
 
 
@@ -151,7 +186,8 @@ def _sink(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGINT, lambda *_: stop.set())
     if args.exit_with_stdin:
         _stop_with_stdin(stop)
-    job = SinkJob(args.name, args.run_dir, args.run_dir, args.follow, {})
+    options = dict(option.partition("=")[::2] for option in args.option)
+    job = SinkJob(args.name, args.run_dir, args.run_dir, args.follow, options)
     return run_sink(job, stop, Reporter(args.report_fd))
 
 
@@ -205,6 +241,6 @@ def _inspect(args: argparse.Namespace) -> int:
 
     if args.repair:
         copy = repair(args.run)
-        print(f"telemetry: the clean copy is {copy}", file=sys.stderr)
+        say(f"the clean copy is {copy}")
         return inspect(copy)
     return inspect(args.run)

@@ -10,12 +10,14 @@ Never: read again after the start.
 from __future__ import annotations
 
 import dataclasses
+import os
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from shared.socket_path import socket_path
 from telemetry.errors import CommandError
 from telemetry.sinks.registry import SINK_NAMES
 
@@ -33,8 +35,9 @@ class ServeConfig:
     """Everything that `serve` can be told."""
 
     data_dir: Path = _setting(Path("telemetry-data"), "where runs are kept, in DIR/runs")
-    bind: str = _setting("", "address to listen on: ipc://PATH or tcp://HOST:PORT "
-                         "(default: ipc://DATA_DIR/telemetry.sock)")  # fmt: skip
+    bind: str = _setting("", "address to listen on: ipc://PATH or tcp://HOST:PORT (default: "
+                         "ipc://DATA_DIR/telemetry.sock, or a shorter path where that is too "
+                         "long for a socket)")  # fmt: skip
     http: str = _setting("127.0.0.1:9464", "address of /livez, /readyz and /metrics, or 'off'")
     sinks: tuple[str, ...] = _setting(("tensorboard", "wandb"), "sinks to run, with commas")
     spool_dir: tuple[str, ...] = _setting((), "where trainers spool, with commas: what is left "
@@ -44,6 +47,10 @@ class ServeConfig:
     host_run: bool = _setting(True, "record the hardware as a run of its own while nothing trains")
     wandb_mode: str = _setting("online", "of the host's own run: online, offline or disabled")
     insecure_network: bool = _setting(False, "allow an address that other machines can reach")
+    command_form: str = _setting("", "how to run the commands that are printed at the end, with "
+                                 "{program} and {arguments}, where that is not here")  # fmt: skip
+    tensorboard_url: str = _setting("", "address of a TensorBoard that shows the runs, to be "
+                                    "printed at the end")  # fmt: skip
     exit_with_stdin: bool = _setting(False, "drain and end when standard input closes")
     commit_interval_ms: float = _setting(50.0, "longest wait before a sync", 1, 10_000)
     commit_bytes: int = _setting(1024 * 1024, "most bytes before a sync", 1, 64 * 1024 * 1024)
@@ -61,7 +68,8 @@ class ServeConfig:
 
     @property
     def address(self) -> str:
-        return self.bind or f"ipc://{self.data_dir.resolve()}/telemetry.sock"
+        """The address to listen on, chosen where none was given."""
+        return self.bind or f"ipc://{socket_path(self.data_dir, os.environ)}"
 
 
 def load(
@@ -85,7 +93,30 @@ def load(
             values[field.name] = _parsed(field, environ[variable], variable)
         elif field.name in from_file:
             values[field.name] = _parsed(field, from_file[field.name], f"{file}: {field.name}")
-    return ServeConfig(**values)
+    return _with_absolute_paths(ServeConfig(**values))
+
+
+def _with_absolute_paths(config: ServeConfig) -> ServeConfig:
+    """Resolve relative paths now: later the working directory may be another one.
+
+    Raises:
+        CommandError: there is no working directory any more.
+    """
+    transport, _, path = config.bind.partition("://")
+    is_relative_socket = transport == "ipc" and path and not path.startswith("@")
+    try:
+        return dataclasses.replace(
+            config,
+            data_dir=config.data_dir.absolute(),
+            bind=f"ipc://{Path(path).expanduser().absolute()}"
+            if is_relative_socket
+            else config.bind,
+            spool_dir=tuple(str(Path(name).expanduser().absolute()) for name in config.spool_dir),
+        )
+    except FileNotFoundError as exc:
+        raise CommandError("the working directory is gone; change to one that exists") from exc
+    except RuntimeError as exc:  # ~USER of a user that there is not
+        raise CommandError(f"--bind, --spool-dir: {exc}") from exc
 
 
 def as_flags(config: ServeConfig) -> list[str]:
@@ -106,7 +137,8 @@ def _flag(name: str) -> str:
 
 def _read_file(file: Path) -> dict[str, Any]:
     try:
-        values = tomllib.loads(file.read_text())
+        # utf-8-sig: some editors begin a file with a byte order mark.
+        values = tomllib.loads(file.read_text("utf-8-sig"))
     except OSError as exc:
         raise CommandError(f"configuration file {file}: {exc.strerror}") from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
@@ -136,6 +168,8 @@ def _parsed(field: dataclasses.Field[Any], value: Any, name: str) -> Any:
 def _check_choice(field_name: str, name: str, value: Any) -> None:
     if field_name == "sinks":
         check_sinks(value, name)
+    elif field_name == "command_form" and value and "{program}" not in value:
+        raise CommandError(f"{name}={value!r} must have {{program}} and {{arguments}} in it")
     elif field_name == "wandb_mode" and value not in ("online", "offline", "disabled"):
         raise CommandError(f"{name}={value!r} must be online, offline or disabled")
     elif field_name == "http" and value != "off" and not _is_address(value):

@@ -12,6 +12,29 @@ from telemetry.errors import EXIT_RUNNING, CommandError
 LOCK_NAME: Final = "sidecar.lock"
 
 
+def check_run_dir(path: Path) -> None:
+    """Refuse what can't be the directory of a recorded run.
+
+    Raises:
+        CommandError: it says what is there instead.
+    """
+    try:
+        if not path.exists():
+            raise CommandError(f"there is no {path}")
+        if not path.is_dir():
+            raise CommandError(f"{path} is a file; give the directory of a run, DATA_DIR/runs/RUN")
+        if (path / "journal").is_dir():
+            return
+        runs = sorted(path.glob("runs/*/journal")) or sorted(path.glob("*/journal"))
+    except (OSError, ValueError) as exc:
+        raise CommandError(f"{path} can't be read: {getattr(exc, 'strerror', exc)}") from exc
+    if runs:
+        raise CommandError(
+            f"{path} holds several runs; give one of them, such as {runs[-1].parent}"
+        )
+    raise CommandError(f"{path} is not a recorded run: it has no journal/")
+
+
 class DataDir:
     """A lock on a data directory."""
 
@@ -31,11 +54,17 @@ class DataDir:
             ) from exc
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
+        except BlockingIOError as exc:
             os.close(self._fd)
             raise CommandError(
                 f"data directory {path} is in use by the sidecar with pid {holder_of(path)[0]}",
                 EXIT_RUNNING,
+            ) from exc
+        except OSError as exc:
+            os.close(self._fd)
+            raise CommandError(
+                f"data directory {path} is on a file system that can't lock files "
+                f"({exc.strerror}); choose one on a local disk with --data-dir"
             ) from exc
         os.ftruncate(self._fd, 0)
         self.publish("")
@@ -61,16 +90,18 @@ def holder_of(path: Path) -> tuple[str, str]:
 
 
 def is_held(path: Path) -> bool:
-    """A sidecar is at work there."""
+    """True if a sidecar is at work there; one that can't lock its directory never is."""
     try:
         fd = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
+    except (OSError, ValueError):
         return False
     try:
         # Shared: two who ask at once must not hold it for one another.
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return True
+    except OSError:
+        return False
     finally:
         os.close(fd)
     return False

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 EXIT_OK = 0
+EXIT_CRASHED = 1
 EXIT_USAGE = 2
 EXIT_BACKLOG = 3
 EXIT_FAULT = 4
 EXIT_RUNNING = 5
+EXIT_INTERRUPTED = 130
 
 
 class CommandError(Exception):

@@ -1,44 +1,47 @@
-"""Small files that must be either the old or the new, never something between."""
+"""JSON files: written whole, and read for what they are."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from telemetry.journal.layout import sync_directory
+from shared.files import write_atomically
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside the target, sync, rename over it, and make the name durable.
-
-    One process at a time writes a target. What a crash leaves beside it, the
-    next write replaces.
-    """
-    beside = path.with_name(f".{path.name}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise
-    sync_directory(path.parent)
+class DamagedFile(ValueError):
+    """A file that is there, and holds no JSON object; the message says why."""
 
 
 def write_json(path: Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file, or None where there is no file, or none that is one."""
+def load_json(path: Path) -> dict[str, Any] | None:
+    """Read the object in a file; None where there is no file.
+
+    Raises:
+        DamagedFile: it can't be read, or is no object.
+    """
     try:
+        # A pipe of that name would be waited for.
+        if path.exists() and not path.is_file():
+            raise DamagedFile(f"{path.name} is not a file")
         value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return None
-    return value if isinstance(value, dict) else None
+    except OSError as exc:
+        raise DamagedFile(f"{path.name} can't be read: {exc.strerror}") from exc
+    except (ValueError, RecursionError) as exc:  # RecursionError: brackets in brackets
+        raise DamagedFile(f"{path.name} is not JSON") from exc
+    if not isinstance(value, dict):
+        raise DamagedFile(f"{path.name} is not a JSON object")
+    return value
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read the object in a file; None where there is no file, or none that is one."""
+    try:
+        return load_json(path)
+    except DamagedFile:
+        return None

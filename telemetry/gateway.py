@@ -137,10 +137,13 @@ def _locked_ipc(address: str) -> int:
     fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
+    except BlockingIOError as exc:
         holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
         os.close(fd)
         raise AddressInUse(f"{address} is in use by the process with pid {holder}") from exc
+    except OSError as exc:
+        os.close(fd)
+        raise OSError(exc.errno, f"{path} can't be locked: {exc.strerror}") from exc
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd

@@ -3,7 +3,13 @@
 In: the directories of runs, and how many bytes they may take together.
 Out: fewer directories, the oldest gone first.
 Never: removes a part of a run, a run that goes on, one that an enabled sink
-does not have all of yet, or one with wandb files that nobody has uploaded.
+does not have all of yet, one with wandb files that nobody has uploaded, or one
+of which a file is damaged that would tell.
+
+    tombstone written -> renamed aside, under no run's name -> its bytes go
+
+Each step is on disk before the next begins. A crash between the first two leaves
+the run as it was; what one leaves behind the second goes at the next start.
 
 Runs on a thread of its own: removing gigabytes takes time.
 """
@@ -16,19 +22,28 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from shared.ids import RUN_ID
+from shared.record import CorruptRecord
 from telemetry.files import read_json
+from telemetry.journal.layout import Mark, read_mark, sync_directory
+from telemetry.journal.recovery import readable_end
 from telemetry.runs import RUN_FILE
+from telemetry.sinks.cursor import sink_is_done
 from telemetry.summary import unsynced_wandb_runs
+from telemetry.tombstones import Tombstone, read_tombstone, write_tombstone
+
+__all__ = ["Retention", "Tombstone", "read_tombstone"]
 
 log = logging.getLogger("telemetry.retention")
 
 SWEEP_S: Final = 60.0
 REMOVING: Final = ".removing-"
+REASON: Final = "removed by retention to make room; every enabled sink had all of it"
 
 
 class Retention:
@@ -38,12 +53,12 @@ class Retention:
         self._runs_dir = runs_dir
         self._sinks = sinks
         self._max_bytes = max_bytes
+        self._told: dict[str, str] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="retention", daemon=True)
 
     def start(self) -> None:
-        if self._max_bytes:
-            self._thread.start()
+        self._thread.start()
 
     def close(self) -> None:
         """Stop after the run that is being removed. May be called twice."""
@@ -51,74 +66,124 @@ class Retention:
 
     def sweep(self) -> list[str]:
         """Remove what has to go and may; returns the ids of the runs removed."""
-        for rest in self._runs_dir.glob(f"{REMOVING}*"):
-            shutil.rmtree(rest, ignore_errors=True)
+        self.clear_leftovers()
         sizes = {path: _size(path) for path in self._run_dirs()}
         excess = sum(sizes.values()) - self._max_bytes
         removed: list[str] = []
         for path in sorted(sizes, key=_ended_ns):
             if excess <= 0 or self._stop.is_set():
                 break
-            if self._may_go(path) and _remove(path):
+            if self._remove(path):
                 log.info("run=%s removed to make room, %d MB", path.name, sizes[path] >> 20)
                 removed.append(path.name)
                 excess -= sizes[path]
         return removed
 
+    def clear_leftovers(self) -> None:
+        """Remove what a crash left of runs that were renamed aside already."""
+        for rest in self._runs_dir.glob(f"{REMOVING}*"):
+            shutil.rmtree(rest, ignore_errors=True)
+
     def _run(self) -> None:
-        while not self._stop.wait(SWEEP_S):
-            try:
-                self.sweep()
-            except Exception:
-                log.exception("retention failed; it goes on")
+        self._guarded(self.clear_leftovers)
+        while self._max_bytes and not self._stop.wait(SWEEP_S):
+            self._guarded(self.sweep)
+
+    def _guarded(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except Exception:
+            log.exception("retention failed; it goes on")
+
+    def _remove(self, path: Path) -> bool:
+        """Remove a run that may go and that nobody has open."""
+        end = _readable_end(path)
+        if end is None or not self._may_go(path, end):
+            return False
+        try:
+            with _locked(path / "journal"):
+                # Asked again: it may have been gone on with, and closed, meanwhile.
+                if not self._may_go(path, max(end, read_mark(path / "journal") or end)):
+                    return False
+                write_tombstone(self._runs_dir, path.name, REASON)
+                away = path.with_name(f"{REMOVING}{path.name}.{time.time_ns()}")
+                path.rename(away)
+                # On disk before a byte goes: a power cut must not bring back half a run.
+                sync_directory(self._runs_dir)
+        except BlockingIOError:
+            return False  # ingest has it open
+        except (OSError, CorruptRecord) as exc:
+            self._tell(path.name, f"can't be removed: {exc}")
+            return False
+        shutil.rmtree(away, ignore_errors=True)
+        return True
+
+    def _tell(self, run_id: str, text: str) -> None:
+        """Say once why a run stays that ought to go."""
+        if self._told.get(run_id) != text:
+            self._told[run_id] = text
+            log.warning("run=%s %s", run_id, text)
 
     def _run_dirs(self) -> Iterator[Path]:
         for path in self._runs_dir.iterdir():
             if RUN_ID.fullmatch(path.name) and not path.is_symlink() and path.is_dir():
                 yield path
 
-    def _may_go(self, path: Path) -> bool:
+    def _may_go(self, path: Path, end: Mark) -> bool:
         info = read_json(path / RUN_FILE)
-        if info is None or info.get("state") != "ended" or unsynced_wandb_runs(path):
+        if info is None or not _is_over(path, info, end) or unsynced_wandb_runs(path):
             return False
-        for sink in self._sinks:
-            if sink == "wandb" and info.get("wandb_mode") == "disabled":
-                continue
-            cursor = read_json(path / "cursors" / f"{sink}.json")
-            if cursor is None or not cursor.get("done"):
-                return False
-        return True
+        return all(
+            sink_is_done(read_json(path / "cursors" / f"{sink}.json"), info)
+            for sink in self._sinks
+            if sink != "wandb" or info.get("wandb_mode") != "disabled"
+        )
 
 
-def _remove(path: Path) -> bool:
-    """Remove a run that nobody has open. Its name is gone at once, its bytes after."""
-    try:
-        fd = os.open(path / "journal", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
+def _is_over(path: Path, info: dict[str, Any], end: Mark) -> bool:
+    """Return True if a run has ended, and nothing was journaled behind its end."""
+    as_of_row = info.get("as_of_row", 0)
+    if info.get("state") != "ended" or info.get("run_id", path.name) != path.name:
         return False
+    # Rows behind the end wait for the next start: they bring the run another one.
+    return type(as_of_row) is int and end.next_row == as_of_row
+
+
+def _readable_end(path: Path) -> Mark | None:
+    """Return how far a run's journal can be read, None where that can't be told."""
     try:
-        # The writer's own lock: ingest can't open the journal while it goes.
+        return readable_end(path / "journal")
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def _locked(journal: Path) -> Iterator[None]:
+    """Hold the writer's own lock: ingest can't open the journal meanwhile.
+
+    Raises:
+        OSError: somebody has it, or there is no such directory.
+    """
+    fd = os.open(journal, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        away = path.with_name(REMOVING + path.name)
-        path.rename(away)
-    except OSError:
-        return False
+        yield
     finally:
         os.close(fd)
-    shutil.rmtree(away, ignore_errors=True)
-    return True
 
 
 def _size(path: Path) -> int:
+    """Return the bytes that a run takes; what goes away meanwhile takes none."""
     total = 0
-    for file in path.rglob("*"):
-        with contextlib.suppress(OSError):
-            total += file.lstat().st_blocks * 512
+    for directory, _, names in os.walk(path):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += (Path(directory) / name).lstat().st_blocks * 512
     return total
 
 
 def _ended_ns(path: Path) -> int:
-    """When a run was last heard of: its run.json is written when it ends."""
+    """Return when a run was last heard of: its run.json is written when it ends."""
     try:
         return (path / RUN_FILE).stat().st_mtime_ns
     except OSError:

@@ -5,7 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+# `python -m` searches the working directory before everything else. Where we were found
+# elsewhere, a folder `shared` in it is somebody's own, and not for us.
+ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__" and not sys.flags.safe_path and Path(sys.path[0]).resolve() != ROOT:
+    del sys.path[0]
+
+# ruff: noqa: E402 - what follows is imported from the path as it is now
+from shared.terminal import prepare_streams
 from trainer.args import parse_args
 from trainer.checkpoint_args import COMMANDS, parse_checkpoint_args
 from trainer.errors import BadInput, TrainingFailed
@@ -22,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # else wants a core: measured at 130 tokens/s against 4,000 on two busy cores. Read
     # by the OpenMP runtime when torch loads it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    prepare_streams()
     try:
         if argv and argv[0] in COMMANDS:
             return _assess(argv)

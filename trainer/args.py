@@ -1,6 +1,6 @@
 """Arguments: what a run was asked to do, as one frozen object built once.
 
-In: the command line, and the two environment variables that stand behind flags.
+In: the command line, and the environment variables that stand behind flags.
 Out: TrainArgs, every value inside its range.
 Never: imports torch, so that --help and a mistyped flag are answered at once.
 """
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from shared.wandb_variables import said_of_run
 from trainer.errors import BadInput
 
 DATASETS = (
@@ -151,7 +152,9 @@ class TrainArgs:
     )
     wandb_notes: str = _flag("", "notes on the run")
     wandb_mode: str = _flag(
-        "online", "where wandb keeps the run", choices=("online", "offline", "disabled")
+        "",
+        "where wandb keeps the run (default: online with an API key, offline without)",
+        choices=("online", "offline", "disabled"),
     )
     disable_wandb: bool = _switch("no wandb; TensorBoard stays on")
     telemetry_endpoint: str | None = _flag(
@@ -168,7 +171,7 @@ class TrainArgs:
     """The names of the arguments that were on the command line."""
 
     def effective_wandb_mode(self) -> str:
-        """online, offline or disabled, whichever flag said so."""
+        """Return online, offline or disabled as a flag said it; empty where none did."""
         return "disabled" if self.disable_wandb else self.wandb_mode
 
     def as_config(self) -> dict[str, Any]:
@@ -193,6 +196,10 @@ def parse_args(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> 
     for name, variable in _FROM_ENVIRONMENT.items():
         if name not in given and environ.get(variable):
             parsed[name] = environ[variable]
+    said = said_of_run(environ)
+    for name, field in _FROM_WANDB_VARIABLES.items():
+        if name not in given and field in said:
+            parsed[name] = said[field]
     for name in ("model_option", "wandb_tags"):
         parsed[name] = tuple(parsed.get(name, ()))
     if parsed.get("spool_dir"):
@@ -204,6 +211,16 @@ _FROM_ENVIRONMENT = {
     "telemetry_endpoint": "TELEMETRY_ENDPOINT",
     "spool_dir": "TELEMETRY_SPOOL_DIR",
 }
+
+
+_FROM_WANDB_VARIABLES = {
+    "wandb_project": "project",
+    "wandb_run_name": "name",
+    "wandb_tags": "tags",
+    "wandb_notes": "notes",
+    "wandb_mode": "wandb_mode",
+}
+"""Flags by the field of RunStarted that W&B's variables may give: they rank below the flag."""
 
 
 class _Parser(argparse.ArgumentParser):

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shared.files import write_atomically
 from trainer.args import TrainArgs
 from trainer.checkpoint import Checkpoint, read_checkpoint
 from trainer.checkpoint_args import CheckpointArgs
@@ -25,7 +26,6 @@ from trainer.device import use_device
 from trainer.errors import BadInput
 from trainer.evaluate import Evaluation, evaluate
 from trainer.export import export_encoder
-from trainer.files import write_atomically
 from trainer.model import BitNetQDyT
 from trainer.model.calibration import freeze_group_means, measure_group_means
 from trainer.prepare import resolve_device

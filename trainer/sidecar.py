@@ -8,11 +8,9 @@ Never: imports the service, waits for it to be ready, or changes how the run end
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import weakref
 from collections.abc import Callable
@@ -20,7 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-SOCKET_PATH_MAX_BYTES = 107
+from shared.programs import ROOT, module_command, module_environ
+from shared.socket_path import SOCKET_NAME, fits, temporary_directories
+
 DRAIN_TIMEOUT_S = 25.0
 """The service drains for 20 s at most; the rest is for its own ending."""
 
@@ -28,17 +28,27 @@ Say = Callable[[str], None]
 
 
 class PrivateAddress:
-    """A context with an ipc address that only this user can reach."""
+    """A context with an ipc address that only this user can reach.
 
-    def __enter__(self) -> str:
-        self._directory = Path(tempfile.mkdtemp(prefix="trainer-"))
-        if len(os.fsencode(self._socket())) > SOCKET_PATH_MAX_BYTES:
-            self._directory.rmdir()
-            self._directory = Path(tempfile.mkdtemp(prefix="trainer-", dir="/tmp"))
-        return f"ipc://{self._socket()}"
+    The socket's directory is a temporary one. Where none can be had, in a container that
+    may only write its output, it is made in `beside`.
+    """
 
-    def _socket(self) -> Path:
-        return self._directory / "telemetry.sock"
+    def __init__(self, beside: Path | None = None) -> None:
+        self._beside = beside
+        self._directory: Path | None = None
+
+    def __enter__(self) -> str | None:
+        """Return the address; None where no directory can hold a socket."""
+        for parent in [*temporary_directories(os.environ), *filter(None, [self._beside])]:
+            if not fits(parent / "trainer-xxxxxxxx" / SOCKET_NAME):
+                continue
+            try:
+                self._directory = Path(tempfile.mkdtemp(prefix="trainer-", dir=parent))
+            except OSError:
+                continue
+            return f"ipc://{self._directory / SOCKET_NAME}"
+        return None
 
     def __exit__(
         self,
@@ -46,7 +56,8 @@ class PrivateAddress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        shutil.rmtree(self._directory, ignore_errors=True)
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
 
 
 class Sidecar:
@@ -99,6 +110,7 @@ def start_sidecar(address: str, data_dir: Path, spool_dir: Path, say: Say) -> Si
         # A session of its own: the terminal's Ctrl-C is for the trainer, which ends it in order.
         child = subprocess.Popen(
             serve_command(address, data_dir, spool_dir),
+            env=module_environ(os.environ),
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
@@ -113,16 +125,17 @@ def serve_command(address: str, data_dir: Path, spool_dir: Path) -> list[str]:
 
     It takes in what is left in the spool, too: a run can be over before it is up.
     """
-    command = [sys.executable, "-m", "telemetry", "serve", "--bind", address]
-    command += ["--data-dir", str(data_dir), "--spool-dir", str(spool_dir)]
-    command += ["--sinks", "tensorboard,wandb"]
-    return [*command, "--http", "off", "--no-host-run", "--exit-with-stdin"]
+    words = ["serve", "--bind", address]
+    words += ["--data-dir", str(data_dir), "--spool-dir", str(spool_dir)]
+    words += ["--sinks", "tensorboard,wandb"]
+    return module_command(
+        "telemetry", *words, "--http", "off", "--no-host-run", "--exit-with-stdin"
+    )
 
 
 def is_installed() -> bool:
-    """Whether there is a package `telemetry` to run; an empty directory is none."""
-    spec = importlib.util.find_spec("telemetry")
-    return spec is not None and spec.origin is not None
+    """True if our own package `telemetry` can be run, and no namesake or empty directory."""
+    return (ROOT / "telemetry" / "__main__.py").is_file()
 
 
 def _close_raw(pipe: IO[bytes] | None) -> None:

@@ -18,6 +18,8 @@ from trainer.prepare import Prepared
 from trainer.progress import Progress
 from trainer.sidecar import PrivateAddress, Sidecar, start_sidecar
 
+NOBODY = "ipc:///dev/null/telemetry.sock"
+"""An address at which nobody can listen."""
 CLOSE_TIMEOUT_S = 5.0
 UNHEARD_CLOSE_TIMEOUT_S = 0.5
 """How long to wait for acknowledgements at the end; less when there is nobody to give any."""
@@ -30,7 +32,7 @@ def open_telemetry(prepared: Prepared, progress: Progress) -> Iterator[Observer]
     Of several processes the first starts the sidecar, and those on its host share it.
     """
     args, say, processes = prepared.args, progress.say, prepared.processes
-    spool_dir = args.spool_dir or args.output_dir / "spool"
+    spool_dir = (args.spool_dir or args.output_dir / "spool").absolute()
     with ExitStack() as stack:
         endpoint, sidecar, has_listener = _listener(prepared, spool_dir, progress, stack)
         watch = partial(sidecar.check, say) if sidecar is not None else _nobody_to_watch
@@ -66,11 +68,18 @@ def _listener(
     args, say, processes = prepared.args, progress.say, prepared.processes
     if args.telemetry_endpoint is not None:
         return args.telemetry_endpoint, None, True
-    sidecar, address = None, stack.enter_context(PrivateAddress())
-    if args.no_sidecar:
+    output_dir = args.output_dir.absolute()
+    sidecar, found = None, stack.enter_context(PrivateAddress(output_dir))
+    # An emitter that nobody hears keeps all in its spool.
+    address = found or NOBODY
+    if found is None:
+        say(
+            f"There is no directory for a socket: nothing is recorded but the spool in {spool_dir}."
+        )
+    elif args.no_sidecar:
         say(f"No sidecar: nothing is recorded but the spool in {spool_dir}.")
     elif processes.is_first:
-        sidecar = start_sidecar(address, args.output_dir / "telemetry", spool_dir, say)
+        sidecar = start_sidecar(address, output_dir / "telemetry", spool_dir, say)
     [shared, is_started] = processes.share([address, sidecar is not None])
     if processes.place.node == 0:
         return shared, sidecar, is_started

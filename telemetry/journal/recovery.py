@@ -109,7 +109,10 @@ def readable_end(directory: Path) -> Mark | None:
 
 def _end_of_last(directory: Path, mark: Mark) -> Mark:
     """Where recovery would go on in the last segment, or the mark as it is."""
-    segment = segments(directory)[-1]
+    found = segments(directory)
+    if not found:
+        return mark
+    segment = found[-1]
     is_marked = segment.first_row == mark.segment
     if segment.first_row < mark.segment or (
         is_marked and segment.path.stat().st_size <= mark.offset
@@ -129,6 +132,31 @@ def _end_of_last(directory: Path, mark: Mark) -> Mark:
     promised = mark.offset if is_marked else 0
     end, _ = _walk(state, data, header.size, promised)
     return Mark(segment.first_row, max(end, promised), max(state.next_row, mark.next_row))
+
+
+def identify(directory: Path) -> tuple[bytes, dict[int, StreamEntry]]:
+    """Return the uuid of a journal, and how far each stream is in it. Nothing is changed.
+
+    Raises:
+        CorruptRecord: no segment of it has a header that can be read.
+        OSError: the directory can't be read.
+    """
+    state = Recovered()
+    unread: list[SegmentFile] = []
+    for segment in reversed(segments(directory)):
+        data = segment.path.read_bytes()
+        header = None
+        with contextlib.suppress(CorruptRecord):
+            header = decode_segment_header(memoryview(data))
+        if header is None:
+            unread.insert(0, segment)
+            continue
+        state.streams, state.next_row = dict(header.streams), header.first_row
+        _walk(state, data, header.size)
+        for headless in unread:
+            _walk_headless(state, headless)
+        return header.journal_uuid, state.streams
+    raise CorruptRecord(f"{directory}: no segment tells which journal this is")
 
 
 def is_written(directory: Path) -> bool:

@@ -12,23 +12,45 @@ import os
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from telemetry.files import read_json, write_json
 from telemetry.sinks.base import START, Position
+
+
+def sink_is_done(cursor: dict[str, Any] | None, run_info: dict[str, Any]) -> bool:
+    """Return True if a sink has all of a run, as of the last time that the run ended.
+
+    cursor: the content of the sink's cursor file, None where it can't be read.
+    run_info: the content of run.json. Late events reopen a run and it ends again: a
+    sink that was done with an earlier end has more to do.
+    """
+    if cursor is None or cursor.get("done") is not True:
+        return False
+    if {"run_id"} <= cursor.keys() & run_info.keys() and cursor["run_id"] != run_info["run_id"]:
+        return False
+    ending, endings = cursor.get("ending", 0), run_info.get("endings", 0)
+    # Of a damaged file anything may be there, and True is equal to 1.
+    return type(ending) is int and type(endings) is int and ending == endings
 
 
 class CursorLocked(Exception):
     """Another process is this sink for this run."""
 
 
+class OtherJournal(Exception):
+    """The cursor counts the rows of another journal than the one that is to be read."""
+
+
 class Cursor:
     """The cursor file of one sink, locked while it is held."""
 
-    def __init__(self, out_dir: Path, sink: str, run_id: str) -> None:
-        """Take hold of the cursor.
+    def __init__(self, out_dir: Path, sink: str, run_id: str, journal: str = "") -> None:
+        """Take hold of the cursor. journal is the uuid of what its rows are counted in.
 
         Raises:
             CursorLocked: somebody else has it.
+            OtherJournal: it was moved by rows of another journal.
             OSError: the directory can't be written.
             ValueError: it is another run's, or damaged.
         """
@@ -36,14 +58,18 @@ class Cursor:
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / f"{sink}.json"
         self._run_id = run_id
+        self.journal = journal
         self._fd = os.open(directory / f"{sink}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
+        except BlockingIOError as exc:
             self.close()
             raise CursorLocked(f"{self.path} is held by another process") from exc
+        except OSError as exc:
+            self.close()
+            raise OSError(exc.errno, f"{directory} can't be locked: {exc.strerror}") from exc
         try:
-            self.position, self.is_done, self._ending = _read(self.path, run_id)
+            self.position, self.is_done, self._ending = _read(self.path, run_id, journal)
         except BaseException:
             self.close()
             raise
@@ -58,6 +84,7 @@ class Cursor:
             return
         value = {
             "run_id": self._run_id,
+            "journal": self.journal,
             "row": position.row,
             "state": position.state,
             "done": is_done,
@@ -85,14 +112,23 @@ class Cursor:
         self.close()
 
 
-def _read(path: Path, run_id: str) -> tuple[Position, bool, int]:
+def _read(path: Path, run_id: str, journal: str) -> tuple[Position, bool, int]:
     value = read_json(path)
     if value is None:
         return START, False, 0
     if value.get("run_id") != run_id:
         raise ValueError(f"{path} belongs to run {value.get('run_id')}, not to {run_id}")
+    known = value.get("journal") or journal
+    if journal and known != journal:
+        raise OtherJournal(
+            f"{path} counts rows of journal {known}, and this one is {journal}: a row number "
+            "means nothing in another journal. Send this one to another place, or as another run"
+        )
     try:
-        position = Position(int(value["row"]), dict(value["state"]))
-    except (KeyError, TypeError, ValueError) as exc:
+        row, ending = int(value["row"]), int(value.get("ending", 0))
+        position = Position(row, dict(value["state"]))
+    except (KeyError, TypeError, ValueError, OverflowError) as exc:
         raise ValueError(f"{path} is damaged: {exc!r}") from exc
-    return position, bool(value.get("done")), int(value.get("ending", 0))
+    if row < 0:
+        raise ValueError(f"{path} is damaged: row {row}")
+    return position, value.get("done") is True, ending

@@ -55,13 +55,13 @@ def test_every_kind_of_setting_can_come_from_every_source(tmp_path):
     from_flags = load({**texts, "host_run": False}, {}, None)
 
     assert from_file == from_environ == from_flags
-    assert from_file.data_dir == Path("d") and from_file.sinks == ("console",)
+    assert from_file.data_dir == Path("d").absolute() and from_file.sinks == ("console",)
     assert from_file.host_run is False
 
 
 def test_an_empty_variable_is_as_good_as_none():
     """So that a shell can take a setting back."""
-    assert load({}, {"TELEMETRY_HTTP": ""}, None) == ServeConfig()
+    assert load({}, {"TELEMETRY_HTTP": ""}, None) == load({}, {}, None)
 
 
 BAD = [
@@ -112,6 +112,35 @@ def test_a_file_with_a_bad_value_is_refused(tmp_path, content):
     assert str(file) in str(caught.value)
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    """Editors of Windows write one."""
+    file = tmp_path / "telemetry.toml"
+    file.write_bytes(b"\xef\xbb\xbfcommit_bytes = 5\n")
+
+    assert load({}, {}, file).commit_bytes == 5
+
+
+def test_paths_are_those_of_the_start(tmp_path, monkeypatch):
+    """The working directory may change afterwards."""
+    monkeypatch.chdir(tmp_path)
+    flags = {"data_dir": "d", "spool_dir": "s,/t", "bind": "ipc://b.sock"}
+
+    config = load(flags, {}, None)
+
+    assert config.data_dir == tmp_path / "d" and config.address == f"ipc://{tmp_path}/b.sock"
+    assert config.spool_dir == (str(tmp_path / "s"), "/t")
+
+
+def test_a_working_directory_that_is_gone_is_one_sentence(tmp_path, monkeypatch):
+    """It was removed under a shell that is still in it."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+
+    with pytest.raises(CommandError, match="working directory is gone"):
+        load({}, {}, None)
+
+
 def test_a_missing_file_is_named(tmp_path):
     """Somebody meant it to be there."""
     with pytest.raises(CommandError, match=r"gone\.toml: No such file"):
@@ -120,7 +149,9 @@ def test_a_missing_file_is_named(tmp_path):
 
 CONFIGS = builds(
     ServeConfig,
-    data_dir=NAMES.filter(lambda t: t and not t.startswith("~")).map(Path),
+    data_dir=NAMES.filter(lambda t: t and not t.startswith("~")).map(
+        lambda name: Path(name).absolute()
+    ),
     bind=NAMES,
     http=sampled_from(["off", "127.0.0.1:0", "[::1]:9464"]),
     sinks=lists(sampled_from(SINK_NAMES), max_size=3).map(tuple),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -50,6 +51,22 @@ def test_asking_who_holds_it_keeps_nobody_from_holding_it(tmp_path):
 
     assert not is_held(tmp_path)
     DataDir(tmp_path).close()
+
+
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_told_as_that(tmp_path, monkeypatch, error):
+    """Nobody holds it: "in use by pid unknown" would send its reader searching."""
+
+    def flock(fd: int, operation: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("telemetry.datadir.fcntl.flock", flock)
+
+    with pytest.raises(CommandError, match="can't lock files") as caught:
+        DataDir(tmp_path)
+
+    assert caught.value.exit_code == EXIT_USAGE and os.strerror(error) in str(caught.value)
+    assert not is_held(tmp_path)
 
 
 @pytest.mark.parametrize("path", ["file/below", "/proc/telemetry", "nul\0"])

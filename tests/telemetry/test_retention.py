@@ -8,9 +8,14 @@ from typing import Any
 
 import pytest
 
+import telemetry.retention
 from telemetry.files import write_json
+from telemetry.journal.layout import segments
 from telemetry.journal.writer import JournalWriter
-from telemetry.retention import REMOVING, Retention
+from telemetry.retention import REMOVING, Retention, read_tombstone
+from telemetry.sinks.cursor import sink_is_done
+from tests.telemetry.journal.helpers import write
+from tests.telemetry.waiting import wait_until
 
 SINKS = ("tensorboard", "wandb")
 MB = 1024 * 1024
@@ -22,12 +27,17 @@ def make_run(
 ) -> Path:  # fmt: skip
     """A run of one megabyte; a larger age is an older run."""
     path = runs / run_id
-    JournalWriter(path / "journal").close()
+    with JournalWriter(path / "journal") as writer:
+        write(writer, 3)
+        writer.sync()
     (path / "cursors").mkdir()
     for sink in SINKS:
-        write_json(path / "cursors" / f"{sink}.json", {"done": sink in done})
+        is_done = sink in done
+        cursor = {"run_id": run_id, "row": 3, "state": {}, "done": is_done, "ending": 2}
+        write_json(path / "cursors" / f"{sink}.json", cursor)
     (path / "ballast").write_bytes(os.urandom(MB))
-    write_json(path / "run.json", {"run_id": run_id, "state": state, **info})
+    end = {"state": state, "endings": 2, "as_of_row": 3}
+    write_json(path / "run.json", {"run_id": run_id, **end, **info})
     stamp = 2_000_000_000 - age
     os.utime(path / "run.json", (stamp, stamp))
     return path
@@ -35,6 +45,14 @@ def make_run(
 
 def left(runs: Path) -> set[str]:
     return {path.name for path in runs.iterdir()}
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """The directory of runs in a data directory."""
+    path = tmp_path / "data" / "runs"
+    path.mkdir(parents=True)
+    return path
 
 
 def test_the_oldest_ended_runs_go_first_and_no_more_than_needed(tmp_path: Path) -> None:
@@ -68,6 +86,199 @@ def test_a_run_that_goes_on_or_is_not_everywhere_yet_stays(
     assert left(tmp_path) == {"kept"}
 
 
+ANYTHING = (
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b"7",
+    b'"done"',
+    b"[" * 100_000,
+    b'{"a":' * 100_000,
+    b"9" * 10_000,
+    b"\xff\xfe\x00",
+    b"{}",
+    b'{"done": 1, "ending": 2}',
+    b'{"done": "yes", "ending": 2}',
+    b'{"done": true}',
+    b'{"done": true, "ending": null}',
+    b'{"done": true, "ending": "2"}',
+    b'{"done": true, "ending": 2.0}',
+    b'{"done": true, "ending": [2]}',
+    b'{"done": true, "ending": NaN}',
+    b'{"done": true, "ending": 1e999}',
+    b'{"done": true, "ending": 2, "run_id": "other"}',
+    b'{"done": true, "ending": 2, "run_id": {}}',
+)
+
+
+@pytest.mark.parametrize("content", ANYTHING)
+def test_a_damaged_cursor_keeps_its_run_and_no_other(runs: Path, content: bytes) -> None:
+    """Fault 44: whatever is in it, nobody can tell any more that the sink has all of it."""
+    (make_run(runs, "damaged", 9) / "cursors" / "wandb.json").write_bytes(content)
+    make_run(runs, "safe", 1)
+
+    assert Retention(runs, SINKS, 1).sweep() == ["safe"]
+    assert left(runs) == {"damaged"}
+
+
+RUN_JSON = (
+    b'{"state": "ended"}',
+    b'{"state": ["ended"], "endings": 2, "as_of_row": 3}',
+    b'{"state": "ended", "endings": 2, "as_of_row": "x"}',
+    b'{"state": "ended", "endings": 2, "as_of_row": 3.0}',
+    b'{"state": "ended", "endings": 2, "as_of_row": 1e999}',
+    b'{"state": "ended", "endings": 2, "as_of_row": -1}',
+    b'{"state": "ended", "endings": 2, "as_of_row": 4}',
+    b'{"state": "ended", "endings": "2", "as_of_row": 3}',
+    b'{"state": "ended", "endings": 2, "as_of_row": 3, "run_id": "other"}',
+)
+
+
+@pytest.mark.parametrize("content", ANYTHING + RUN_JSON)
+def test_a_damaged_run_json_keeps_its_run_and_no_other(runs: Path, content: bytes) -> None:
+    """Fault 44: a run that can't be told to have ended is one that goes on."""
+    (make_run(runs, "damaged", 9) / "run.json").write_bytes(content)
+    make_run(runs, "safe", 1)
+
+    assert Retention(runs, SINKS, 1).sweep() == ["safe"]
+    assert left(runs) == {"damaged"}
+
+
+@pytest.mark.parametrize("name", ["run.json", "cursors/wandb.json", "cursors", "journal"])
+def test_what_is_not_even_a_file_keeps_its_run(runs: Path, name: str) -> None:
+    """A pipe would be waited for; a directory can't be read."""
+    path = make_run(runs, "damaged", 9) / name
+    path.rename(path.with_name("away"))
+    os.mkfifo(path)
+    make_run(runs, "safe", 1)
+
+    assert Retention(runs, SINKS, 1).sweep() == ["safe"]
+
+
+def test_a_run_that_ended_again_waits_for_its_sinks_again(runs: Path) -> None:
+    """They were done with its first end; the late rows behind it they don't have."""
+    path = make_run(runs, "r", 1, endings=3)
+    assert Retention(runs, SINKS, 1).sweep() == []
+
+    for sink in SINKS:
+        write_json(path / "cursors" / f"{sink}.json", {"done": True, "ending": 3, "run_id": "r"})
+
+    assert Retention(runs, SINKS, 1).sweep() == ["r"]
+
+
+def test_rows_behind_the_end_keep_their_run(runs: Path) -> None:
+    """They were acknowledged, and run.json does not know of them yet."""
+    path = make_run(runs, "r", 1)
+    with JournalWriter(path / "journal") as writer:
+        mark = (path / "journal" / "durable").read_bytes()
+        write(writer, 1)
+        writer.sync()
+    assert Retention(runs, SINKS, 1).sweep() == []
+
+    # The mark is not synced with each row: after a power cut it may be an older one.
+    (path / "journal" / "durable").write_bytes(mark)
+
+    assert Retention(runs, SINKS, 1).sweep() == []
+
+
+def test_supervisor_and_retention_ask_the_same_question() -> None:
+    """A sink is done with an ending, not with a run."""
+    info = {"run_id": "r", "endings": 2}
+
+    assert sink_is_done({"run_id": "r", "done": True, "ending": 2}, info)
+    assert not sink_is_done({"run_id": "r", "done": True, "ending": 1}, info)
+    assert not sink_is_done({"run_id": "r", "done": False, "ending": 2}, info)
+    assert not sink_is_done(None, info)
+
+
+# --- tombstones
+
+
+def test_a_removed_run_leaves_a_tombstone(runs: Path) -> None:
+    """With the journal's uuid and its streams: what it had of each is known for ever."""
+    path = make_run(runs, "r", 1)
+    uuid = segments(path / "journal")[0].path.read_bytes()[16:32]
+
+    Retention(runs, SINKS, 1).sweep()
+
+    found = read_tombstone(runs.parent, "r")
+    assert found is not None and found.uuids == (uuid.hex(),)
+    entry = found.entry("session", "rank0")
+    assert entry is not None and entry.durable_seq == 2
+    assert found.entry("another", "rank0") is None
+    assert found.removed_wall_s > 1e9 and "make room" in found.reason
+
+
+def test_a_run_that_was_never_removed_has_no_tombstone(runs: Path) -> None:
+    make_run(runs, "r", 1)
+
+    assert read_tombstone(runs.parent, "r") is None
+    assert read_tombstone(runs.parent, "never") is None
+    with pytest.raises(ValueError):
+        read_tombstone(runs.parent, "../r")
+
+
+def test_the_tombstone_is_there_before_anything_goes(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash between the two leaves the run as it was, and the next sweep removes it."""
+    make_run(runs, "r", 1)
+
+    def crash(self: Path, target: Path) -> None:
+        assert (runs.parent / "removed" / "r.json").exists()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", crash)
+        Retention(runs, SINKS, 1).sweep()
+
+    assert left(runs) == {"r"} and read_tombstone(runs.parent, "r") is None
+    assert Retention(runs, SINKS, 1).sweep() == ["r"]
+    assert read_tombstone(runs.parent, "r") is not None
+
+
+def test_without_a_tombstone_nothing_goes(runs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """No room for one, or a journal that does not tell which it is: said once."""
+    (runs.parent / "removed").write_text("not a directory")
+    headless = make_run(runs, "headless", 2)
+    segments(headless / "journal")[0].path.write_bytes(bytes(100))
+    make_run(runs, "r", 1)
+    retention = Retention(runs, SINKS, 1)
+
+    assert retention.sweep() == [] and retention.sweep() == []
+
+    assert left(runs) == {"r", "headless"}
+    assert len([r for r in caplog.records if "run=r " in r.getMessage()]) == 1
+
+
+def test_a_run_begun_again_under_the_id_of_a_removed_one_has_both_in_its_tombstone(
+    runs: Path,
+) -> None:
+    """Each journal has a uuid of its own, and none of them is forgotten."""
+    make_run(runs, "r", 1)
+    Retention(runs, SINKS, 1).sweep()
+    first = read_tombstone(runs.parent, "r")
+    make_run(runs, "r", 1)
+    meanwhile = read_tombstone(runs.parent, "r")
+
+    Retention(runs, SINKS, 1).sweep()
+
+    second = read_tombstone(runs.parent, "r")
+    assert first is not None and second is not None and meanwhile == first
+    assert second.uuids[0] == first.uuids[0] and len(set(second.uuids)) == 2
+
+
+def test_a_damaged_tombstone_still_says_that_its_run_is_gone(runs: Path) -> None:
+    make_run(runs, "r", 1)
+    Retention(runs, SINKS, 1).sweep()
+    (runs.parent / "removed" / "r.json").write_bytes(b"[" * 100_000)
+
+    found = read_tombstone(runs.parent, "r")
+
+    assert found is not None and found.streams == () and "damaged" in found.reason
+
+
 def test_wandb_files_that_nobody_uploaded_keep_their_run(tmp_path: Path) -> None:
     """They are the only copy that wandb could be given; once synced, they may go."""
     path = make_run(tmp_path, "r", 1)
@@ -96,13 +307,33 @@ def test_a_journal_that_is_open_stays(tmp_path: Path) -> None:
     assert left(tmp_path) == {"r"}
 
 
-def test_what_a_crash_left_of_a_removal_is_removed(tmp_path: Path) -> None:
-    """Under a name that is no run's."""
-    make_run(tmp_path, "r", 1).rename(tmp_path / f"{REMOVING}r")
+def test_what_a_crash_left_of_a_removal_goes_at_the_next_start(runs: Path) -> None:
+    """Under a name that is no run's; also where there is no bound any more."""
+    make_run(runs, "r", 1).rename(runs / f"{REMOVING}r.1")
+    retention = Retention(runs, SINKS, 0)
 
-    Retention(tmp_path, SINKS, 100 * MB).sweep()
+    retention.start()
 
-    assert left(tmp_path) == set()
+    assert wait_until(lambda: left(runs) == set(), 10)
+    retention.close()
+
+
+def test_half_a_run_never_comes_back(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its new name is on disk before the first of its bytes goes."""
+    make_run(runs, "r", 1)
+    order: list[str] = []
+    synced = telemetry.retention.sync_directory
+    monkeypatch.setattr(
+        "telemetry.retention.sync_directory",
+        lambda path: (order.append(f"sync {sorted(left(path))[0][:10]}"), synced(path)),
+    )
+    monkeypatch.setattr(
+        "telemetry.retention.shutil.rmtree", lambda path, **_: order.append("remove")
+    )
+
+    Retention(runs, SINKS, 1).sweep()
+
+    assert order == ["sync .removing-", "remove"]
 
 
 def test_what_is_no_run_is_left_alone(tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ ORIGINAL_DEFAULTS = {
     "wandb_run_name": None,
     "wandb_tags": (),
     "wandb_notes": "",
-    "wandb_mode": "online",
+    # Of the original it was online; now that is so where there is a key.
+    "wandb_mode": "",
     "disable_wandb": False,
     "scheduler": "cosine",
 }
@@ -136,7 +137,30 @@ def test_either_flag_disables_wandb():
         for text in ("", "--disable_wandb", "--wandb_mode disabled", "--wandb_mode offline")
     ]
 
-    assert modes == ["online", "disabled", "disabled", "offline"]
+    assert modes == ["", "disabled", "disabled", "offline"]
+
+
+def test_wandbs_variables_stand_behind_flags_that_were_not_given():
+    """A user of wandb sets them once for all programs."""
+    environ = {
+        "WANDB_PROJECT": "p", "WANDB_NAME": "n", "WANDB_TAGS": "a,b", "WANDB_NOTES": "why",
+        "WANDB_MODE": "disabled",
+    }  # fmt: skip
+
+    behind = parse_args([], environ=environ)
+    flags = ["--wandb_project", "P", "--wandb_mode", "offline", "--wandb_tags", "T"]
+    before = parse_args(flags, environ=environ)
+
+    assert (behind.wandb_project, behind.wandb_run_name) == ("p", "n")
+    assert (behind.wandb_tags, behind.wandb_notes) == (("a", "b"), "why")
+    assert behind.effective_wandb_mode() == "disabled"
+    assert (before.wandb_project, before.wandb_tags) == ("P", ("T",))
+    assert (before.effective_wandb_mode(), before.wandb_notes) == ("offline", "why")
+
+
+def test_wandb_disabled_in_the_environment_is_heeded():
+    """As other trainers read it."""
+    assert parse_args([], environ={"WANDB_DISABLED": "true"}).effective_wandb_mode() == "disabled"
 
 
 def test_the_config_holds_every_argument_as_a_scalar():

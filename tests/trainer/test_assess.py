@@ -174,14 +174,14 @@ def test_export_says_its_size_and_can_be_loaded(command, tmp_path, capsys):
     assert load_exported(out).config.layers == 2
 
 
-def test_the_readmes_example_of_an_export_works(command, tmp_path, capsys, monkeypatch):
+def test_the_documented_example_of_an_export_works(command, tmp_path, capsys, monkeypatch):
     """As it stands, in the directory where the export was made."""
     (example,) = (example for example in EXAMPLES if "from_pretrained" in example)
     monkeypatch.chdir(tmp_path)
     main(["export", *command, "--out", "packed"])
     capsys.readouterr()
 
-    exec(compile(example, "README.md", "exec"), {})
+    exec(compile(example, "TRAINER.md", "exec"), {})
 
     [line] = capsys.readouterr().out.splitlines()
     assert len(ast.literal_eval(line)) == 5

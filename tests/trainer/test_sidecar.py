@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from shared.socket_path import fits
 from trainer import sidecar
 from trainer.__main__ import main
-from trainer.sidecar import SOCKET_PATH_MAX_BYTES, PrivateAddress, is_installed, start_sidecar
+from trainer.sidecar import PrivateAddress, is_installed, start_sidecar
 
 READS_TO_THE_END = "import sys; sys.stdin.read(); open(sys.argv[1], 'w').write('drained')"
 IGNORES_THE_END = "import time; time.sleep(600)"
@@ -109,35 +110,58 @@ def test_a_child_that_cannot_start_is_one_line(monkeypatch, tmp_path):
     assert "nothing is recorded but the spool" in said[0]
 
 
-def test_an_empty_directory_is_no_installed_sidecar(monkeypatch, tmp_path):
-    """Python takes any directory for a package; there has to be something in it."""
+@pytest.mark.parametrize("content", [None, "print('a dashboard of my own')"])
+def test_a_folder_of_the_users_own_is_no_installed_sidecar(monkeypatch, tmp_path, content):
+    """Only what was installed beside the trainer is ours, whatever lies in the search path."""
     (tmp_path / "telemetry").mkdir()
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    monkeypatch.delitem(sys.modules, "telemetry", raising=False)
+    if content is not None:
+        (tmp_path / "telemetry" / "__init__.py").write_text(content)
+        (tmp_path / "telemetry" / "__main__.py").write_text(content)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    is_ours_found = is_installed()
+    monkeypatch.setattr(sidecar, "ROOT", tmp_path / "elsewhere")
 
-    assert not is_installed()
+    assert is_ours_found and not is_installed()
+
+
+def address_in(monkeypatch: pytest.MonkeyPatch, beside: Path, *temporary: Path) -> str | None:
+    """Where a socket is put; its directory is private while it is there, then gone."""
+    monkeypatch.setattr(sidecar, "temporary_directories", lambda environ: iter(temporary))
+    with PrivateAddress(beside) as address:
+        if address is None:
+            return None
+        path = Path(address.removeprefix("ipc://"))
+        assert path.parent.stat().st_mode & 0o077 == 0 and fits(path)
+    assert not path.parent.exists()
+    return str(path.parent.parent)
 
 
 def test_the_private_address_is_short_and_goes_away(monkeypatch, tmp_path):
     """A socket's path has at most 107 bytes, however long TMPDIR is."""
     long = tmp_path / ("x" * 100)
     long.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(long))
 
-    with PrivateAddress() as address:
-        path = Path(address.removeprefix("ipc://"))
-        is_private = path.parent.stat().st_mode & 0o077 == 0
+    chosen = address_in(monkeypatch, tmp_path, long, Path("/tmp"))
 
-    assert is_private
-    assert len(os.fsencode(path)) <= SOCKET_PATH_MAX_BYTES
-    assert not path.parent.exists()
+    assert chosen == "/tmp"
+
+
+def test_without_a_temporary_directory_the_socket_is_beside_the_output(monkeypatch, tmp_path):
+    """A container may be read-only but for what the run writes."""
+    assert address_in(monkeypatch, Path("/tmp"), tmp_path / "gone", Path("/proc")) == "/tmp"
+
+
+def test_without_any_directory_for_a_socket_there_is_no_address(monkeypatch, tmp_path):
+    """Training goes on without a sidecar."""
+    assert address_in(monkeypatch, tmp_path / ("x" * 100), Path("/proc")) is None
 
 
 def test_the_command_asks_for_what_a_single_run_needs():
     """TensorBoard and wandb, no HTTP, no run beside the user's, and an end with the pipe."""
     command = sidecar.serve_command("ipc:///x", Path("/data"), Path("/spool"))
 
-    assert command[1:4] == ["-m", "telemetry", "serve"]
+    # -P: a folder `telemetry` in the working directory is not ours.
+    assert command[1:5] == ["-P", "-m", "telemetry", "serve"]
     assert {"--exit-with-stdin", "--no-host-run", "tensorboard,wandb", "ipc:///x", "/data"} <= set(
         command
     )

@@ -1,0 +1,41 @@
+"""Programs: our own modules as child processes, whatever lies in the working directory.
+
+In: the name of a module of ours, and its arguments.
+Out: a command line and an environment that run that module, and no namesake.
+Never: imports what it starts.
+
+`python -m` puts the working directory before everything else, and a training project
+may well have a folder `telemetry`, `shared` or `trainer` of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+"""The directory that our packages were imported from."""
+
+INSTALLED: Final = ("site-packages", "dist-packages")
+
+
+def module_command(module: str, *arguments: str) -> list[str]:
+    """The command line that runs one of our modules; it needs `module_environ`."""
+    # -P: neither the working directory nor a script's is searched for modules.
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def module_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment in which `module_command` finds our packages first.
+
+    Installed, they are found anyway, and the search path stays as it was: in front of the
+    standard library `site-packages` could hide modules of that.
+    """
+    result = dict(environ)
+    if ROOT.name not in INSTALLED:
+        others = [part for part in environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+        result["PYTHONPATH"] = os.pathsep.join([str(ROOT), *others])
+    return result

@@ -1,0 +1,68 @@
+"""Output: what a command prints, as tables and lines that any terminal can take.
+
+In: values and names, from producers as well.
+Out: text on stdout, in one piece.
+Never: markup, colours, or anything of a producer that acts on a terminal.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Any, Final
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from shared.text import clean
+
+WIDTH: Final = 10_000
+"""Of a page: nothing is cut or wrapped for a narrow terminal, which does that itself."""
+LINE_MAX_CHARS: Final = 8_000
+
+
+class OutputFailed(Exception):
+    """The standard output can't be written to; the cause says why."""
+
+
+class Page:
+    """Lines and tables that are printed together at the end. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._bytes = io.BytesIO()
+        encoding = sys.stdout.encoding or "utf-8"
+        # Rich draws its tables with what the encoding has.
+        self._text = io.TextIOWrapper(
+            self._bytes, encoding, errors="backslashreplace", write_through=True
+        )
+        self._console = Console(
+            file=self._text, width=WIDTH, markup=False, emoji=False, highlight=False,
+            no_color=True, force_terminal=False,
+        )  # fmt: skip
+
+    def line(self, text: str) -> None:
+        print(clean(text, LINE_MAX_CHARS), file=self._text)
+
+    def table(self, left: tuple[str, ...], right: tuple[str, ...], rows: list[list[Any]]) -> None:
+        """Add a table; `left` and `right` name its columns by how they are aligned."""
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for names, justify in ((left, "left"), (right, "right")):
+            for name in names:
+                table.add_column(name, no_wrap=True, justify=justify)  # type: ignore[arg-type]
+        for row in rows:
+            table.add_row(*(clean(str(cell), LINE_MAX_CHARS) for cell in row))
+        self._console.print(table)
+
+    def print(self) -> None:
+        """Write the page to stdout.
+
+        Raises:
+            OutputFailed: nobody takes it.
+        """
+        text = self._bytes.getvalue().decode(self._text.encoding, "replace")
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except OSError as exc:
+            raise OutputFailed(str(exc)) from exc
