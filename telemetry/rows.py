@@ -21,6 +21,7 @@ from shared.events import (
     Scalar,
 )
 from shared.ids import sanitized_host
+from telemetry.sessions import begins_newest
 
 MEGABYTE: Final = 1024 * 1024
 STEP: Final = "train/global_step"
@@ -35,6 +36,8 @@ class Row(NamedTuple):
     session: str
     seq: int
     envelope: Envelope
+    is_late: bool = False
+    """Sent by somebody else when its session was over: see `sessions`."""
 
 
 class RunContext(msgspec.Struct, frozen=True):
@@ -43,15 +46,20 @@ class RunContext(msgspec.Struct, frozen=True):
     host: str | None = None
     gpu_uuids: list[str] = []
     first_wall_ns: int | None = None
+    main_session: str | None = None
+    """The newest main session, by the rule that ingest, sinks and replay share."""
 
     def after(self, row: Row, event: Event | None) -> RunContext:
         """The context for the rows behind this one, and for this one itself."""
         context = self
         if context.first_wall_ns is None:
             context = msgspec.structs.replace(context, first_wall_ns=row.envelope.wall_ns)
-        if isinstance(event, RunStarted) and row.source == "rank0":
+        if isinstance(event, RunStarted) and begins_newest(row.source, event, is_late=row.is_late):
             context = msgspec.structs.replace(
-                context, host=sanitized_host(event.host), gpu_uuids=list(event.gpu_uuids)
+                context,
+                host=sanitized_host(event.host),
+                gpu_uuids=list(event.gpu_uuids),
+                main_session=row.session,
             )
         return context
 

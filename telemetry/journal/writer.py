@@ -22,6 +22,7 @@ from typing import Final
 
 from shared.record import (
     EVENTS,
+    LATE,
     PAYLOAD_MAX_BYTES,
     STREAMS,
     StreamEntry,
@@ -125,10 +126,19 @@ class JournalWriter:
         return -1 if number is None else self._streams[number].durable_seq
 
     def append(
-        self, run_id: str, session: str, source: str, base_seq: int, count: int, payload: bytes
+        self,
+        run_id: str,
+        session: str,
+        source: str,
+        base_seq: int,
+        count: int,
+        payload: bytes,
+        *,
+        is_late: bool = False,
     ) -> int:
         """Add a frame behind the last one, in memory, and return its first row.
 
+        is_late: its session is over, and somebody else sends what it left.
         Frames of one stream come in the order of their seq; that is the caller's part.
 
         Raises:
@@ -138,7 +148,8 @@ class JournalWriter:
             raise ValueError(f"frame of {count} events in {len(payload)} bytes")
         number = self._number_of(run_id, session, source)
         row = self._next_row
-        self._push(encode_record(EVENTS, number, row, base_seq, count, payload))
+        flags = LATE if is_late else 0
+        self._push(encode_record(EVENTS, number, row, base_seq, count, payload, flags))
         self._next_row = row + count
         self._streams[number].appended_seq = base_seq + count - 1
         return row
