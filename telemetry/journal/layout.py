@@ -68,7 +68,7 @@ def read_mark(directory: Path) -> Mark | None:
     for _ in range(100):
         try:
             data = (directory / MARK_NAME).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError):
             return None
         if len(data) == _MARK.size + _CRC.size:
             body, crc = data[: _MARK.size], data[_MARK.size :]
