@@ -78,5 +78,5 @@ def _check(run_dir: Path) -> None:
 
 def _recorded_mode(run_dir: Path) -> str:
     """The wandb mode of the live run; a run that had none of wandb then is given it now."""
-    mode = str((read_json(run_dir / RUN_FILE) or {}).get("wandb_mode") or "online")
-    return "online" if mode == "disabled" else mode
+    mode = str((read_json(run_dir / RUN_FILE) or {}).get("wandb_mode") or "")
+    return "auto" if mode == "disabled" else mode
