@@ -30,6 +30,7 @@ from telemetry.files import read_json
 from telemetry.journal.identity import journal_uuid
 from telemetry.journal.layout import segments
 from telemetry.journal.reader import JournalReader
+from telemetry.recorded import open_recorded
 from telemetry.rows import Row
 from telemetry.runs import RUN_FILE
 from telemetry.sinks.account import Account
@@ -177,7 +178,7 @@ def _opened(
     try:
         sink = make_sink(job.sink, context)
         try:
-            return _carry(job, sink, cursor, account, stop, report)
+            return _carry(job, info, sink, cursor, account, stop, report)
         finally:
             sink.close()
     except (SinkUnavailable, SinkRejected, ImportError):
@@ -188,6 +189,7 @@ def _opened(
 
 def _carry(
     job: SinkJob,
+    info: dict[str, Any],
     sink: Sink,
     cursor: Cursor,
     account: Account,
@@ -203,7 +205,8 @@ def _carry(
     journal = job.run_dir / "journal"
     with JournalReader(journal, first_row, is_recorded=not job.follow) as reader:
         while True:
-            info = read_json(job.run_dir / RUN_FILE) or {}
+            if job.follow:
+                info = read_json(job.run_dir / RUN_FILE) or {}
             is_stopping = stop.is_set()
             batch = reader.read()
             for rows in _chunks(batch.rows):
@@ -248,12 +251,15 @@ def _chunks(rows: Sequence[Row]) -> list[Sequence[Row]]:
 
 
 def _await_run(job: SinkJob, stop: threading.Event) -> dict[str, Any] | None:
-    """The run's run.json, once it says what the run is called."""
+    """Return run.json, once it says what the run is called; None where that was not to be.
+
+    Of a run that nobody writes, the journal alone says it as well.
+    """
+    if not job.follow:
+        return open_recorded(job.run_dir).info
     while True:
         info = read_json(job.run_dir / RUN_FILE)
         if info is not None and "name" in info and segments(job.run_dir / "journal"):
             return info
-        if not job.follow:
-            raise CommandError(f"{job.run_dir} is not a recorded run: it has no journal")
         if stop.wait(POLL_S):
             return None

@@ -341,7 +341,7 @@ def test_what_is_no_run_is_named(tmp_path, bench):
     """Without follow there is nothing to wait for."""
     bench.job = SinkJob("lines", tmp_path / "nothing", tmp_path, False, {})
 
-    with pytest.raises(CommandError, match="not a recorded run"):
+    with pytest.raises(CommandError, match="there is no"):
         bench.go()
 
 
