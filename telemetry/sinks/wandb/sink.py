@@ -30,7 +30,13 @@ import msgspec
 from shared.clock import Clock, SystemClock
 from shared.wandb_variables import DISABLED, OFFLINE, ONLINE
 from telemetry.rows import Row
-from telemetry.sinks.base import Position, SinkContext, SinkRejected, SinkUnavailable
+from telemetry.sinks.base import (
+    Position,
+    SinkBehind,
+    SinkContext,
+    SinkRejected,
+    SinkUnavailable,
+)
 from telemetry.sinks.wandb import client, core, mode, offline
 from telemetry.sinks.wandb.identity import say_changes
 from telemetry.sinks.wandb.link import LinkFile
@@ -121,7 +127,7 @@ class WandbSink:
         elif self._local is not None:
             self._local_part = self._local.finish(self._here(), ending)
             if self._mode == "online":
-                raise SinkUnavailable(
+                raise SinkBehind(
                     f"{self._link.value.why}; all of the run is on this disk, "
                     f"the server has it up to row {self._server_spot.row}"
                 )
@@ -294,7 +300,8 @@ class WandbSink:
 
     def _note_failure(self, why: str, *, is_refused: bool = False) -> None:
         link = self._link.value
-        say = log.info if link.why else log.warning
+        # Once, and again when it is something else: the tries go on for days.
+        say = log.debug if link.why == why else log.warning
         say("sink=wandb run=%s goes on offline: %s", self._context.run_id, why)
         self._link.set(link.failed(why, self._clock.wall_ns(), is_refused=is_refused))
 
