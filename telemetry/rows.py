@@ -110,7 +110,10 @@ def point_of(row: Row, event: Event | None, context: RunContext) -> Point | None
         return None
     if event.kind == HARDWARE:
         return Point(HARDWARE, None, wall_ns, _hardware_values(row, event, context))
-    values = {_own_name(row.source, name): value for name, value in event.values.items()}
+    if row.source == "rank0":
+        values = dict(event.values)
+    else:
+        values = {_own_name(row.source, name): value for name, value in event.values.items()}
     if event.step is not None:
         values.setdefault(STEP, event.step)
     return Point(event.kind, event.step, wall_ns, values)
@@ -118,7 +121,7 @@ def point_of(row: Row, event: Event | None, context: RunContext) -> Point | None
 
 def _own_name(source: str, name: str) -> str:
     """What emitters tell of themselves, apart by source; rank 0 is who is meant otherwise."""
-    if source != "rank0" and name.startswith("telemetry/"):
+    if name.startswith("telemetry/"):
         return f"telemetry/{source}/{name.removeprefix('telemetry/')}"
     return name
 

@@ -9,6 +9,7 @@ entries     what the policy says and the files hold
 words       events that have no values, as lines for people
 config      a run's configuration, flattened for reading and for the HPARAMS tab
 summaries   an entry as the bytes of an event
+scalars     the same for scalars alone, which are nearly all
 files       event files: framing, commits, and what a crash leaves behind
 lastsfile   the last step and value of each tag, on disk beside the cursor
 starts      the number that each process of the sink puts into its files' names

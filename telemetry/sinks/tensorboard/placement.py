@@ -90,15 +90,12 @@ class Placement:
     def __init__(self, levels: list[LevelState], left_out: LeftOut) -> None:
         self._levels = [_Level(state) for state in levels or [LevelState()]]
         self._left_out = left_out
+        self.tags = 0
+        """The number of tags that are remembered, over all levels."""
 
     @property
     def levels(self) -> list[LevelState]:
         return [level.state for level in self._levels]
-
-    @property
-    def tags(self) -> int:
-        """The number of tags that are remembered, over all levels."""
-        return sum(len(level.lasts) for level in self._levels)
 
     def numbers(
         self, step: int, values: dict[str, float], *, is_sampled: bool = False
@@ -110,7 +107,9 @@ class Placement:
         first = self._levels[0]
         if step > first.state.highest and len(first.lasts) + len(values) <= TAGS_MAX:
             # Every tag rises: most rows end here, in three calls of C.
+            before = len(first.lasts)
             first.lasts.update(zip(values, zip(repeat(step), values.values())))  # noqa: B905
+            self.tags += len(first.lasts) - before
             first.changed.update(dict.fromkeys(values))
             first.state.highest = step
             return {0: values}
@@ -127,11 +126,11 @@ class Placement:
         """Place a text or a histogram; returns its level, or None where it is not to be written."""
         return self._place(tag, step, value)
 
-    def append(self, tag: str, step: int, value: float) -> bool:
-        """Place a number in the first level if it rises there; returns False where it does not."""
-        last = self._levels[0].lasts.get(tag)
-        last_step = self._levels[0].state.floor if last is None else last[0]
-        return step > last_step and 0 in self.numbers(step, {tag: value})
+    def rises(self, tag: str, step: int) -> bool:
+        """True if a step is above the last one of the tag in the first level."""
+        first = self._levels[0]
+        last = first.lasts.get(tag)
+        return step > (first.state.floor if last is None else last[0])
 
     def note(self, tag: str, value: str) -> bool:
         """Remember that the first level has a tag whose steps always rise, such as a message's.
@@ -163,6 +162,7 @@ class Placement:
         """Forget the tags: from here on a step fits all of them or none."""
         for level in self._levels:
             level.clear()
+        self.tags = 0
 
     def take_changes(self) -> list[Change]:
         """What is new since the last call."""
@@ -192,8 +192,11 @@ class Placement:
             raise ValueError(f"there is no level {change.level}")
         level = self._levels[change.level]
         if change.is_cleared:
+            self.tags -= len(level.lasts)
             level.lasts = {}
+        before = len(level.lasts)
         level.lasts.update(change.lasts)
+        self.tags += len(level.lasts) - before
 
     def _place(self, tag: str, step: int, value: Value, is_sampled: bool = False) -> int | None:
         for number, level in enumerate(self._levels):
@@ -215,6 +218,7 @@ class Placement:
         return len(self._levels) - 1
 
     def _remember(self, level: _Level, tag: str, step: int, value: Value) -> None:
+        self.tags += tag not in level.lasts
         level.lasts[tag] = (step, value)
         level.changed[tag] = None
 

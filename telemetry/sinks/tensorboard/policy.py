@@ -144,15 +144,9 @@ class Policy:
             values = shown_hardware(values, has_cores=self._has_cores)
         numbers, texts, own = _sorted_out(stream, values)
         repeats_step = point.step is not None and values.get(STEP) == point.step
-        if repeats_step:
+        if repeats_step and not stream.placement.rises(STEP, step):
             numbers.pop(STEP, None)
         entries = self._numbers(row, stream, step, numbers, is_sampled)
-        if repeats_step and stream.placement.append(STEP, step, float(step)):
-            first = entries[0] if entries and entries[0].directory == stream.directory else None
-            if first is None:
-                entries.insert(0, _entry(row, stream.directory, step, {STEP: float(step)}))
-            else:
-                first.scalars[STEP] = float(step)
         for name, text in texts.items():
             entries += self._text(row, stream, step, name, text)
         if own:
@@ -212,9 +206,12 @@ def _sorted_out(
     own: dict[str, float] = {}
     known = stream.scalar_tags
     for name, value in values.items():
-        if isinstance(value, str):
+        tag = known.get(name)
+        if type(value) is float and tag is not None:  # nearly all of them
+            numbers[tag] = value
+        elif isinstance(value, str):
             texts[name] = value
-        elif (tag := known.get(name)) is not None:
+        elif tag is not None:
             numbers[tag] = float(value)
         elif name.startswith(OWN_PREFIX):
             own[name] = float(value)

@@ -27,6 +27,7 @@ from telemetry.sinks.tensorboard.entries import (
     PanelLayout,
     Text,
 )
+from telemetry.sinks.tensorboard.scalars import encode_scalars
 
 FILE_VERSION: Final = "brain.Event:2"
 
@@ -65,6 +66,11 @@ def version_event(wall_ns: int) -> bytes:
 
 def encode_entry(entry: Entry) -> bytes:
     """The event of an entry."""
+    if not entry.extras and entry.scalars:
+        try:
+            return encode_scalars(entry.wall_ns / 1e9, entry.step, entry.scalars)
+        except OverflowError:
+            pass  # the library makes infinity of it
     event = event_pb2.Event(wall_time=entry.wall_ns / 1e9, step=entry.step)
     add = event.summary.value.add
     for tag, value in entry.scalars.items():
