@@ -19,7 +19,7 @@ A segment is a header and records behind it, all little-endian:
     record (40 bytes, then the payload)
       magic          u16
       type           u8   1 events, 2 stream table entries
-      flags          u8
+      flags          u8   bit 0: late, the events of a session that was over when they came
       stream         u32
       row            u64  row of the first event; of the next event in a table record
       base_seq       u64  seq of the first event in its stream
@@ -47,6 +47,9 @@ import msgspec
 
 EVENTS: Final = 1
 STREAMS: Final = 2
+
+LATE: Final = 0x01
+"""Flag of a record: somebody else sent these events when their session was over."""
 
 SEGMENT_MAGIC: Final = b"TELJRNL\x00"
 SEGMENT_VERSION: Final = 1
@@ -92,6 +95,11 @@ class RecordHeader(msgspec.Struct, frozen=True):
     count: int
     payload_length: int
     payload_crc: int
+    flags: int = 0
+
+    @property
+    def is_late(self) -> bool:
+        return bool(self.flags & LATE)
 
     @property
     def next_row(self) -> int:
@@ -159,12 +167,11 @@ def decode_segment_header(buf: memoryview) -> SegmentHeader | None:
 
 
 def encode_record(
-    type: int, stream: int, row: int, base_seq: int, count: int, payload: bytes
+    type: int, stream: int, row: int, base_seq: int, count: int, payload: bytes, flags: int = 0
 ) -> bytes:
-    """One record, header and payload."""
-    head = _RECORD.pack(
-        RECORD_MAGIC, type, 0, stream, row, base_seq, count, 0, len(payload), zlib.crc32(payload)
-    )
+    """Encode one record, header and payload."""
+    size, crc = len(payload), zlib.crc32(payload)
+    head = _RECORD.pack(RECORD_MAGIC, type, flags, stream, row, base_seq, count, 0, size, crc)
     return b"".join((head, _CRC.pack(zlib.crc32(head)), payload))
 
 
@@ -182,10 +189,10 @@ def decode_record_header(buf: memoryview, offset: int = 0) -> RecordHeader | Non
     (crc,) = _CRC.unpack_from(buf, offset + _RECORD.size)
     if zlib.crc32(buf[offset : offset + _RECORD.size]) != crc:
         raise CorruptRecord("record header: checksum mismatch")
-    _, type, _, stream, row, base_seq, count, _, length, payload_crc = fields
+    _, type, flags, stream, row, base_seq, count, _, length, payload_crc = fields
     if length > PAYLOAD_MAX_BYTES:
         raise CorruptRecord(f"record header: payload of {length} bytes")
-    return RecordHeader(type, stream, row, base_seq, count, length, payload_crc)
+    return RecordHeader(type, stream, row, base_seq, count, length, payload_crc, flags)
 
 
 def payload_of(buf: memoryview, offset: int, header: RecordHeader) -> bytes | None:

@@ -12,9 +12,9 @@ order. Items that a later version adds behind them are ignored.
     HELLO stream, run_id, session,   ->
           source, schema, first_seq,
           late
-                                     <-   WELCOME stream, next_seq, credit_bytes
+                                     <-   WELCOME stream, next_seq, credit_bytes, notice
     DATA  stream, base_seq, [events] ->
-                                     <-   ACK  stream, durable_seq, credit_bytes
+                                     <-   ACK  stream, durable_seq, credit_bytes, notice
                                      <-   NACK stream, seq, reason
     FIN   stream, next_seq           ->
                                      <-   FIN_ACK stream
@@ -84,13 +84,18 @@ class Hello(Message, frozen=True, array_like=True):
 
 
 class Welcome(Message, frozen=True, array_like=True):
-    """Send on from next_seq, with at most credit_bytes unacknowledged."""
+    """Send on from next_seq, with at most credit_bytes unacknowledged.
+
+    All before next_seq is received; an ACK says what is on disk of it. notice is a
+    sentence for whoever runs the producer, told once: another session is live, for one.
+    """
 
     TYPE: ClassVar[int] = 2
 
     stream: U32
     next_seq: Seq
     credit_bytes: Seq
+    notice: str = ""
 
 
 class Data(Message, frozen=True, array_like=True):
@@ -111,6 +116,7 @@ class Ack(Message, frozen=True, array_like=True):
     stream: U32
     durable_seq: SeqOrNone
     credit_bytes: Seq
+    notice: str = ""
 
 
 class Nack(Message, frozen=True, array_like=True):

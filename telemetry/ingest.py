@@ -14,7 +14,7 @@ from collections import Counter
 from typing import Final
 
 from shared.clock import Clock
-from shared.events import DecodeError, Gap
+from shared.events import DecodeError, Gap, MessageLogged
 from shared.ids import check_run_id, check_session, check_source
 from shared.wire import (
     WHOLE_STREAM,
@@ -32,7 +32,7 @@ from telemetry.hostrun import HostRun
 from telemetry.journal.writer import JournalFull, JournalLocked
 from telemetry.lifecycle import Lifecycle
 from telemetry.quarantine import keep
-from telemetry.runs import MAIN_SOURCE, Run, Runs
+from telemetry.runs import Run, Runs
 from telemetry.streams import OWN_STREAM, IncomingStream, StreamKey
 
 log = logging.getLogger("telemetry.ingest")
@@ -65,6 +65,8 @@ class Ingest:
         self._streams: dict[StreamKey, IncomingStream] = {}
         self._dirty: set[str] = set()
         self._refused: set[str] = set()
+        self._told_rivals: set[str] = set()
+        """Runs of which it was said that two main sessions are live."""
         self._lives = Lifecycle(runs, self._streams, self._dirty, host_run, clock, lost_after_s)
 
     @property
@@ -118,9 +120,10 @@ class Ingest:
         """Notice who has gone silent; end the runs that are over. About once a second."""
         self._lives.tick()
 
-    def declare_abandoned_lost(self) -> None:
-        """Every producer is known to be gone: what has not finished never will."""
-        self._lives.declare_abandoned_lost()
+    def declare_abandoned(self, exit_code: int | None = None) -> None:
+        """Every producer is known to be gone: what has not finished ends with this exit
+        code, or as lost where nobody knows it."""
+        self._lives.declare_abandoned(exit_code)
 
     # --- opening a stream
 
@@ -128,14 +131,11 @@ class Ingest:
         now = self._clock.monotonic_ns()
         stream = self._streams.get((peer, hello.stream))
         try:
-            if stream is None or (stream.run_id, stream.session, stream.source) != (
-                hello.run_id,
-                hello.session,
-                hello.source,
-            ):
+            if stream is None or not stream.is_asked_for_by(hello):
                 stream = self._opened(peer, hello, now)
             stream.heard_ns = now
             stream.is_finished = False
+            self._note_rivals(stream)
             self._skip_missing(stream, hello.first_seq, LOST)
         except (ValueError, OSError, JournalLocked, JournalFull) as exc:
             self.counts["refused_streams_total"] += 1
@@ -159,8 +159,9 @@ class Ingest:
         if hello.source == "sidecar":
             raise ValueError("the source 'sidecar' is the service's own")
         stream = IncomingStream(
-            peer, hello.stream, hello.run_id, hello.session, hello.source, 0, -1, now
-        )
+            peer, hello.stream, hello.run_id, hello.session, hello.source, 0, -1, now,
+            is_late=hello.late or self._is_of_a_spool(peer, hello), spoke_ns=now,
+        )  # fmt: skip
         for key, other in list(self._streams.items()):
             if (other.run_id, other.source) == (hello.run_id, hello.source):
                 self._meet(stream, key, other)
@@ -172,16 +173,40 @@ class Ingest:
         return stream
 
     def _meet(self, stream: IncomingStream, key: tuple[bytes, int], other: IncomingStream) -> None:
-        """Sort out who speaks for a source, where somebody does or did already."""
+        """Decide between two streams of one source of a run."""
         if other.session == stream.session:
             del self._streams[key]  # the same producer on a new connection
             stream.next_seq = other.next_seq
-        elif OWN_STREAM in (stream.number, other.number) and stream.number != other.number:
-            # The spool of a former session, sent beside a session that goes on.
-            stream.is_late = stream.is_late or other.number == OWN_STREAM
-            other.is_late = other.is_late or stream.number == OWN_STREAM
-        elif not other.is_late and other.is_live(stream.heard_ns):
-            raise ValueError(f"another session of {stream.source} of run {stream.run_id} is live")
+            stream.rival, stream.notice = other.rival, other.notice
+            stream.spoke_ns = other.spoke_ns
+        elif stream.is_main and other.is_main and not other.is_finished:
+            # After a crash the former session never speaks again, and nobody need be told.
+            other.rival = stream
+
+    def _is_of_a_spool(self, peer: bytes, hello: Hello) -> bool:
+        """True for the spool that an emitter of before `late` sends beside its own stream."""
+        own = self._streams.get((peer, OWN_STREAM))
+        return (
+            own is not None
+            and hello.stream > OWN_STREAM
+            and (own.run_id, own.source) == (hello.run_id, hello.source)
+            and own.session != hello.session
+        )
+
+    def _note_rivals(self, stream: IncomingStream) -> None:
+        """Say once that two main sessions of a run are live at the same time."""
+        rival, stream.rival = stream.rival, None
+        if rival is None or rival.is_finished or self._streams.get(rival.key) is not rival:
+            return
+        text = f"run {stream.run_id} has two live sessions of {stream.source}: both are recorded"
+        stream.notice = rival.notice = text
+        if stream.run_id in self._told_rivals:
+            return
+        self._told_rivals.add(stream.run_id)
+        log.warning("%s", text)
+        run = self.runs.open(stream.run_id)
+        run.say(MessageLogged(level="warning", text=text))
+        self._dirty.add(run.run_id)
 
     def _attach(self, stream: IncomingStream) -> None:
         """Find where a producer's stream stands in its run."""
@@ -191,9 +216,9 @@ class Ingest:
         stream.durable_seq = run.durable_seq(stream.session, stream.source)
         if run.run_id in self._dirty:
             stream.unsynced.add(run.run_id)
-        is_new_session = appended < 0 and stream.source == MAIN_SOURCE and not stream.is_late
+        is_new_session = appended < 0 and stream.is_main
         if is_new_session and (run.is_ended or run.finish_status is not None):
-            run.reopen(is_new_session=True)
+            run.reopen()
         self._lives.last_heard_ns[run.run_id] = stream.heard_ns
 
     def _attach_hardware(self, stream: IncomingStream) -> None:
@@ -229,6 +254,8 @@ class Ingest:
         if stream is None:
             return [Nack(data.stream, WHOLE_STREAM, "unknown stream")]
         now = stream.heard_ns = self._clock.monotonic_ns()
+        if stream.rival is not None:
+            self._note_rivals(stream)
         if data.base_seq > stream.next_seq and not self._skip_refused(stream, data.base_seq):
             return self._ask_again(stream, now)
         try:
@@ -258,6 +285,7 @@ class Ingest:
                     is_late=stream.is_late,
                 )  # fmt: skip
         stream.next_seq = base_seq + len(admitted.events)
+        stream.spoke_ns = stream.heard_ns
         for event in admitted.events:
             if isinstance(event, Gap):
                 self._count_gap(event)
@@ -356,7 +384,9 @@ class Ingest:
         return CREDIT_BYTES if self.is_writable else 0
 
     def _welcome(self, stream: IncomingStream) -> Welcome:
-        return Welcome(stream.number, stream.next_seq, self._credit())
+        notice, stream.notice = stream.notice, ""
+        return Welcome(stream.number, stream.next_seq, self._credit(), notice)
 
     def _ack(self, stream: IncomingStream) -> Ack:
-        return Ack(stream.number, stream.durable_seq, self._credit())
+        notice, stream.notice = stream.notice, ""
+        return Ack(stream.number, stream.durable_seq, self._credit(), notice)

@@ -66,8 +66,9 @@ def _copy(run_id: str, reader: JournalReader, writer: JournalWriter) -> None:
         for frame in _frames(rows):
             first, packed = frame[0], [_ENCODER.encode(row.envelope) for row in frame]
             writer.append(
-                run_id, first.session, first.source, first.seq, len(packed), join_events(packed)
-            )
+                run_id, first.session, first.source, first.seq, len(packed), join_events(packed),
+                is_late=first.is_late,
+            )  # fmt: skip
         if writer.pending_bytes > SYNC_BYTES:
             writer.sync()
     writer.sync()
@@ -108,7 +109,8 @@ def _frames(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def _follows(last: Row, row: Row) -> bool:
-    return (row.source, row.session, row.seq) == (last.source, last.session, last.seq + 1)
+    expected = last.source, last.session, last.seq + 1, last.is_late
+    return (row.source, row.session, row.seq, row.is_late) == expected
 
 
 def _gap(missing: int) -> bytes:

@@ -22,6 +22,7 @@ from shared.events import (
 )
 from shared.ids import sanitized_host
 from telemetry.runclock import RunClock
+from telemetry.sessions import begins_newest
 
 MEGABYTE: Final = 1024 * 1024
 STEP: Final = "train/global_step"
@@ -36,6 +37,8 @@ class Row(NamedTuple):
     session: str
     seq: int
     envelope: Envelope
+    is_late: bool = False
+    """Sent by somebody else when its session was over: see `sessions`."""
 
 
 class RunContext(msgspec.Struct, frozen=True):
@@ -46,6 +49,8 @@ class RunContext(msgspec.Struct, frozen=True):
     first_wall_ns: int | None = None
     # None in a position from before there was such a clock.
     clock: RunClock | None = None
+    main_session: str | None = None
+    """The newest main session, by the rule that ingest, sinks and replay share."""
     # The host whose hardware came first: rank 0's, where it does not say where it is.
     hardware_host: str | None = None
 
@@ -54,9 +59,10 @@ class RunContext(msgspec.Struct, frozen=True):
         changed: dict[str, Any] = {}
         if self.first_wall_ns is None:
             changed["first_wall_ns"] = row.envelope.wall_ns
-        if isinstance(event, RunStarted) and row.source == "rank0":
+        if isinstance(event, RunStarted) and begins_newest(row.source, event, is_late=row.is_late):
             changed["host"] = sanitized_host(event.host) if event.host else None
             changed["gpu_uuids"] = list(event.gpu_uuids)
+            changed["main_session"] = row.session
         if self.hardware_host is None and row.source.startswith("hardware:"):
             changed["hardware_host"] = host_of(row.source)
         context = msgspec.structs.replace(self, **changed) if changed else self

@@ -4,9 +4,9 @@ In: what producers say of a run, in the order of its journal.
 Out: run.json, for people, tools and sinks.
 Never: trusts run.json alone: what was journaled after it was written is read again.
 
-    running --RunFinished of rank 0, other streams over-> ended
-    running --nobody there for lost_after_s-------------> ended (lost)
-    ended ----a new session, or late events-------------> running
+    running --the newest main session has finished, others are over--> ended
+    running --nobody there for lost_after_s--------------------------> ended (lost)
+    ended ----a new session, or late events--------------------------> running
 """
 
 from __future__ import annotations
@@ -32,13 +32,17 @@ from telemetry.files import read_json, write_json
 from telemetry.journal.layout import read_mark
 from telemetry.journal.reader import JournalReader
 from telemetry.journal.writer import JournalWriter
+from telemetry.rows import Row
+from telemetry.runinfo import RUN_FILE, SIDECAR, RunInfo
+from telemetry.sessions import MAIN_SOURCE
+
+__all__ = ["MAIN_SOURCE", "RUN_FILE", "SIDECAR", "Run", "Runs"]
 
 log = logging.getLogger("telemetry.runs")
 
-SIDECAR: Final = "sidecar"
-MAIN_SOURCE: Final = "rank0"
-RUN_FILE: Final = "run.json"
 _REFRESH_ROWS: Final = 200_000
+_SHOWN_AFTER_NS: Final = 60_000_000_000
+"""Time that a run's producer has to introduce it, from its first row on."""
 
 
 class Run:
@@ -48,23 +52,27 @@ class Run:
         self.run_id = run_id
         self.directory = directory
         self.writer = JournalWriter(directory / "journal")
-        self.info: dict[str, Any] = read_json(directory / RUN_FILE) or {}
-        self.info.setdefault("run_id", run_id)
-        self.info.setdefault("state", "running")
         self._session = session
         self._clock = clock
         self._is_changed = False
         self._is_save_failing = False
+        self._first_row_ns: int | None = None
         try:
+            self._told = RunInfo(directory, run_id, clock)
             self._catch_up()
         except BaseException:
             self.writer.close()
             raise
 
     @property
+    def info(self) -> dict[str, Any]:
+        """What run.json says, or will say after the next sync."""
+        return self._told.values
+
+    @property
     def is_started(self) -> bool:
-        """A producer has introduced it: sinks know what it is called."""
-        return "name" in self.info
+        """True if sinks know what the run is called."""
+        return self._told.is_shown
 
     @property
     def is_ended(self) -> bool:
@@ -72,15 +80,24 @@ class Run:
 
     @property
     def finish_status(self) -> str | None:
-        """What rank 0 said at its end, if it did."""
-        status: str | None = self.info.get("status")
-        return status
+        """How the run ended, if its newest main session has finished or it was given up."""
+        ending = self._told.sessions.ending
+        return None if ending is None else ending.status
 
     @property
     def finished_by(self) -> str | None:
-        """The session that said so: while another of rank 0 is at work, it is not the end."""
-        session: str | None = self.info.get("finished_by")
-        return session
+        """The session whose last word that was."""
+        ending = self._told.sessions.ending
+        return None if ending is None else ending.session
+
+    @property
+    def launch_id(self) -> str:
+        """The `telemetry run` whose command began the newest session, or empty."""
+        return str(self.info.get("launch_id", ""))
+
+    def has_finished(self, session: str) -> bool:
+        """True if this main session has said its last word."""
+        return self._told.sessions.is_finished(session)
 
     def appended_seq(self, session: str, source: str) -> int:
         """Seq of the last event of a stream that was added here, -1 before the first."""
@@ -102,11 +119,15 @@ class Run:
     ) -> None:
         """Add a frame, and learn from it what run.json should say.
 
-        is_late: a later session of the source has the say by now.
+        is_late: its session is over, and somebody else sends what it left.
         """
-        self.writer.append(self.run_id, session, source, base_seq, len(events), payload)
+        self.writer.append(
+            self.run_id, session, source, base_seq, len(events), payload, is_late=is_late
+        )
         for event in events:
             self._learn(session, source, event, is_late=is_late)
+        if not is_late:
+            self._told.goes_on(session, source)
         if self.is_ended:
             self.reopen()
 
@@ -127,6 +148,18 @@ class Run:
         if self._is_changed or self.writer.durable_row - self.info["as_of_row"] > _REFRESH_ROWS:
             self._save()
 
+    def show_if_unannounced(self, *, is_over: bool = False) -> bool:
+        """Let sinks show a run that nobody has introduced for a minute, or to its end."""
+        if self.is_started or not self.writer.next_row:
+            return self.is_started
+        now = self._clock.monotonic_ns()
+        self._first_row_ns = now if self._first_row_ns is None else self._first_row_ns
+        if is_over or now - self._first_row_ns > _SHOWN_AFTER_NS:
+            self._told.introduce_by_id()
+            self._is_changed = True
+            self._save()
+        return self.is_started
+
     def end(self) -> None:
         """Nothing more is expected. Sinks finish at the row after the last one.
 
@@ -145,7 +178,7 @@ class Run:
     def reopen(self, *, is_new_session: bool = False) -> None:
         """Somebody goes on with it."""
         if is_new_session:
-            self._forget_finish()
+            self._told.forget_sessions()
         self.info["state"] = "running"
         self._is_changed = True
 
@@ -155,50 +188,20 @@ class Run:
     def _learn(
         self, session: str, source: str, event: Event | None, *, is_late: bool = False
     ) -> None:
-        is_main = source == MAIN_SOURCE
-        if not isinstance(event, RunStarted | ConfigUpdated | RunFinished):
-            return
-        # Also where nothing is learned: as_of_row moves past it.
-        self._is_changed = True
-        if is_late:
-            return
-        if isinstance(event, RunStarted):
-            if is_main:
-                self._forget_finish()
-            if is_main or not self.is_started:
-                self._introduce(event)
-        elif isinstance(event, ConfigUpdated):
-            if is_main:
-                self.info["config"] = {**self.info.get("config", {}), **event.config}
-        elif is_main or source == SIDECAR:
-            self.info.update(status=event.status, exit_code=event.exit_code, finished_by=session)
-
-    def _forget_finish(self) -> None:
-        for key in ("status", "exit_code", "finished_by"):
-            self.info.pop(key, None)
-
-    def _introduce(self, event: RunStarted) -> None:
-        self.info.update(
-            project=event.project,
-            name=event.name,
-            tags=list(event.tags),
-            notes=event.notes,
-            group=event.group,
-            wandb_mode=event.wandb_mode,
-            config=dict(event.config),
-            host=event.host,
-            gpu_uuids=list(event.gpu_uuids),
-            world_size=event.world_size,
-            process={"pid": event.pid, "start_ns": event.process_start_ns},
-        )
-        self.info.setdefault("started_wall_ns", self._clock.wall_ns())
+        # Also where nothing new is learned: as_of_row moves past it.
+        if self._told.learn(session, source, event, is_late=is_late):
+            self._is_changed = True
 
     def _catch_up(self) -> None:
         """Learn what was journaled after run.json was last written."""
-        known = int(self.info.setdefault("as_of_row", 0))
+        known = int(self.info["as_of_row"])
+        if known > self.writer.durable_row:
+            # Not of this journal: somebody put another one in its place.
+            self._told.forget()
+            known = 0
         if known < self.writer.durable_row:
-            for session, source, event in _lifecycle(self.writer.directory, known):
-                self._learn(session, source, event)
+            for row, event in lifecycle_events(self.writer.directory, known):
+                self._learn(row.session, row.source, event, is_late=row.is_late)
             # Behind an end there can only be late events: they bring another one.
             self.reopen()
         if self._is_changed:
@@ -249,11 +252,12 @@ class Runs:
         if not self.directory.is_dir():
             return
         for directory in sorted(self.directory.iterdir()):
-            if (directory / "journal").is_dir() and not _is_over(directory):
-                try:
+            # Whatever its files hold: one bad run keeps no other from going on.
+            try:
+                if (directory / "journal").is_dir() and not _is_over(directory):
                     self.open(directory.name)
-                except Exception as exc:
-                    log.error("run=%s can't be opened: %s", directory.name, exc)
+            except Exception as exc:
+                log.error("run=%s can't be opened: %s", directory.name, exc)
 
     def __iter__(self) -> Iterator[Run]:
         return iter(list(self._open.values()))
@@ -280,18 +284,20 @@ class Runs:
 
 def _is_over(directory: Path) -> bool:
     info = read_json(directory / RUN_FILE) or {}
-    mark = read_mark(directory / "journal")
-    has_news = mark is not None and mark.next_row > info.get("as_of_row", 0)
+    mark, known = read_mark(directory / "journal"), info.get("as_of_row")
+    has_news = mark is not None and not (isinstance(known, int) and mark.next_row <= known)
     return info.get("state") == "ended" and not has_news
 
 
-def _lifecycle(directory: Path, first_row: int) -> Iterator[tuple[str, str, Event | None]]:
-    """The events from first_row on that run.json is made of."""
+def lifecycle_events(
+    directory: Path, first_row: int, *, is_recorded: bool = False
+) -> Iterator[tuple[Row, Event | None]]:
+    """Yield the events from first_row on that run.json is made of."""
     tags = (RunStarted.TAG, ConfigUpdated.TAG, RunFinished.TAG)
-    with JournalReader(directory, first_row) as reader:
+    with JournalReader(directory, first_row, is_recorded=is_recorded) as reader:
         while (batch := reader.read()).rows or not batch.is_end:
             for row in batch.rows:
                 if row.envelope.tag in tags:
                     # Checked when it was taken in; by an older program, perhaps.
                     with contextlib.suppress(DecodeError):
-                        yield row.session, row.source, row.envelope.event()
+                        yield row, row.envelope.event()

@@ -9,9 +9,17 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from shared.events import HARDWARE
+from shared.wire import Hello
+from telemetry.sessions import MAIN_SOURCE, is_worker
 
 SILENT_NS: Final = 15_000_000_000
 """A stream that said nothing for so long (three keepalives) is not live."""
+
+STREAM_OVER_NS: Final = 30_000_000_000
+"""A stream that was silent for so long does not keep its run from ending."""
+
+IDLE_OVER_NS: Final = 300_000_000_000
+"""Nor does one that brought no event for so long, and only says that it lives."""
 
 OWN_STREAM: Final = 1
 """What an emitter numbers its own stream; those of spools that it found are higher."""
@@ -35,7 +43,13 @@ class IncomingStream:
     fin_seq: int | None = None
     is_finished: bool = False
     is_late: bool = False
-    """The rest of a session that is over, sent by the one that came after it."""
+    """The rest of a session that is over, sent by somebody else."""
+    spoke_ns: int = 0
+    """When it last brought events: a keepalive is none."""
+    rival: IncomingStream | None = None
+    """A main session that began while this one had not ended. Perhaps this one is dead."""
+    notice: str = ""
+    """What its producer should tell its user, with the next answer."""
     asked_ns: int = 0
     refused_at: int | None = None
     """next_seq when a frame was refused whole: what comes next tells how many events it had."""
@@ -43,8 +57,31 @@ class IncomingStream:
     """Runs whose journals hold frames of it that are not on disk yet."""
 
     @property
+    def key(self) -> StreamKey:
+        return self.peer, self.number
+
+    def is_asked_for_by(self, hello: Hello) -> bool:
+        """True if this HELLO speaks of the stream as it was opened."""
+        asked = hello.run_id, hello.session, hello.source
+        is_same = (self.run_id, self.session, self.source) == asked
+        return is_same and (self.is_late or not hello.late)
+
+    @property
+    def is_main(self) -> bool:
+        """True for a live main session, not for what somebody sends of a former one."""
+        return self.source == MAIN_SOURCE and not self.is_late
+
+    @property
     def is_hardware(self) -> bool:
         return self.source.startswith(HARDWARE)
+
+    def is_over(self, now: int) -> bool:
+        """True if the end of its run need not wait for this stream."""
+        if self.is_finished or now - self.heard_ns > STREAM_OVER_NS:
+            return True
+        # A worker never decides about the end of its run: it only may say its last events.
+        patience_ns = STREAM_OVER_NS if is_worker(self.source) else IDLE_OVER_NS
+        return now - self.spoke_ns > patience_ns
 
     def is_live(self, now: int) -> bool:
         """Its producer has said something lately, and not that it ends."""

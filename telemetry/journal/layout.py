@@ -68,13 +68,27 @@ def read_mark(directory: Path) -> Mark | None:
     for _ in range(100):
         try:
             data = (directory / MARK_NAME).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError):
             return None
         if len(data) == _MARK.size + _CRC.size:
             body, crc = data[: _MARK.size], data[_MARK.size :]
             if _CRC.unpack(crc)[0] == zlib.crc32(body):
                 return Mark(*_MARK.unpack(body))
     return None
+
+
+def make_durably(directory: Path) -> None:
+    """Make a directory and those above it, so that a power cut can't take their names.
+
+    The name of one that exists is synced as well: whoever made it may have been
+    killed before it could do that.
+    """
+    if not directory.is_dir():
+        make_durably(directory.parent)
+        directory.mkdir(exist_ok=True)
+    # One above that may not even be listed is not ours, and was there before us.
+    with contextlib.suppress(PermissionError):
+        sync_directory(directory.parent)
 
 
 def sync_directory(directory: Path) -> None:

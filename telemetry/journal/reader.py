@@ -161,7 +161,14 @@ class JournalReader:
         if len(envelopes) != header.count:
             raise DecodeError(f"{len(envelopes)} events in a record of {header.count}")
         return [
-            Row(header.row + i, entry.source, entry.session, header.base_seq + i, envelope)
+            Row(
+                header.row + i,
+                entry.source,
+                entry.session,
+                header.base_seq + i,
+                envelope,
+                header.is_late,
+            )
             for i, envelope in enumerate(envelopes)
             if header.row + i >= self.next_row
         ]

@@ -22,6 +22,7 @@ from typing import Final
 
 from shared.record import (
     EVENTS,
+    LATE,
     PAYLOAD_MAX_BYTES,
     STREAMS,
     StreamEntry,
@@ -33,6 +34,7 @@ from telemetry.journal.layout import (
     MARK_NAME,
     Mark,
     encode_mark,
+    make_durably,
     segment_path,
     segments,
     sync_directory,
@@ -80,7 +82,9 @@ class JournalWriter:
             JournalFault: the disk fails.
             OSError: the directory can't be made, read or written.
         """
-        _make_durably(directory)
+        # The run's own directory may be there, and its name not be on disk yet.
+        make_durably(directory.parent)
+        make_durably(directory)
         self.directory = directory
         self.pending_bytes = 0
         self._segment_max_bytes = segment_max_bytes
@@ -122,10 +126,19 @@ class JournalWriter:
         return -1 if number is None else self._streams[number].durable_seq
 
     def append(
-        self, run_id: str, session: str, source: str, base_seq: int, count: int, payload: bytes
+        self,
+        run_id: str,
+        session: str,
+        source: str,
+        base_seq: int,
+        count: int,
+        payload: bytes,
+        *,
+        is_late: bool = False,
     ) -> int:
         """Add a frame behind the last one, in memory, and return its first row.
 
+        is_late: its session is over, and somebody else sends what it left.
         Frames of one stream come in the order of their seq; that is the caller's part.
 
         Raises:
@@ -135,7 +148,8 @@ class JournalWriter:
             raise ValueError(f"frame of {count} events in {len(payload)} bytes")
         number = self._number_of(run_id, session, source)
         row = self._next_row
-        self._push(encode_record(EVENTS, number, row, base_seq, count, payload))
+        flags = LATE if is_late else 0
+        self._push(encode_record(EVENTS, number, row, base_seq, count, payload, flags))
         self._next_row = row + count
         self._streams[number].appended_seq = base_seq + count - 1
         return row
@@ -326,15 +340,6 @@ def _write_all(fd: int, data: bytes, at: int) -> None:
     written = 0
     while written < len(data):
         written += os.pwrite(fd, memoryview(data)[written:], at + written)
-
-
-def _make_durably(directory: Path) -> None:
-    """Make a directory and those above it, so that a power cut can't take their names."""
-    if directory.is_dir():
-        return
-    _make_durably(directory.parent)
-    directory.mkdir(exist_ok=True)
-    sync_directory(directory.parent)
 
 
 def _locked(directory: Path) -> int:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import integers, lists, sampled_from, tuples
 
-from shared.events import Gap, MetricsLogged, encode_event, join_events
+from shared.events import Gap, MessageLogged, MetricsLogged, encode_event, join_events
 from shared.wire import WHOLE_STREAM, Ack, Nack, Welcome
 from telemetry.journal.writer import JournalFault, JournalFull, JournalWriter
 from tests.fakes import ManualClock
@@ -280,27 +280,77 @@ def test_a_fin_beyond_what_came_is_answered_with_where_the_stream_stands(station
 # --- who may speak
 
 
-def test_a_second_live_session_of_a_source_is_refused_until_the_first_is_silent(station):
-    """Two trainers of one run would write over each other."""
+def test_several_live_sessions_of_a_source_are_all_recorded(station):
+    """A notebook cell run again, two jobs with one id: each is a stream with its own
+    numbers. Row 40."""
+    producers = [Producer(station, f"s{n}", peer=b"peer%d" % n) for n in range(3)]
+    answers = [producer.hello() for producer in producers]
+    for step in range(4):
+        for producer in producers:
+            producer.emit(metric(step))
+
+    acknowledged = station.ingest.commit()
+
+    assert all(isinstance(answer, Welcome) for answer in answers)
+    assert sorted(m.durable_seq for _, m in acknowledged) == [3, 3, 3]
+    for producer in producers:
+        told = [row.seq for row in station.rows() if row.session == producer.session]
+        assert told == [0, 1, 2, 3]
+
+
+def messages_of(station: Station) -> list[str]:
+    return [event.text for event in station.events() if isinstance(event, MessageLogged)]
+
+
+@pytest.mark.parametrize("says", ["hello", "events"])
+def test_two_live_main_sessions_are_told_of_once_on_both_sides_and_in_the_journal(
+    station, caplog, says
+):
+    """Two jobs with one id. Row 40."""
     first, second = Producer(station), Producer(station, "s2", peer=b"other")
     first.hello()
+    second.hello()
 
-    refused = second.hello()
-    station.wait(16)
-    accepted = second.hello()
+    for step in range(5):
+        for producer in (first, second):
+            producer.hello() if says == "hello" else producer.emit(metric(step))
+    answers = [reply for _, reply in station.ingest.commit()]
+    answers += first.replies + second.replies
 
-    assert isinstance(refused, Nack) and refused.seq == WHOLE_STREAM and "is live" in refused.reason
-    assert isinstance(accepted, Welcome)
+    assert len(messages_of(station)) == 1 and "two live sessions" in messages_of(station)[0]
+    assert len([record for record in caplog.records if "two live" in record.message]) == 1
+    assert len([answer for answer in answers if getattr(answer, "notice", "")]) == 2
+    (said,) = [row for row in station.rows() if isinstance(row.envelope.event(), MessageLogged)]
+    assert said.source == "sidecar" and said.envelope.event().level == "warning"
 
 
-def test_a_new_session_is_accepted_at_once_when_the_first_has_finished(station):
-    """It said FIN: nobody is disturbed."""
+def test_a_restart_after_a_crash_is_no_second_live_session(station, caplog):
+    """The former session never speaks again, however soon the next one comes. Row 40."""
     first, second = Producer(station), Producer(station, "s2", peer=b"other")
     first.hello()
-    first.fin()
-    first.committed()
+    first.emit(metric(0))
 
-    assert isinstance(second.hello(), Welcome)
+    welcome = second.hello()
+    second.emit(metric(0))
+    second.hello()
+    station.settle()
+
+    assert isinstance(welcome, Welcome) and not messages_of(station) and not caplog.records
+
+
+def test_a_worker_beside_its_parent_is_a_source_of_its_own(station):
+    """Neither says anything of the other. Row 40."""
+    parent = Producer(station)
+    workers = [
+        Producer(station, f"w{n}", source=f"rank0.worker{n}", peer=b"w%d" % n) for n in (0, 1)
+    ]
+    for producer in (parent, *workers):
+        producer.hello()
+        producer.emit(metric(0))
+    station.settle()
+
+    assert [row.source for row in station.rows()] == ["rank0", "rank0.worker0", "rank0.worker1"]
+    assert not messages_of(station)
 
 
 def test_the_same_session_goes_on_over_a_new_connection(station):
@@ -317,10 +367,12 @@ def test_the_same_session_goes_on_over_a_new_connection(station):
     assert station.steps() == [0, 1]
 
 
-def test_the_spool_of_a_former_session_is_taken_beside_the_live_one(station):
-    """A trainer that was restarted sends what its former self left. Rows 22 and 33."""
+@pytest.mark.parametrize("is_said", [True, False])
+def test_the_spool_of_a_former_session_is_taken_beside_the_live_one(station, is_said):
+    """A trainer that was restarted sends what its former self left. An emitter of before
+    `late` is known by its stream's number. Rows 22 and 33."""
     live = Producer(station, "s2")
-    orphan = Producer(station, "s1", number=2)
+    orphan = Producer(station, "s1", number=2, late=is_said)
     live.hello()
     live.emit(started(name="second"), metric(10))
 
@@ -332,6 +384,7 @@ def test_the_spool_of_a_former_session_is_taken_beside_the_live_one(station):
 
     assert isinstance(welcome, Welcome) and is_fin_acked(done)
     assert station.steps() == [10, 0]
+    assert [row.is_late for row in station.rows()] == [False] * 2 + [True] * 3
     run = station.runs.get("r")
     # The live session has the say: its run neither ends nor takes a former name.
     assert not run.is_ended and run.finish_status is None and run.info["name"] == "second"

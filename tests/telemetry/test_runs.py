@@ -243,7 +243,7 @@ def test_the_last_word_of_an_abandoned_run_is_where_its_silence_begins(station):
     producer.emit(metric(1))
     station.wait(5)
 
-    station.ingest.declare_abandoned_lost()
+    station.ingest.declare_abandoned()
     station.settle()
 
     (gap,) = [event for event in station.events() if isinstance(event, Gap)]
@@ -328,7 +328,7 @@ def test_late_events_of_an_old_session_are_kept_and_the_run_ends_again(station, 
     if is_restarted:
         station = station.restarted()
 
-    orphan = Producer(station, "s1", peer=b"adopter", number=2)
+    orphan = Producer(station, "s1", peer=b"adopter", number=2, late=True)
     orphan.hello()
     orphan.emit(metric(1))
     orphan.fin()
@@ -341,13 +341,149 @@ def test_late_events_of_an_old_session_are_kept_and_the_run_ends_again(station, 
     assert info(station)["endings"] == 2
 
 
+def test_a_run_waits_for_a_session_that_is_newer_than_the_one_that_finished(station):
+    """Two jobs with one id, or a notebook cell again. Row 40."""
+    first = begun(station)
+    second = begun(station, "s2", peer=b"second")
+    first.emit(finished())
+    station.settle()
+    while_second_is_at_work = info(station)
+
+    second.emit(finished("failed"))
+    station.settle()
+
+    assert while_second_is_at_work["state"] == "running"
+    assert "status" not in while_second_is_at_work
+    assert info(station)["state"] == "ended" and info(station)["status"] == "failed"
+
+
+def test_a_run_waits_for_an_older_session_as_long_as_it_brings_events(station):
+    """The newest has finished; who only says that it lives is waited for 300 s. Row 40."""
+    first = begun(station)
+    second = begun(station, "s2", peer=b"second")
+    second.emit(finished())
+    for step in range(40):
+        station.wait(10)
+        first.emit(metric(step))
+        station.settle()
+    while_it_speaks = info(station)["state"]
+    for _ in range(29):
+        station.wait(10)
+        first.hello()
+        station.settle()
+    while_it_is_waited_for = info(station)["state"]
+    for _ in range(2):
+        station.wait(10)
+        first.hello()
+        station.settle()
+
+    assert (while_it_speaks, while_it_is_waited_for) == ("running", "running")
+    assert info(station)["state"] == "ended" and info(station)["status"] == "finished"
+
+
+def test_a_worker_decides_nothing_about_the_end_of_its_run(station):
+    """Its keepalives keep no run open, its last word ends none, and neither is it lost."""
+    producer = begun(station)
+    worker = Producer(station, "w", source="rank0.worker0", peer=b"worker")
+    worker.hello()
+    worker.emit(started(name="worker"), metric(0), finished("failed"))
+    station.settle()
+    after_its_word = info(station)
+    producer.emit(finished())
+    for _ in range(4):
+        station.wait(10)
+        worker.hello()
+        station.settle()
+
+    assert after_its_word["state"] == "running" and after_its_word["name"] == "n"
+    assert info(station)["state"] == "ended" and info(station)["status"] == "finished"
+
+
+def test_a_worker_whose_parent_is_gone_does_not_keep_the_run_from_being_lost(station):
+    """It says that it lives, and nothing else."""
+    begun(station)
+    worker = Producer(station, "w", source="rank0.worker0", peer=b"worker")
+    worker.hello()
+    for _ in range(int(LOST_AFTER_S / 10) + 2):
+        station.wait(10)
+        worker.hello()
+        station.settle()
+
+    assert info(station)["state"] == "ended" and info(station)["status"] == "lost"
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_a_run_that_only_late_spools_tell_of_is_named_and_ends_by_them(station, is_restarted):
+    """Trained without a sidecar, taken in afterwards. Row 22."""
+    orphan = Producer(station, "s1", peer=b"carrier", number=2, late=True)
+    orphan.hello()
+    orphan.emit(started(), metric(0), finished())
+    orphan.fin()
+    station.ingest.commit()
+    if is_restarted:
+        station = station.restarted()
+    station.settle()
+
+    assert info(station)["name"] == "n"
+    assert info(station)["state"] == "ended" and info(station)["status"] == "finished"
+
+
+def test_a_late_spool_tells_that_a_lost_run_had_finished(station):
+    """The trainer's last word came to its spool and no further. Row 22."""
+    begun(station)
+    station.wait(LOST_AFTER_S + 1)
+    station.settle()
+    orphan = Producer(station, "s1", peer=b"carrier", number=2, late=True)
+    orphan.hello()
+    orphan.emit(finished())
+    orphan.fin()
+    station.settle()
+
+    assert info(station)["state"] == "ended" and info(station)["status"] == "finished"
+
+
+@pytest.mark.parametrize("how", ["a minute", "lost", "a restart"])
+def test_a_run_that_nobody_introduces_is_shown_under_its_id(station, how):
+    """After a minute, or when it has ended: late by 200 ms is not without."""
+    producer = Producer(station, "s1", source="rank1")
+    producer.hello()
+    producer.emit(metric(0))
+    station.settle()
+    at_once = info(station)
+    if how == "a restart":
+        station = station.restarted()
+        station.settle()
+    seconds = LOST_AFTER_S + 1 if how == "lost" else 61
+    station.wait(seconds)
+    station.settle()
+
+    assert "name" not in at_once
+    told = info(station)
+    assert (told["name"], told["is_introduced"]) == ("r", False)
+    assert told["state"] == ("ended" if how == "lost" else "running")
+
+
+def test_a_run_that_is_introduced_late_has_the_name_it_was_given(station):
+    """It was shown under its id meanwhile."""
+    other = Producer(station, "s2", source="rank1", peer=b"rank1")
+    other.hello()
+    other.emit(metric(0))
+    station.settle()
+    station.wait(61)
+    station.settle()
+
+    begun(station)
+
+    assert info(station)["name"] == "n" and info(station)["is_introduced"] is True
+
+
 def test_rows_behind_an_end_are_found_after_a_crash_between_journal_and_run_json(station):
     """Late events were journaled; run.json still says that the run is over."""
     begun(station)
     station.wait(LOST_AFTER_S + 1)
     station.settle()
     before = run_file(station).read_bytes()
-    orphan = Producer(station, "s1", peer=b"adopter")
+    orphan = Producer(station, "s1", peer=b"adopter", late=True)
     orphan.hello()
     orphan.emit(metric(1))
     station.ingest.commit()
@@ -423,7 +559,7 @@ def test_what_has_not_finished_is_lost_when_all_producers_are_gone(station):
     done.emit(finished())
     station.settle()
 
-    station.ingest.declare_abandoned_lost()
+    station.ingest.declare_abandoned()
     station.settle()
 
     assert info(station)["state"] == "ended" and info(station)["status"] == "lost"

@@ -104,6 +104,7 @@ class Producer:
     peer: bytes = b"peer"
     number: int = 1
     next_seq: int = 0
+    late: bool = False
     replies: list[Message] = field(default_factory=list)
 
     def say(self, message: Message) -> list[Message]:
@@ -114,7 +115,7 @@ class Producer:
 
     def hello(self, first_seq: int = 0) -> Message:
         (answer,) = self.say(
-            Hello(self.number, self.run_id, self.session, self.source, SCHEMA, first_seq)
+            Hello(self.number, self.run_id, self.session, self.source, SCHEMA, first_seq, self.late)
         )
         if isinstance(answer, Welcome):
             self.next_seq = answer.next_seq
