@@ -29,8 +29,8 @@ from shared.events import (
 )
 from shared.ids import check_run_id
 from telemetry.files import read_json, write_json
-from telemetry.journal.layout import read_mark
 from telemetry.journal.reader import JournalReader
+from telemetry.journal.recovery import readable_end
 from telemetry.journal.writer import JournalWriter
 from telemetry.rows import Row
 from telemetry.runinfo import RUN_FILE, SIDECAR, RunInfo
@@ -284,8 +284,9 @@ class Runs:
 
 def _is_over(directory: Path) -> bool:
     info = read_json(directory / RUN_FILE) or {}
-    mark, known = read_mark(directory / "journal"), info.get("as_of_row")
-    has_news = mark is not None and not (isinstance(known, int) and mark.next_row <= known)
+    # Not the mark alone: after a power cut it may be older than what was acknowledged.
+    end, known = readable_end(directory / "journal"), info.get("as_of_row")
+    has_news = end is not None and not (isinstance(known, int) and end.next_row <= known)
     return info.get("state") == "ended" and not has_news
 
 

@@ -240,7 +240,7 @@ def _carry(
                 and time.monotonic() - committed_s < (COMMIT_INTERVAL_S)
             ):
                 continue
-            if batch.is_end and _is_over(job, info):
+            if batch.is_end and not reader.is_blind and _is_over(job, info):
                 report("finishing", reader.next_row)
                 slot.enter(FINISHING)
                 position = sink.finish(info.get("status"), info.get("exit_code"))
