@@ -68,9 +68,18 @@ def launched_runs(runs_dir: Path, launch_id: str) -> dict[str, dict[str, Any]]:
 
 
 def unsynced_wandb_runs(run_dir: Path) -> list[Path]:
-    """Offline runs of wandb that were not uploaded, in order of their start."""
+    """Return the offline runs of wandb that are still to be uploaded, in order of their start.
+
+    One without anything in it, as a kill may leave it, is not.
+    """
+    from telemetry.sinks.wandb.wandb_file import holds_a_run
+
     found = sorted((run_dir / "wandb").glob("offline-run-*"))
-    return [path for path in found if not any(path.glob("*.synced"))]
+    return [
+        path
+        for path in found
+        if not any(path.glob("*.synced")) and any(map(holds_a_run, path.glob("*.wandb")))
+    ]
 
 
 def _lines(run_dir: Path, info: dict[str, Any], behind: set[str], commands: Commands) -> list[str]:
