@@ -72,14 +72,16 @@ def unsynced_wandb_runs(run_dir: Path) -> list[Path]:
 
     One without anything in it, as a kill may leave it, is not.
     """
+    found = sorted((run_dir / "wandb").glob("offline-run-*"))
+    return [p for p in found if not any(p.glob("*.synced")) and not _is_empty(p)]
+
+
+def _is_empty(fragment: Path) -> bool:
+    """Return True if nothing of a run came into a fragment's file."""
     from telemetry.sinks.wandb.wandb_file import holds_a_run
 
-    found = sorted((run_dir / "wandb").glob("offline-run-*"))
-    return [
-        path
-        for path in found
-        if not any(path.glob("*.synced")) and any(map(holds_a_run, path.glob("*.wandb")))
-    ]
+    files = list(fragment.glob("*.wandb"))
+    return bool(files) and not any(map(holds_a_run, files))
 
 
 def _lines(run_dir: Path, info: dict[str, Any], behind: set[str], commands: Commands) -> list[str]:
