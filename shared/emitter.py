@@ -26,6 +26,7 @@ from shared.clock import Clock, SystemClock
 from shared.events import Event, MetricsLogged, RunStarted, Scalar
 from shared.held import EVENT_COST_BYTES, VALUE_COST_BYTES, held_event
 from shared.ids import check_run_id, check_source, new_session
+from shared.launches import with_launch_id
 from shared.outgoing import OutgoingStream
 from shared.packing import kind_of
 from shared.rows import held_row
@@ -165,6 +166,7 @@ class Emitter:
                 if type(event) is RunStarted:
                     # Here the run begins: a script may set these variables until now.
                     event = filled_in(event, os.environ, self.run_id)
+                    event = with_launch_id(event, os.environ)
             sender = self._sender
             if sender is None or self._is_closed:
                 if self._is_closed:

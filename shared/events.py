@@ -87,6 +87,8 @@ class RunStarted(PartialEvent, frozen=True, kw_only=True):
     """The W&B server that the producer is set up for: only compared with the sidecar's own."""
     wandb_sweep_id: str = ""
     """The W&B sweep that this run is one of."""
+    launch_id: str = ""
+    """The `telemetry run` whose command began this run; empty where none did."""
 
 
 class ConfigUpdated(PartialEvent, frozen=True, kw_only=True):
@@ -179,14 +181,9 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
 
 _DECODERS: Final = {tag: msgspec.msgpack.Decoder(cls) for tag, cls in EVENT_TYPES.items()}
 _ENCODER: Final = msgspec.msgpack.Encoder()
-_LATER_FIELDS: Final = (
-    "left_out",
-    "left_out_count",
-    "entity",
-    "job_type",
-    "wandb_base_url",
-    "wandb_sweep_id",
-)
+LATER_TEXTS: Final = ("entity", "job_type", "wandb_base_url", "launch_id", "wandb_sweep_id")
+"""Of RunStarted. A field that is added later is packed only where it is not empty."""
+_LATER_FIELDS: Final = ("left_out", "left_out_count", *LATER_TEXTS)
 
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True):

@@ -19,6 +19,7 @@ from shared.events import (
     FAILED,
     FINISHED,
     KINDS,
+    LATER_TEXTS,
     NAME_MAX_BYTES,
     ConfigUpdated,
     DecodeError,
@@ -200,9 +201,9 @@ def _started(event: RunStarted, run_id: str, left_out: LeftOuts) -> Body:
 
 
 def _later_fields(event: RunStarted, left_out: LeftOuts) -> Body:
-    """What W&B's variables said of the run: texts, all of them."""
-    names = ("entity", "job_type", "wandb_base_url", "wandb_sweep_id")
-    return {name: text_of(name, getattr(event, name), left_out, "") for name in names}
+    """Pack what W&B's variables and `telemetry run` said of the run: texts, where there are any."""
+    texts = {name: text_of(name, getattr(event, name), left_out, "") for name in LATER_TEXTS}
+    return {name: text for name, text in texts.items() if text}
 
 
 def _finished(event: RunFinished, left_out: LeftOuts) -> Body:

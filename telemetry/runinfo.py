@@ -44,12 +44,17 @@ class _Known(msgspec.Struct, frozen=True):
     notes: str = ""
     group: str = ""
     wandb_mode: str = ""
+    entity: str = ""
+    job_type: str = ""
+    wandb_base_url: str = ""
+    wandb_sweep_id: str = ""
     config: dict[str, Any] = {}
     host: str = ""
     gpu_uuids: list[str] = []
     world_size: int = 1
     process: dict[str, int] = {}
     started_wall_ns: int = 0
+    launch_id: str = ""
 
 
 class RunInfo:
@@ -142,11 +147,16 @@ class RunInfo:
             notes=event.notes,
             group=event.group,
             wandb_mode=event.wandb_mode,
+            entity=event.entity,
+            job_type=event.job_type,
+            wandb_base_url=event.wandb_base_url,
+            wandb_sweep_id=event.wandb_sweep_id,
             config=dict(event.config),
             host=event.host,
             gpu_uuids=list(event.gpu_uuids),
             world_size=event.world_size,
             process={"pid": event.pid, "start_ns": event.process_start_ns},
+            launch_id=event.launch_id,
         )
         self.values.setdefault("started_wall_ns", self._clock.wall_ns())
 

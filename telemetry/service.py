@@ -35,7 +35,7 @@ from telemetry.retention import Retention
 from telemetry.runs import Runs
 from telemetry.spools import SpoolCarrier
 from telemetry.status import Health, StatusServer
-from telemetry.summary import print_summary
+from telemetry.summary import Commands, print_summary
 from telemetry.supervisor import Supervisor
 
 log = logging.getLogger("telemetry.service")
@@ -79,7 +79,9 @@ class Service:
             max_processes=config.max_sink_processes,
             sink_timeout_s=config.sink_timeout_s,
         )
-        spools = tuple(Path(name).expanduser() for name in config.spool_dir)
+        # `run` has its command spool in the data directory, also with a sidecar that is not its.
+        names = dict.fromkeys([*config.spool_dir, str(config.data_dir.absolute() / "spool")])
+        spools = tuple(Path(name).expanduser() for name in names)
         self._carrier = SpoolCarrier(config.address, spools, self._clock)
         self._retention = Retention(self._runs.directory, config.sinks, config.retain_bytes)
         self._sampler: subprocess.Popen[bytes] | None = None
@@ -100,6 +102,8 @@ class Service:
         self._retention.start()
         self._data_dir.publish(self.config.address)
         log.info("listening on %s, data in %s", self.config.address, self.config.data_dir)
+        if self._status is not None:
+            log.info("status on http://%s: /livez, /readyz, /metrics", self._status.address)
         try:
             while not self.stop.is_set():
                 self._guarded_turn()
@@ -279,7 +283,8 @@ class Service:
         backlog = {pair for pair in self._supervisor.backlog if pair[0] in told_of}
         open_runs = {run.run_id for run in self._runs if not run.is_ended}
         backlog = {pair for pair in backlog if pair[0] not in open_runs}
-        print_summary(self._runs.directory, sorted(told_of), backlog)
+        commands = Commands(self.config.command_form, self.config.tensorboard_url)
+        print_summary(self._runs.directory, sorted(told_of), backlog, commands)
         return EXIT_BACKLOG if backlog else EXIT_OK
 
 

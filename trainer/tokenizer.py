@@ -49,15 +49,18 @@ class LoadedTokenizer:
                 yield np.asarray(ids, dtype=np.int32)
 
 
-def load_tokenizer(name: str, dataset: str, say: Callable[[str], None]) -> LoadedTokenizer:
-    """Load the tokenizer of a run.
+def load_tokenizer(
+    name: str, dataset: str, say: Callable[[str], None], is_chosen: bool = False
+) -> LoadedTokenizer:
+    """Load the tokenizer of a run; in the place of the default one, perhaps the shipped one.
 
     Raises:
-        BadInput: a tokenizer other than the default one could not be loaded.
+        BadInput: a tokenizer that was chosen, or is not the default one, could not be loaded.
     """
     if name == SHIPPED:
         return _load_shipped()
-    if name == DEFAULT and dataset == "sample":
+    has_substitute = name == DEFAULT and not is_chosen
+    if has_substitute and dataset == "sample":
         say(f"Tokenizer: the shipped one (8,192 tokens, made for the sample), not {DEFAULT}.")
         return _load_shipped()
     say(f"Loading the tokenizer {name} (without a connection this takes up to a minute to fail).")
@@ -68,7 +71,7 @@ def load_tokenizer(name: str, dataset: str, say: Callable[[str], None]) -> Loade
     # Which exceptions a missing hub raises is not documented and differs between versions;
     # all of them mean that this tokenizer is not to be had now.
     except Exception as exc:
-        if name == DEFAULT:
+        if has_substitute:
             say(
                 f"Tokenizer {DEFAULT} cannot be loaded ({type(exc).__name__}): "
                 "the shipped one (8,192 tokens, trained on Jane Austen) takes its place."

@@ -58,8 +58,16 @@ def test_the_default_tokenizer_out_of_reach_is_replaced_aloud():
     assert "the shipped one" in said[1]
 
 
-def test_a_chosen_tokenizer_out_of_reach_is_an_error():
-    """Only the default has a stand-in."""
+@pytest.mark.parametrize("dataset", ["sample", "wikitext-2-v1"])
+@pytest.mark.parametrize("name", ["no/such", "bert-base-uncased"])
+def test_a_chosen_tokenizer_out_of_reach_is_an_error(name, dataset):
+    """Only the default has a stand-in, and not where somebody chose it by its name."""
+    with pytest.raises(BadInput, match=rf"{name} cannot .*--tokenizer shipped"):
+        load_tokenizer(name, dataset, lambda text: None, is_chosen=True)
+
+
+def test_a_tokenizer_that_is_not_the_default_has_no_stand_in():
+    """Nor has one that a checkpoint names."""
     with pytest.raises(BadInput, match=r"no/such.*--tokenizer shipped"):
         load_tokenizer("no/such", "sample", lambda text: None)
 
