@@ -7,8 +7,10 @@ Never: looks at what makes it another run altogether; that is check_identity's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import torch
 
 from trainer.checkpoint import Checkpoint
 from trainer.errors import BadInput
@@ -61,7 +63,7 @@ def compare_schedule(
 
 
 def compare_arguments(
-    checkpoint: Checkpoint, arguments: Mapping[str, Any], rows_per_step: int
+    checkpoint: Checkpoint, arguments: Mapping[str, Any], rows_per_step: int, world_size: int
 ) -> list[str]:
     """A sentence about arguments of training that are others than the session's before."""
     saved = checkpoint["arguments"]
@@ -73,7 +75,20 @@ def compare_arguments(
     before = checkpoint.get("rows_per_step", rows_per_step)
     if before != rows_per_step:
         changes.append(f"a step had {before} rows and has {rows_per_step}")
+    changes += _place_changes(checkpoint["random"], world_size)
     return [f"Other than before the checkpoint: {', '.join(changes)}."] if changes else []
+
+
+def _place_changes(random: Sequence[Mapping[str, Any]], world_size: int) -> list[str]:
+    """What keeps the noise of training from going on where it was; random is by rank."""
+    changes = []
+    if len(random) != world_size:
+        changes.append(f"{len(random)} processes are {world_size} now")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    had = len(random[0]["cuda"])
+    if had != gpus:
+        changes.append(f"{had} visible GPUs are {gpus} now, so their noise begins anew")
+    return changes
 
 
 def _saved_schedule(checkpoint: Checkpoint) -> dict[str, Any]:

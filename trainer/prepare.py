@@ -140,7 +140,9 @@ def prepare(
         check_identity(checkpoint, identity, besides=SPANS)
         schedule = schedule_of(plan, model_config)
         changes = compare_schedule(checkpoint, schedule, model_config, args.change_schedule)
-        changes += compare_arguments(checkpoint, args.as_config(), plan.rows_per_step)
+        changes += compare_arguments(
+            checkpoint, args.as_config(), plan.rows_per_step, processes.world_size
+        )
         for sentence in changes:
             say(sentence)
     teacher = None
@@ -276,6 +278,7 @@ def start_config(prepared: Prepared) -> dict[str, Any]:
         **prepared.args.as_config(),
         # The one that is used, which need not be the default one.
         "tokenizer": prepared.tokenizer_name,
+        "tf32": on_gpu,
         "evaluation_precision": "fp32",
         **prepared.data_config,
         "device": str(prepared.device),

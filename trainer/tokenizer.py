@@ -22,6 +22,8 @@ SHIPPED_PATH = Path(__file__).parent / "assets" / "tokenizer.json"
 SHIPPED = "shipped"
 DEFAULT = "bert-base-uncased"
 CHUNK_PARAGRAPHS = 2000
+UNKNOWN_WORD = "<unk>"
+"""What WikiText has in the place of rare words."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,11 @@ class LoadedTokenizer:
     backend: Any
 
     def encode(self, paragraphs: Sequence[str]) -> Iterator[NDArray[np.int32]]:
-        """Token ids of each paragraph, without special tokens."""
+        """Token ids of each paragraph, without special tokens; <unk> is the unknown one."""
+        unknown = self.backend.unk_token or UNKNOWN_WORD
         for start in range(0, len(paragraphs), CHUNK_PARAGRAPHS):
-            chunk = list(paragraphs[start : start + CHUNK_PARAGRAPHS])
+            part = paragraphs[start : start + CHUNK_PARAGRAPHS]
+            chunk = [text.replace(UNKNOWN_WORD, unknown) for text in part]
             encoded = self.backend(
                 chunk, add_special_tokens=False, return_attention_mask=False, verbose=False
             )

@@ -91,6 +91,21 @@ def test_another_way_to_train_is_said(run, capsys, change, said):
     assert all(part in error for part in said)
 
 
+def test_another_place_is_said(run, capsys, monkeypatch):
+    """The noise of GPUs goes on only where there are as many; of processes likewise."""
+    state = out(run) / "checkpoints" / "step-000004" / "state.json"
+    values = json.loads(state.read_text())
+    values["random"] = [{**values["random"][0], "cuda": ["AAAA"]}] * 2
+    state.write_text(json.dumps(values))
+    capsys.readouterr()
+
+    code = resumed(run)
+
+    error = capsys.readouterr().err
+    assert code == 0
+    assert "2 processes are 1 now, 1 visible GPUs are 0 now" in error
+
+
 def test_the_same_again_is_not_worth_a_word(run, capsys):
     """What is only about records may change."""
     capsys.readouterr()
