@@ -17,6 +17,7 @@ import socket
 import subprocess
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -36,7 +37,7 @@ from telemetry.runs import Runs
 from telemetry.spools import SpoolCarrier
 from telemetry.status import Health, StatusServer
 from telemetry.summary import Commands, print_summary
-from telemetry.supervisor import Supervisor
+from telemetry.supervisor import Supervisor, sink_command
 
 log = logging.getLogger("telemetry.service")
 
@@ -78,6 +79,7 @@ class Service:
             self._clock,
             max_processes=config.max_sink_processes,
             sink_timeout_s=config.sink_timeout_s,
+            command=partial(sink_command, per_core=config.per_core),
         )
         # `run` has its command spool in the data directory, also with a sidecar that is not its.
         names = dict.fromkeys([*config.spool_dir, str(config.data_dir.absolute() / "spool")])
