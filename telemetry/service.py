@@ -19,7 +19,9 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Annotated, Final
+
+import msgspec
 
 from shared.clock import Clock, SystemClock
 from shared.ids import new_session, sanitized_host
@@ -40,6 +42,7 @@ from telemetry.supervisor import Supervisor
 
 log = logging.getLogger("telemetry.service")
 
+STDIN_KEPT_BYTES: Final = 4096
 IDLE_WAIT_S: Final = 0.25
 TICK_NS: Final = 1_000_000_000
 SETTLE_S: Final = 0.3
@@ -57,6 +60,8 @@ class Service:
         self.config = config
         self.stop = threading.Event()
         self.are_producers_gone = False
+        self.exit_code: int | None = None
+        """How the command ended whose runs these are, where somebody said so."""
         self._clock = clock or SystemClock()
         self._host = sanitized_host(config.host or socket.gethostname())
         self._data_dir = DataDir(config.data_dir)
@@ -269,7 +274,7 @@ class Service:
         self._carrier.close()
         self._end_sampler()
         if self.are_producers_gone:
-            self._ingest.declare_abandoned()
+            self._ingest.declare_abandoned(self.exit_code)
         self._host_run.finish(self._runs)
         self._ingest.tick()
         self._guarded_turn()
@@ -293,12 +298,33 @@ def _bound(config: ServeConfig) -> Gateway:
 
 
 def watch_stdin(service: Service) -> None:
-    """Stop the service when standard input closes: whoever started it is gone."""
+    """Stop the service when standard input closes: whoever started it is gone.
+
+    A last line of JSON before that, `{"exit_code": N}`, tells how the command ended whose
+    runs these are; N is 128 + n, or -n, for a signal.
+    """
 
     def watch() -> None:
-        while os.read(0, 1024):
-            pass
+        said = b""
+        while chunk := os.read(0, 1024):
+            said = (said + chunk)[-STDIN_KEPT_BYTES:]
+        service.exit_code = exit_code_in(said)
         service.are_producers_gone = True
         service.stop.set()
 
     threading.Thread(target=watch, name="stdin", daemon=True).start()
+
+
+def exit_code_in(said: bytes) -> int | None:
+    """The exit code in the last line of these, or None where it says none."""
+    lines = said.split(b"\n")
+    try:
+        return msgspec.json.decode(lines[-2 if said.endswith(b"\n") else -1], type=_Said).exit_code
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+
+
+class _Said(msgspec.Struct):
+    """A line on standard input."""
+
+    exit_code: Annotated[int, msgspec.Meta(ge=-255, le=2**31)]
