@@ -104,7 +104,7 @@ class Conversation:
         stream, since = peer.stream, now - peer.asked_ns
         if stream.state in (State.CLOSED, State.ASKED, State.FINISHING):
             due = since >= HELLO_INTERVAL_NS
-        elif stream.in_flight:
+        elif stream.unacknowledged:
             due = min(since, now - peer.heard_ns) >= ACK_OVERDUE_NS
         else:
             due = since >= KEEPALIVE_NS
@@ -158,7 +158,7 @@ def adopted_peers(directory: Path, first_number: int) -> list[Peer]:
 
 def _stream_of(spool: Spool, number: int) -> OutgoingStream:
     entry = spool.entry
-    stream = OutgoingStream(number, entry.run_id, entry.session, entry.source)
+    stream = OutgoingStream(number, entry.run_id, entry.session, entry.source, is_late=True)
     for header, at in spool.frames():
         load = loader(spool, at, header.payload_length)
         stream.add_frame(Frame(header.base_seq, header.count, header.payload_length, 0, load, True))

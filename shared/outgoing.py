@@ -66,11 +66,15 @@ class Frame:
 class OutgoingStream:
     """The frames of one (run_id, session, source) from numbering to acknowledgement."""
 
-    def __init__(self, number: int, run_id: str, session: str, source: str) -> None:
+    def __init__(
+        self, number: int, run_id: str, session: str, source: str, *, is_late: bool = False
+    ) -> None:
         self.number = number
         self.run_id = run_id
         self.session = session
         self.source = source
+        self.is_late = is_late
+        """The session is over: these are the events that its spool still had."""
         self.state = State.CLOSED
         self.next_seq = 0
         self.acknowledged = 0
@@ -88,6 +92,9 @@ class OutgoingStream:
         """Events in the others."""
         self._unsent = 0
         """Index in frames of the next one to send."""
+        self._held = 0
+        """Frames, the oldest ones, that the sidecar said it has. They are kept until they
+        are known to be on its disk, but they are not in flight: they take no credit."""
         self._in_flight_bytes = 0
         self._credit_bytes = 0
         self._told_seq = 0
@@ -95,9 +102,14 @@ class OutgoingStream:
         said that it stands, and what was sent since."""
 
     @property
-    def in_flight(self) -> int:
-        """Frames sent and not acknowledged."""
+    def unacknowledged(self) -> int:
+        """Frames that the sidecar was sent, or said it has, and did not acknowledge."""
         return self._unsent
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """What was sent since the sidecar said where it stands, and not acknowledged."""
+        return self._in_flight_bytes
 
     @property
     def can_send_now(self) -> bool:
@@ -106,7 +118,7 @@ class OutgoingStream:
 
     @property
     def is_told(self) -> bool:
-        """The sidecar can have every event that has a number."""
+        """True if every numbered event has been sent or is already held by the sidecar."""
         return self._told_seq >= self.next_seq
 
     def add(self, events: list[bytes], now_ns: int) -> Frame:
@@ -138,7 +150,9 @@ class OutgoingStream:
         if self.state is State.CLOSED:
             self.state = State.ASKED
         first = self.frames[0].base_seq if self.frames else self.next_seq
-        return Hello(self.number, self.run_id, self.session, self.source, SCHEMA, first)
+        return Hello(
+            self.number, self.run_id, self.session, self.source, SCHEMA, first, self.is_late
+        )
 
     def sendable(self) -> Iterator[Data]:
         """Messages that may go now. Each counts as sent when the next is asked for,
@@ -177,17 +191,20 @@ class OutgoingStream:
             self._rewind(0)
 
     def on_welcome(self, message: Welcome) -> None:
-        """Go on from where the sidecar stands, on the first boundaries of the frames."""
+        """Go on from where the sidecar stands, on the first boundaries of the frames.
+
+        Its number says what it has received, which need not be on its disk yet.
+        """
         if self.state is State.DONE:
             return
         self.state = State.OPEN
         self._credit_bytes = message.credit_bytes
         self._told_seq = message.next_seq
         has = itertools.takewhile(lambda frame: frame.next_seq <= message.next_seq, self.frames)
-        count = sum(1 for _ in has)
-        # Where it has all, nothing would be sent and so nothing acknowledged: one
-        # frame goes again, and is answered with how far all is on disk.
-        self._rewind(count - 1 if 0 < count == len(self.frames) else count)
+        # The last frame that it has goes again: the answer tells how far all is on disk.
+        # Without it nothing might ever be acknowledged, where all is durable already and
+        # nothing can follow (no more events, or a hole that only a HELLO can tell).
+        self._rewind(max(0, sum(1 for _ in has) - 1))
 
     def on_ack(self, message: Ack) -> list[Frame]:
         """Let go of what is on disk, and return it. A forged ack beyond what the
@@ -198,8 +215,11 @@ class OutgoingStream:
         released: list[Frame] = []
         while self._unsent and self.frames[0].next_seq <= message.durable_seq + 1:
             self._unsent -= 1
-            self._in_flight_bytes -= self.frames[0].size
             frame = self._pop_oldest()
+            if self._held:
+                self._held -= 1
+            else:
+                self._in_flight_bytes -= frame.size
             self.acknowledged += frame.count
             released.append(frame)
         return released
@@ -219,13 +239,15 @@ class OutgoingStream:
         return True
 
     def on_fin_ack(self, message: FinAck) -> None:
+        """End the stream, unless an event came in the meantime."""
         if self.state is State.FINISHING:
             # An event may have come between FIN and its answer: then it goes on.
             self.state = State.CLOSED if self.frames else State.DONE
 
-    def _rewind(self, unsent: int) -> None:
-        self._unsent = unsent
-        self._in_flight_bytes = sum(f.size for f in itertools.islice(self.frames, unsent))
+    def _rewind(self, held: int) -> None:
+        """Nothing is in flight: the sidecar holds so many frames, the next ones are to be sent."""
+        self._unsent = self._held = held
+        self._in_flight_bytes = 0
 
     def _pop_oldest(self) -> Frame:
         frame = self.frames.popleft()

@@ -173,6 +173,7 @@ def _add_sink(commands: Commands) -> None:
     parser.add_argument("--follow", action="store_true", help="go on until the run has ended")
     parser.add_argument("--exit-with-stdin", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--report-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--option", action="append", default=[], help=argparse.SUPPRESS)
     parser.set_defaults(act=_sink)
 
 
@@ -185,7 +186,8 @@ def _sink(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGINT, lambda *_: stop.set())
     if args.exit_with_stdin:
         _stop_with_stdin(stop)
-    job = SinkJob(args.name, args.run_dir, args.run_dir, args.follow, {})
+    options = dict(option.partition("=")[::2] for option in args.option)
+    job = SinkJob(args.name, args.run_dir, args.run_dir, args.follow, options)
     return run_sink(job, stop, Reporter(args.report_fd))
 
 

@@ -1,38 +1,16 @@
-"""Small files that must be either the old or the new, never something between."""
+"""JSON files: written whole, and read for what they are."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from telemetry.journal.layout import sync_directory
+from shared.files import write_atomically
 
 
 class DamagedFile(ValueError):
     """A file that is there, and holds no JSON object; the message says why."""
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside the target, sync, rename over it, and make the name durable.
-
-    One process at a time writes a target. What a crash leaves beside it, the
-    next write replaces.
-    """
-    beside = path.with_name(f".{path.name}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise
-    sync_directory(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

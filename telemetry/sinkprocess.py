@@ -16,14 +16,16 @@ import os
 import random
 import signal
 import subprocess
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import psutil
 
-from shared.programs import module_environ
 from telemetry.errors import EXIT_FAULT, EXIT_OK, EXIT_RUNNING
+from telemetry.sinks.slot import Slot, slot_path
+from telemetry.sinks.surroundings import sink_environ
 
 log = logging.getLogger("telemetry.supervisor")
 
@@ -34,6 +36,13 @@ DIE_S: Final = 1.0
 
 STEADY_S: Final = 60.0
 """A sink that worked for so long begins again with the shortest back-off."""
+
+OF_ITS_OWN_DOING: Final = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS})
+"""Signals by which a process ends itself. All others come from outside, SIGKILL also from
+the kernel that has no memory left."""
+
+RECOVERIES_MAX: Final = 3
+"""Crashes after which a drain waits no more: a row costs two."""
 
 RECORD_NS: Final = 2_000_000_000
 """Between two looks at what it has started: each reads the whole process table."""
@@ -48,6 +57,8 @@ class SinkStatus(NamedTuple):
     row: int
     restarts: int
     detail: str
+    skipped: int = 0
+    """Rows that it steps over."""
 
 
 @dataclass
@@ -62,6 +73,7 @@ class SinkProcess:
     state: str = "waiting"
     detail: str = ""
     row: int = 0
+    skipped: int = 0
     started_ns: int = 0
     heard_ns: int = 0
     not_before_ns: int = 0
@@ -83,8 +95,14 @@ class SinkProcess:
     @property
     def status(self) -> SinkStatus:
         return SinkStatus(
-            self.run_dir.name, self.sink, self.state, self.row, self.restarts, self.detail
-        )
+            self.run_dir.name, self.sink, self.state, self.row, self.restarts, self.detail,
+            self.skipped,
+        )  # fmt: skip
+
+    @property
+    def may_recover(self) -> bool:
+        """True if it has crashed, and not so often yet that another start is pointless."""
+        return self.state == "crashed" and self.failures <= RECOVERIES_MAX
 
     def start(self, command: list[str], now: int) -> None:
         """Start it.
@@ -92,13 +110,17 @@ class SinkProcess:
         Raises:
             OSError: there is no process to be had.
         """
+        # A place of its own, in which no library finds a file that it takes for its own.
+        directory = (self.run_dir / "cursors").absolute()
+        directory.mkdir(exist_ok=True)
         read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(read_fd, False)
         command = [*command, "--exit-with-stdin", "--report-fd", str(write_fd)]
         try:
             self.process = subprocess.Popen(
                 command,
-                env=module_environ(os.environ),
+                env=sink_environ(os.environ),
+                cwd=directory,
                 stdin=subprocess.PIPE,
                 pass_fds=[write_fd],
                 start_new_session=True,
@@ -141,6 +163,7 @@ class SinkProcess:
                 report = json.loads(line)
                 self.state, self.row = report["state"], report["row"]
                 self.detail = report["detail"]
+                self.skipped = report.get("skipped", 0)
             if now - self.recorded_ns > RECORD_NS:
                 self.recorded_ns = now
                 self._record_descendants()
@@ -161,6 +184,8 @@ class SinkProcess:
         if self.process is None or (code := self.process.poll()) is None:
             return
         self._let_go(now)
+        if -code in OF_ITS_OWN_DOING and self.state != "killed":
+            self._hold_against_row(_how_it_ended(code))
         if code != EXIT_OK:
             # What it leaves behind would go on in the way of the next one.
             self._kill_descendants()
@@ -174,11 +199,10 @@ class SinkProcess:
             self.failures = 0
         self.failures += 1
         self.restarts += 1
-        delay_s = min(BACKOFF_FIRST_S * 2 ** (self.failures - 1), BACKOFF_MAX_S)
-        delay_s *= random.uniform(0.5, 1.0)
+        delay_s = self._delay_s()
         self.not_before_ns = now + int(delay_s * 1e9)
-        if self.state not in ("unavailable", "killed"):
-            self.state, self.detail = "crashed", f"exit code {code}"
+        if self.state not in ("unavailable", "killed", "crashed"):
+            self.state, self.detail = "crashed", _how_it_ended(code)
         if self.failures in (1, 5) and code != EXIT_RUNNING:
             log.warning(
                 "sink=%s run=%s %s (%s), retry_s=%.0f",
@@ -197,6 +221,28 @@ class SinkProcess:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(DIE_S)
         self.reap(now)
+
+    def note_no_start(self, why: str, now: int) -> None:
+        """Take note that no process could be started, and try again later."""
+        self.failures += 1
+        self.state, self.detail = "crashed", f"can't be started: {why}"
+        self.not_before_ns = now + int(self._delay_s() * 1e9)
+        if self.failures == 1:
+            log.warning("sink=%s run=%s %s", self.sink, self.run_dir.name, self.detail)
+
+    def _hold_against_row(self, how: str) -> None:
+        """Note the death in the slot, where the process was at a row."""
+        path = slot_path(self.run_dir / "cursors", self.sink)
+        try:
+            if path.exists():
+                with closing(Slot(path)) as slot:
+                    slot.note_death(how)
+        except OSError as exc:
+            log.warning("sink=%s run=%s: %s", self.sink, self.run_dir.name, exc)
+
+    def _delay_s(self) -> float:
+        delay_s: float = min(BACKOFF_FIRST_S * 2.0 ** (self.failures - 1), BACKOFF_MAX_S)
+        return delay_s * random.uniform(0.5, 1.0)
 
     def _kill_descendants(self) -> None:
         for pid, start_time in self.descendants.items():
@@ -218,6 +264,14 @@ class SinkProcess:
                 self.descendants[child.pid] = child.create_time()
         except psutil.Error:
             pass
+
+
+def _how_it_ended(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    with contextlib.suppress(ValueError):
+        return f"ended by {signal.Signals(-code).name}"
+    return f"ended by signal {-code}"
 
 
 def state_path(run_dir: Path, sink: str) -> Path:

@@ -10,6 +10,7 @@ Runs on a thread of its own; `snapshot` may be called from any.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,17 +23,30 @@ from telemetry.files import read_json
 from telemetry.runs import RUN_FILE
 from telemetry.sinkprocess import SinkProcess, SinkStatus
 from telemetry.sinks.cursor import sink_is_done as _has_all
+from telemetry.sinks.surroundings import sink_defaults
 
 log = logging.getLogger("telemetry.supervisor")
 
 TURN_S: Final = 0.25
+_KEPT: Final = (
+    "name", "state", "endings", "wandb_mode", "is_introduced", "run_id", "done", "ending", "row",
+)  # fmt: skip
+"""Of run.json and the cursors, all that is needed here."""
+
 PROBE_NS: Final = 30_000_000_000
 """Between two tries of one sink by ended runs, while it can't be had."""
 
 
 def sink_command(sink: str, run_dir: Path) -> list[str]:
-    """What brings one sink of one run up to date, and keeps it there."""
-    return module_command("telemetry", "sink", sink, str(run_dir), "--follow")
+    """Return the command that brings one sink of one run up to date, and keeps it there.
+
+    The process has an environment of our own making: what the sidecar's says of runs that
+    say nothing themselves goes along as options.
+    """
+    said = sink_defaults(os.environ).items()
+    options = [f"--option={name}={value}" for name, value in sorted(said)]
+    run = str(run_dir.absolute())
+    return module_command("telemetry", "sink", sink, run, "--follow", *options)
 
 
 class Supervisor:
@@ -127,7 +141,10 @@ class Supervisor:
         for item in self._sinks_of.values():
             item.tell()
         self._statuses = [item.status for item in self._sinks_of.values()]
-        return any(item.is_at_work for item in self._sinks_of.values())
+        return any(
+            item.is_at_work or (is_draining and item.may_recover)
+            for item in self._sinks_of.values()
+        )
 
     def _look(self) -> list[tuple[tuple[str, str], bool]]:
         """The (run, sink) pairs with work to do, running runs first, and whether they run."""
@@ -138,7 +155,7 @@ class Supervisor:
                 continue
             is_running = info.get("state") != "ended"
             for sink in self._sinks:
-                if sink == "wandb" and info.get("wandb_mode") == "disabled":
+                if sink == "wandb" and not _is_for_wandb(info):
                     continue
                 cursor = self._read(run_dir / "cursors" / f"{sink}.json")
                 if is_running or not _has_all(cursor, info):
@@ -167,8 +184,7 @@ class Supervisor:
             value = read_json(path)
             if value is None:
                 return None
-            kept = ("name", "state", "endings", "wandb_mode", "done", "ending", "row")
-            cached = (version, {key: value[key] for key in kept if key in value})
+            cached = (version, {key: value[key] for key in _KEPT if key in value})
             self._json_cache[path] = cached
         return cached[1]
 
@@ -194,10 +210,16 @@ class Supervisor:
             or now < item.not_before_ns
             or at_work >= self._max_processes
             # While draining, what has stopped once has done what it could.
-            or (is_draining and item.started_ns)
+            or (is_draining and item.started_ns and not item.may_recover)
         ):
             return
-        item.start(self._command(item.sink, item.run_dir), now)
+        try:
+            item.start(self._command(item.sink, item.run_dir), now)
+        except OSError as exc:
+            # No process to be had, or this run's directory is not what it was: the
+            # others go on.
+            item.note_no_start(str(exc), now)
+            return
         if item.failures:
             self._probed_ns[item.sink] = now
 
@@ -211,3 +233,14 @@ class Supervisor:
             return False
         since_ns = self._clock.monotonic_ns() - self._probed_ns.get(item.sink, -PROBE_NS)
         return since_ns < PROBE_NS
+
+
+def _is_for_wandb(info: dict[str, Any]) -> bool:
+    """Return True if W&B is to have this run, or may by now.
+
+    A run that nobody has introduced may be introduced later, with a project and a mode that
+    could not be taken back: it goes there when it has ended.
+    """
+    if info.get("is_introduced") is False and info.get("state") != "ended":
+        return False
+    return info.get("wandb_mode") != "disabled"

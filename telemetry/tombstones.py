@@ -24,9 +24,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from shared.files import write_atomically
 from shared.ids import check_run_id
 from shared.record import CorruptRecord, StreamEntry
-from telemetry.files import write_atomically
 from telemetry.journal.layout import sync_directory
 from telemetry.journal.recovery import identify
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from shared.files import write_atomically
 from trainer.args import TrainArgs
 from trainer.checkpoint import Checkpoint, read_checkpoint
 from trainer.checkpoint_args import CheckpointArgs
@@ -23,7 +24,6 @@ from trainer.data import Batch, Masking, evaluation_batches
 from trainer.errors import BadInput
 from trainer.evaluate import evaluate
 from trainer.export import export_encoder
-from trainer.files import write_atomically
 from trainer.model import BitNetQDyT
 from trainer.model.calibration import freeze_group_means, measure_group_means
 from trainer.prepare import resolve_device

@@ -36,8 +36,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from shared.files import write_atomically, write_directory_atomically
 from trainer.errors import BadInput
-from trainer.files import write_atomically, write_directory_atomically
 
 FORMAT = 2
 LATEST = "latest"

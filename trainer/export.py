@@ -31,8 +31,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from shared.files import write_atomically
 from trainer.errors import BadInput
-from trainer.files import write_atomically
 from trainer.model import BitNetQDyT, ModelConfig
 from trainer.model.activation import ActivationQuantizer
 from trainer.model.calibration import freeze_group_means, group_means

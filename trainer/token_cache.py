@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from shared.files import write_atomically
 from trainer.corpus import Corpus
 from trainer.data import pack_rows
-from trainer.files import write_atomically
 from trainer.tokenizer import LoadedTokenizer
 
 FORMAT = 1

@@ -8,7 +8,7 @@ position names only what is safely in the sink.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -40,6 +40,10 @@ def sleep(seconds: float) -> bool:
     return False
 
 
+def keep_going(row: int, reason: str) -> None:
+    """Step over a row where nobody keeps account of it."""
+
+
 class SinkContext(NamedTuple):
     """What every sink is told.
 
@@ -50,6 +54,11 @@ class SinkContext(NamedTuple):
     `wait` is for a sink that has to be long about something: it waits so many
     seconds (0: not at all), says that the sink lives, and returns True as soon as
     the sink is to stop. A sink that is silent for sink_timeout_s is killed.
+
+    `journal` is the uuid of the journal that the rows come from, empty where that is not
+    known. `skipped` holds the rows that are withheld. `skip` withholds one more, for a
+    reason: a row that the library behind the sink does not take; it is on disk when it
+    returns, and the sink goes on with the next row.
     """
 
     run_id: str
@@ -57,6 +66,9 @@ class SinkContext(NamedTuple):
     run: dict[str, Any]
     options: dict[str, str]
     wait: Callable[[float], bool] = sleep
+    journal: str = ""
+    skipped: Container[int] = frozenset()
+    skip: Callable[[int, str], None] = keep_going
 
 
 class Sink(Protocol):

@@ -38,14 +38,19 @@ class CursorLocked(Exception):
     """Another process is this sink for this run."""
 
 
+class OtherJournal(Exception):
+    """The cursor counts the rows of another journal than the one that is to be read."""
+
+
 class Cursor:
     """The cursor file of one sink, locked while it is held."""
 
-    def __init__(self, out_dir: Path, sink: str, run_id: str) -> None:
-        """Take hold of the cursor.
+    def __init__(self, out_dir: Path, sink: str, run_id: str, journal: str = "") -> None:
+        """Take hold of the cursor. journal is the uuid of what its rows are counted in.
 
         Raises:
             CursorLocked: somebody else has it.
+            OtherJournal: it was moved by rows of another journal.
             OSError: the directory can't be written.
             ValueError: it is another run's, or damaged.
         """
@@ -53,6 +58,7 @@ class Cursor:
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / f"{sink}.json"
         self._run_id = run_id
+        self.journal = journal
         self._fd = os.open(directory / f"{sink}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -63,7 +69,7 @@ class Cursor:
             self.close()
             raise OSError(exc.errno, f"{directory} can't be locked: {exc.strerror}") from exc
         try:
-            self.position, self.is_done, self._ending = _read(self.path, run_id)
+            self.position, self.is_done, self._ending = _read(self.path, run_id, journal)
         except BaseException:
             self.close()
             raise
@@ -78,6 +84,7 @@ class Cursor:
             return
         value = {
             "run_id": self._run_id,
+            "journal": self.journal,
             "row": position.row,
             "state": position.state,
             "done": is_done,
@@ -105,12 +112,18 @@ class Cursor:
         self.close()
 
 
-def _read(path: Path, run_id: str) -> tuple[Position, bool, int]:
+def _read(path: Path, run_id: str, journal: str) -> tuple[Position, bool, int]:
     value = read_json(path)
     if value is None:
         return START, False, 0
     if value.get("run_id") != run_id:
         raise ValueError(f"{path} belongs to run {value.get('run_id')}, not to {run_id}")
+    known = value.get("journal") or journal
+    if journal and known != journal:
+        raise OtherJournal(
+            f"{path} counts rows of journal {known}, and this one is {journal}: a row number "
+            "means nothing in another journal. Send this one to another place, or as another run"
+        )
     try:
         row, ending = int(value["row"]), int(value.get("ending", 0))
         position = Position(row, dict(value["state"]))

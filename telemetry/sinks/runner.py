@@ -12,20 +12,32 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence, Sized
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from telemetry.errors import EXIT_BACKLOG, EXIT_FAULT, EXIT_OK, EXIT_RUNNING, CommandError
+from telemetry.errors import (
+    EXIT_BACKLOG,
+    EXIT_CRASHED,
+    EXIT_FAULT,
+    EXIT_OK,
+    EXIT_RUNNING,
+    CommandError,
+)
 from telemetry.files import read_json
+from telemetry.journal.identity import journal_uuid
 from telemetry.journal.layout import segments
 from telemetry.journal.reader import JournalReader
 from telemetry.rows import Row
 from telemetry.runs import RUN_FILE
+from telemetry.sinks.account import Account
 from telemetry.sinks.base import Sink, SinkContext, SinkRejected, SinkUnavailable
-from telemetry.sinks.cursor import Cursor, CursorLocked
+from telemetry.sinks.cursor import Cursor, CursorLocked, OtherJournal
 from telemetry.sinks.registry import make_sink
+from telemetry.sinks.slot import COMMITTING, FINISHING, IDLE
+from telemetry.sinks.surroundings import own_surroundings
 
 log = logging.getLogger("telemetry.sink")
 
@@ -51,11 +63,17 @@ class Reporter:
 
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
+        self._skips: Sized = ()
+
+    def count_skips(self, skips: Sized) -> None:
+        """Tell of these, too: the rows that the sink steps over."""
+        self._skips = skips
 
     def __call__(self, state: str, row: int, detail: str = "") -> None:
         if self._fd is None:
             return
-        line = json.dumps({"state": state, "row": row, "detail": detail}) + "\n"
+        told = {"state": state, "row": row, "detail": detail, "skipped": len(self._skips)}
+        line = json.dumps(told) + "\n"
         try:
             os.write(self._fd, line.encode())
         except OSError:
@@ -65,23 +83,30 @@ class Reporter:
 def run_sink(job: SinkJob, stop: threading.Event, report: Reporter) -> int:
     """Carry rows until the run is over (or, without follow, to the end of its journal).
 
-    Returns the exit code of the command: 0 done, 3 try again later, 4 never.
+    Returns the exit code of the command: 0 done, 1 crashed, 3 try again later, 4 never.
 
     Raises:
         CommandError: not a run, or the sink is at work already.
     """
+    # Absolute, since the sink works in a directory of its own.
+    run_dir, out_dir = job.run_dir.absolute(), job.out_dir.absolute()
+    job = replace(job, run_dir=run_dir, out_dir=out_dir)
     info = _await_run(job, stop)
     if info is None:
         return EXIT_OK
     run_id = str(info["run_id"])
     try:
-        cursor = Cursor(job.out_dir, job.sink, run_id)
+        journal = journal_uuid(job.run_dir / "journal")
+        cursor = Cursor(job.out_dir, job.sink, run_id, journal)
     except CursorLocked as exc:
         raise CommandError(f"sink {job.sink} of run {run_id}: {exc}", EXIT_RUNNING) from exc
+    except OtherJournal as exc:
+        return _rejected(job, run_id, 0, exc, report)
     except (OSError, ValueError) as exc:
         raise CommandError(f"sink {job.sink} of run {run_id}: {exc}") from exc
-    with cursor:
-        return _guarded(job, info, cursor, stop, report)
+    with cursor, own_surroundings(cursor.path.parent) as defaults:
+        options = {**defaults, **job.options}
+        return _guarded(replace(job, options=options), info, cursor, stop, report)
 
 
 def _guarded(
@@ -91,39 +116,89 @@ def _guarded(
     stop: threading.Event,
     report: Reporter,
 ) -> int:
+    """Carry, and turn whatever goes wrong into an exit code and one line that says so."""
     report("opening", cursor.position.row)
+    run_id = str(info["run_id"])
+    account = None
+    try:
+        with closing(_account(job, cursor, run_id)) as account:
+            report.count_skips(account.skips)
+            is_done = _opened(job, info, cursor, account, stop, report)
+    except (SinkUnavailable, ImportError) as exc:
+        report("unavailable", cursor.position.row, str(exc)[:300])
+        log.warning("sink=%s run=%s unavailable: %s", job.sink, run_id, exc)
+        return EXIT_BACKLOG
+    except SinkRejected as exc:
+        return _rejected(job, run_id, cursor.position.row, exc, report)
+    except _Crashed as exc:
+        report("crashed", cursor.position.row, str(exc))
+        return EXIT_CRASHED
+    # Who follows is stopped when it has come to the end of what is on disk.
+    return EXIT_OK if is_done or job.follow else EXIT_BACKLOG
+
+
+class _Crashed(Exception):
+    """The sink raised what nobody expects, which has been said. The message is one line."""
+
+
+def _account(job: SinkJob, cursor: Cursor, run_id: str) -> Account:
+    return Account(cursor.path.parent, job.run_dir / "cursors", job.sink, run_id)
+
+
+def _rejected(job: SinkJob, run_id: str, row: int, exc: Exception, report: Reporter) -> int:
+    report("rejected", row, str(exc)[:300])
+    log.error("sink=%s run=%s rejected: %s", job.sink, run_id, exc)
+    return EXIT_FAULT
+
+
+def _opened(
+    job: SinkJob,
+    info: dict[str, Any],
+    cursor: Cursor,
+    account: Account,
+    stop: threading.Event,
+    report: Reporter,
+) -> bool:
+    """Make the sink, carry, and let go of it. True if it has all of the run.
+
+    Raises:
+        SinkUnavailable, SinkRejected: as the sink says.
+        _Crashed: it raised anything else.
+    """
 
     def wait(seconds: float) -> bool:
         report("waiting", cursor.position.row)
         return stop.wait(seconds)
 
-    context = SinkContext(info["run_id"], job.out_dir, info, job.options, wait)
+    context = SinkContext(
+        info["run_id"], job.out_dir, info, job.options, wait,
+        cursor.journal, account.skips, account.skip,
+    )  # fmt: skip
     try:
         sink = make_sink(job.sink, context)
         try:
-            is_done = _carry(job, sink, cursor, stop, report)
+            return _carry(job, sink, cursor, account, stop, report)
         finally:
             sink.close()
-    except (SinkUnavailable, ImportError) as exc:
-        report("unavailable", cursor.position.row, str(exc)[:300])
-        log.warning("sink=%s run=%s unavailable: %s", job.sink, info["run_id"], exc)
-        return EXIT_BACKLOG
-    except SinkRejected as exc:
-        report("rejected", cursor.position.row, str(exc)[:300])
-        log.error("sink=%s run=%s rejected: %s", job.sink, info["run_id"], exc)
-        return EXIT_FAULT
-    # Who follows is stopped when it has come to the end of what is on disk.
-    return EXIT_OK if is_done or job.follow else EXIT_BACKLOG
+    except (SinkUnavailable, SinkRejected, ImportError):
+        raise
+    except Exception as exc:
+        raise _Crashed(account.note_crash(exc)) from exc
 
 
 def _carry(
-    job: SinkJob, sink: Sink, cursor: Cursor, stop: threading.Event, report: Reporter
+    job: SinkJob,
+    sink: Sink,
+    cursor: Cursor,
+    account: Account,
+    stop: threading.Event,
+    report: Reporter,
 ) -> bool:
     """Carry rows until the run is over, or until stop. True if the sink has all of it.
 
     Whoever follows a run goes on to the end of what is on disk before it stops.
     """
-    first_row = sink.open(cursor.position)
+    first_row, slot = sink.open(cursor.position), account.slot
     committed_s = time.monotonic()
     journal = job.run_dir / "journal"
     with JournalReader(journal, first_row, is_recorded=not job.follow) as reader:
@@ -132,7 +207,8 @@ def _carry(
             is_stopping = stop.is_set()
             batch = reader.read()
             for rows in _chunks(batch.rows):
-                sink.write(rows)
+                sink.write(slot.announced(account.kept(rows)))
+                slot.enter(IDLE)
                 report("running", rows[-1].row + 1)
                 if stop.is_set() and not job.follow:
                     cursor.commit(sink.commit())
@@ -145,12 +221,15 @@ def _carry(
                 continue
             if batch.is_end and _is_over(job, info):
                 report("finishing", reader.next_row)
+                slot.enter(FINISHING)
                 position = sink.finish(info.get("status"), info.get("exit_code"))
                 cursor.commit(position, is_done=True, ending=int(info.get("endings", 0)))
                 report("done", position.row)
                 return True
             if time.monotonic() - committed_s >= COMMIT_INTERVAL_S or is_stopping:
+                slot.enter(COMMITTING)
                 cursor.commit(sink.commit())
+                slot.enter(IDLE)
                 committed_s = time.monotonic()
             report("running", reader.next_row)
             if batch.is_end:

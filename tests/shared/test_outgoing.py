@@ -90,9 +90,8 @@ class StreamAgainstSidecar(RuleBasedStateMachine):
                 return
             most -= 1
             self.up.append(message)
-            sent = list(self.stream.frames)[: self.stream.in_flight + 1]
-            total = sum(frame.size for frame in sent)
-            assert len(sent) == 1 or total <= CREDIT_BYTES
+            before = self.stream.in_flight_bytes
+            assert not before or before + len(message.events) <= CREDIT_BYTES
 
     @precondition(lambda self: self.stream.spooled_events)
     @rule()
@@ -226,6 +225,7 @@ class StreamAgainstSidecar(RuleBasedStateMachine):
         assert stream.spooled_events == sum(f.count for f in stream.frames if f.is_spooled)
         held = sum(frame.count for frame in stream.frames)
         assert stream.acknowledged + stream.lost_events + held == stream.next_seq
+        assert 0 <= stream.in_flight_bytes <= sum(frame.size for frame in stream.frames)
 
     def teardown(self):
         """From wherever it was left: on a wire that works, all arrives and the stream ends."""
@@ -280,7 +280,7 @@ def test_a_frame_that_the_socket_did_not_take_is_offered_again():
         == (again.base_seq, bytes(again.events))
         == (0, b"\x91\x01")
     )
-    assert stream.in_flight == 0
+    assert stream.unacknowledged == 0 and stream.in_flight_bytes == 0
 
 
 def test_a_forged_ack_lets_go_of_nothing():
@@ -367,3 +367,69 @@ def test_a_finished_stream_stays_finished(kind):
     stream.lost()
 
     assert stream.state is State.DONE
+
+
+FRAME = 64 * 1024
+
+
+def stream_of(count: int) -> OutgoingStream:
+    stream = OutgoingStream(1, "run", "session", "rank0")
+    for _ in range(count):
+        stream.add([bytes([0xC6]) + (FRAME - 5).to_bytes(4, "big") + bytes(FRAME - 5)], 0)
+    return stream
+
+
+@pytest.mark.parametrize("received", [1, 64, 100, 119, 120])
+def test_what_the_sidecar_has_already_takes_no_credit(received):
+    """However much it is: the rest is sent, and everything is acknowledged."""
+    stream, credit = stream_of(120), 4 * 2**20
+    stream.hello()
+    stream.on_welcome(Welcome(1, received, credit))
+
+    on_disk, turns = received, 0
+    while stream.frames and turns < 120:
+        turns += 1
+        for data in stream.sendable():
+            on_disk = max(on_disk, data.base_seq + 1)
+        assert stream.in_flight_bytes <= credit
+        stream.on_ack(Ack(1, on_disk - 1, credit))
+
+    assert not stream.frames and stream.acknowledged == 120 and turns < 5
+
+
+def test_what_the_sidecar_has_received_is_kept_until_it_is_on_its_disk():
+    """A WELCOME is no acknowledgement: the sidecar may die before its sync."""
+    stream = stream_of(3)
+    stream.hello()
+    stream.on_welcome(Welcome(1, 3, 10**6))
+    assert [data.base_seq for data in stream.sendable()] == [2]
+    assert len(stream.frames) == 3 and stream.acknowledged == 0
+
+    stream.lost()
+    stream.hello()
+    stream.on_welcome(Welcome(1, 0, 10**6))
+
+    assert [data.base_seq for data in stream.sendable()] == [0, 1, 2]
+
+
+def test_a_hole_behind_what_is_durable_already_does_not_stall():
+    """Nothing new can be sent across it: a repeated frame gets the acknowledgement."""
+    stream = OutgoingStream(2, "run", "session", "rank0")
+    for base_seq in (0, 20):
+        stream.add_frame(Frame(base_seq, 1, 2, 0, lambda: b"\x91\x01", is_spooled=True))
+    stream.hello()
+
+    stream.on_welcome(Welcome(2, 1, 100))
+    sent = [data.base_seq for data in stream.sendable()]
+    stream.on_ack(Ack(2, 0, 100))
+
+    assert sent == [0] and list(stream.sendable()) == []
+    assert stream.hello().first_seq == 20
+
+
+@pytest.mark.parametrize("is_late", [True, False])
+def test_a_hello_says_whether_its_session_is_over(is_late):
+    """The sidecar must not take the rest of a former session for the newest one."""
+    stream = OutgoingStream(2, "run", "session", "rank0", is_late=is_late)
+
+    assert stream.hello().late is is_late

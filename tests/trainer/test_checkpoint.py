@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from shared import files
 from trainer import checkpoint as checkpoint_module
-from trainer import files
 from trainer.checkpoint import (
     FORMAT,
     CheckpointDirectory,
@@ -96,7 +96,7 @@ def test_a_crash_between_two_renames_brings_the_old_one_back(
     rename = Path.rename
 
     def crash_at_new(path: Path, target: Path) -> Path:
-        if path.name.endswith(".part"):
+        if path.name.endswith(".tmp"):
             raise OSError(5, "Input/output error")
         return rename(path, target)
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from shared.clock import Clock
-from telemetry.files import write_atomically
+from shared.files import write_atomically
 from telemetry.journal.layout import sync_directory
 from telemetry.sinks.base import SinkUnavailable
 from telemetry.sinks.wandb.wandb_file import HEADER, DamagedFile, RecordTail

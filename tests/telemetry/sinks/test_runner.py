@@ -167,7 +167,7 @@ def test_after_a_kill_in_the_cursors_own_write_each_row_is_there_once(bench, ste
     def killed(*_: object) -> None:
         raise Killed(step)
 
-    target = "telemetry.files.os.fsync" if step == "write" else "pathlib.Path.replace"
+    target = "shared.files.os.fsync" if step == "write" else "pathlib.Path.replace"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(target, killed)
         with pytest.raises(Killed):
@@ -372,6 +372,7 @@ def test_reports_are_json_lines_and_a_reader_that_is_gone_is_no_error():
     report("running", 6)
     report("running", 7)
 
-    assert json.loads(line) == {"state": "running", "row": 5, "detail": 'with "quotes"\n'}
+    told = {"state": "running", "row": 5, "detail": 'with "quotes"\n', "skipped": 0}
+    assert json.loads(line) == told
     assert line.count(b"\n") == 1
     os.close(write_fd)

@@ -1,0 +1,113 @@
+"""Account: what is held against single rows by one sink of one run.
+
+In: the rows that a sink is given, and how its processes end.
+Out: the rows without those that it steps over.
+Never: holds against a row what came from outside: a kill, a full disk, no memory.
+
+A row at which the process has died twice of its own doing (an exception that nobody
+expects, SIGSEGV, SIGABRT, SIGBUS) is stepped over. One that the sink itself refuses is
+stepped over at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from shared.text import clean
+from telemetry.rows import Row
+from telemetry.sinks.base import SinkUnavailable
+from telemetry.sinks.skips import Skips, skips_path
+from telemetry.sinks.slot import OPENING, Slot, slot_path
+
+log = logging.getLogger("telemetry.sink")
+
+DEATHS_MAX: Final = 2
+TRACEBACK_FRAMES: Final = 6
+TRACEBACK_MAX_CHARS: Final = 3000
+_NO_ROWS_FAULT: Final = frozenset(
+    {
+        errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM, errno.EMFILE,
+        errno.ENFILE, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENODEV, errno.ENXIO,
+        errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT,
+    }
+)  # fmt: skip
+
+
+class Account:
+    """The slot and the skips of one sink of one run. Not thread-safe."""
+
+    def __init__(self, directory: Path, recorded: Path, sink: str, run_id: str) -> None:
+        """Open it; a row that has cost two processes is stepped over from here on.
+
+        directory: where the cursor is. recorded: that of the live run, of a replay.
+
+        Raises:
+            SinkUnavailable: the disk refuses.
+        """
+        self._sink, self._run_id = sink, run_id
+        try:
+            elsewhere = None if recorded == directory else skips_path(recorded, sink)
+            self.skips = Skips(skips_path(directory, sink), elsewhere)
+            self.slot = Slot(slot_path(directory, sink))
+        except OSError as exc:
+            raise SinkUnavailable(f"the account of sink {sink} can't be opened: {exc}") from exc
+        # What the last process announced is no longer so.
+        self.slot.enter(OPENING)
+        suspect = self.slot.suspect
+        if suspect is not None and suspect.deaths >= DEATHS_MAX:
+            self.skip(suspect.row, f"crashed {suspect.deaths} times: {suspect.reason}")
+            self.slot.forget()
+
+    def skip(self, row: int, reason: str) -> None:
+        """Step over a row for good; said once, and on disk when this returns.
+
+        Raises:
+            SinkUnavailable: the disk refuses.
+        """
+        if row in self.skips:
+            return
+        try:
+            self.skips.add(row, reason)
+        except OSError as exc:
+            raise SinkUnavailable(f"{self.skips.path} can't be written: {exc}") from exc
+        log.warning(
+            "sink=%s run=%s steps over row %d: %s",
+            self._sink, self._run_id, row, clean(reason, 300),
+        )  # fmt: skip
+
+    def kept(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """Return the rows that are not stepped over."""
+        if not len(self.skips):
+            return rows
+        return [row for row in rows if row.row not in self.skips]
+
+    def note_crash(self, exc: Exception) -> str:
+        """Hold an exception against the row that was announced; returns it in one line.
+
+        The traceback is shown the first time only, and not longer than a page.
+        """
+        why = clean(f"{type(exc).__name__}: {exc}", 300)
+        before = self.slot.suspect
+        suspect = None if _is_no_rows_fault(exc) else self.slot.note_death(why)
+        where = f" at row {suspect.row}" if suspect else ""
+        log.error("sink=%s run=%s crashed%s: %s", self._sink, self._run_id, where, why)
+        if before is None or suspect is None or before.row != suspect.row:
+            text = "".join(traceback.format_exception(exc, limit=-TRACEBACK_FRAMES, chain=False))
+            log.error("%s", text[-TRACEBACK_MAX_CHARS:])
+        return why
+
+    def close(self) -> None:
+        """Let go of the slot. May be called twice."""
+        self.slot.close()
+
+
+def _is_no_rows_fault(exc: Exception) -> bool:
+    """Return True for what the machine lacks: any other row would have met it as well."""
+    return isinstance(exc, MemoryError) or (
+        isinstance(exc, OSError) and exc.errno in _NO_ROWS_FAULT
+    )

@@ -1,0 +1,122 @@
+"""Surroundings: the environment and the working directory of a sink, of our own making.
+
+In: the environment that the sidecar, or a command, was started with.
+Out: what a sink process gets of it.
+Never: lets a library read what was meant for other programs, or for another run of it.
+
+Everything passes but `WANDB_*`, `TELEMETRY_*` and what Python does at its start by a
+variable. Of W&B's variables only those pass that say how its server is reached and where
+wandb keeps what it needs itself. WANDB_MODE and WANDB_ENTITY are read once, as the
+sidecar's word for runs that say nothing of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from shared.programs import module_environ
+from shared.wandb_variables import said_of_run
+
+WANDB_KEPT: Final = frozenset(
+    {
+        "WANDB_API_KEY",
+        "WANDB_BASE_URL",
+        "WANDB_HTTP_PROXY",
+        "WANDB_HTTPS_PROXY",
+        "WANDB__PROXIES",
+        "WANDB__EXTRA_HTTP_HEADERS",
+        "WANDB_INSECURE_DISABLE_SSL",
+    }
+)
+PATHS: Final = frozenset(
+    {
+        "WANDB_IDENTITY_TOKEN_FILE",
+        "WANDB_CREDENTIALS_FILE",
+        "WANDB_CACHE_DIR",
+        "WANDB_CONFIG_DIR",
+        "WANDB_DATA_DIR",
+        "NETRC",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "REQUESTS_CA_BUNDLE",
+        "CURL_CA_BUNDLE",
+    }
+)
+"""Variables that name a file: made absolute, since a sink runs in another directory."""
+
+PYTHON_HOOKS: Final = frozenset(
+    {
+        "PYTHONSTARTUP",
+        "PYTHONBREAKPOINT",
+        "PYTHONINSPECT",
+        "PYTHONWARNINGS",
+        "PYTHONPROFILEIMPORTTIME",
+        "PYTHONVERBOSE",
+        "PYTHONDEBUG",
+        "PYTHONDUMPREFS",
+        "PYTHONDUMPREFSFILE",
+        "PYTHONCASEOK",
+        "COVERAGE_PROCESS_START",
+    }
+)
+DEFAULTS: Final = {"mode": "wandb_mode", "entity": "entity"}
+"""Options of a sink by the field of RunStarted that they stand in for."""
+
+
+def sink_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a sink process, in which it finds this package."""
+    kept = {name: value for name, value in environ.items() if _passes(name)}
+    for name in PATHS & kept.keys():
+        if kept[name]:
+            kept[name] = _absolute(kept[name])
+    if path := kept.get("PYTHONPATH"):
+        kept["PYTHONPATH"] = os.pathsep.join(_absolute(part) for part in path.split(os.pathsep))
+    return module_environ(kept)
+
+
+def sink_defaults(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the options that the sidecar's own W&B variables give to sinks.
+
+    They rank below all that a run says of itself.
+    """
+    said = said_of_run(environ)
+    return {f"default_{name}": said[field] for name, field in DEFAULTS.items() if field in said}
+
+
+@contextmanager
+def own_surroundings(directory: Path) -> Iterator[dict[str, str]]:
+    """Give this process a sink's surroundings for the length of a context; its defaults.
+
+    For a sink that was started by hand, or by a replay. directory exists, and holds
+    nothing that a library would read as its own configuration.
+    """
+    before, cwd = dict(os.environ), os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+    wanted = sink_environ(before)
+    _set_environ(wanted)
+    os.chdir(directory)
+    try:
+        yield sink_defaults(before)
+    finally:
+        os.fchdir(cwd)
+        os.close(cwd)
+        _set_environ(before)
+
+
+def _set_environ(wanted: Mapping[str, str]) -> None:
+    for name in os.environ.keys() - wanted.keys():
+        del os.environ[name]
+    os.environ.update(wanted)
+
+
+def _passes(name: str) -> bool:
+    if name in WANDB_KEPT or name in PATHS:
+        return True
+    return not name.startswith(("WANDB_", "TELEMETRY_")) and name not in PYTHON_HOOKS
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
