@@ -14,7 +14,9 @@ from shared.events import FAILED, FINISHED, LOST, Gap, RunFinished
 from telemetry.hostrun import HostRun
 from telemetry.runs import Run, Runs
 from telemetry.sessions import is_worker
-from telemetry.streams import STREAM_OVER_NS, IncomingStream, StreamKey
+from telemetry.streams import STREAM_OVER_NS, IncomingStream, StreamTable
+
+EMPTY_KEPT_NS = 60_000_000_000
 
 
 class Lifecycle:
@@ -23,14 +25,12 @@ class Lifecycle:
     def __init__(
         self,
         runs: Runs,
-        streams: dict[StreamKey, IncomingStream],
+        streams: StreamTable,
         dirty: set[str],
         host_run: HostRun,
         clock: Clock,
         lost_after_s: float,
     ) -> None:
-        self.last_heard_ns: dict[str, int] = {}
-        """When somebody last said something of a run whose streams are gone."""
         self._runs = runs
         self._streams = streams
         self._dirty = dirty
@@ -41,9 +41,9 @@ class Lifecycle:
     def tick(self) -> None:
         """Notice who has gone silent; end the runs that are over. About once a second."""
         now = self._clock.monotonic_ns()
-        for key, stream in list(self._streams.items()):
+        for stream in self._streams:
             if now - stream.heard_ns > max(self._lost_after_ns, 2 * STREAM_OVER_NS):
-                del self._streams[key]
+                self._streams.remove(stream.key)
         for run in self._runs:
             if run.run_id != self._host_run.run_id:
                 self._end_if_over(run, now)
@@ -51,7 +51,7 @@ class Lifecycle:
     def declare_abandoned(self, exit_code: int | None) -> None:
         """Every producer is known to be gone: what has not finished ends with this exit
         code, or as lost where nobody knows it."""
-        for stream in self._streams.values():
+        for stream in self._streams:
             stream.is_finished = stream.is_finished or not stream.is_hardware
         now = self._clock.monotonic_ns()
         for run in self._runs:
@@ -64,7 +64,7 @@ class Lifecycle:
             self._release_if_idle(run)
             return
         run.show_if_unannounced()
-        streams = [s for s in self._streams.values() if s.run_id == run.run_id]
+        streams = self._streams.of_run(run.run_id)
         silent_ns = self._silent_ns(run, now)
         # A session that said its last word need not say FIN; all others have to, or fall silent.
         others_over = all(
@@ -74,18 +74,20 @@ class Lifecycle:
             run.end()
         elif run.finish_status is None and silent_ns > self._lost_after_ns:
             self._declare_over(run, silent_ns)
+        elif run.is_empty and silent_ns > EMPTY_KEPT_NS and run.run_id not in self._dirty:
+            # Opened by a HELLO that nothing followed.
+            self._forget_streams(streams)
+            self._runs.discard(run)
 
     def _silent_ns(self, run: Run, now: int) -> int:
         """Since when nobody has said anything of the run; since it was opened, at most."""
         # A worker's keepalive says nothing of the run: its parent may be gone.
         heard = (
             s.spoke_ns if is_worker(s.source) else s.heard_ns
-            for s in self._streams.values()
-            if s.run_id == run.run_id
+            for s in self._streams.of_run(run.run_id)
         )
-        last_ns = max(self.last_heard_ns.get(run.run_id, 0), *heard, 0) or now
-        self.last_heard_ns[run.run_id] = last_ns
-        return now - last_ns
+        run.heard_ns = max(run.heard_ns, *heard, 0) or now
+        return now - run.heard_ns
 
     def _declare_over(self, run: Run, silent_ns: int, exit_code: int | None = None) -> None:
         """Say in its journal how a run ended that did not say so; it ends with that on disk."""
@@ -98,11 +100,14 @@ class Lifecycle:
             run.end()
 
     def _release_if_idle(self, run: Run) -> None:
-        if run.run_id not in self._dirty and not any(
-            s.run_id == run.run_id and not s.is_finished for s in self._streams.values()
-        ):
+        """Close a run that has ended, whoever is still connected: it takes no descriptor,
+        and is opened again by the next event."""
+        if run.run_id not in self._dirty:
             self._runs.release(run)
-            self.last_heard_ns.pop(run.run_id, None)
+
+    def _forget_streams(self, streams: list[IncomingStream]) -> None:
+        for stream in streams:
+            self._streams.remove(stream.key)
 
 
 def _last_word(exit_code: int | None) -> RunFinished:

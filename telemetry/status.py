@@ -20,6 +20,7 @@ from telemetry.errors import CommandError
 from telemetry.sinkprocess import SinkStatus
 
 LOOP_MAX_AGE_S: Final = 10.0
+STUCK_AGE_S: Final = 300.0
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,10 @@ class Health:
     """How the sidecar is, published once a turn by the ingest thread."""
 
     loop_age_s: float = 0.0
-    """Time since the ingest loop last turned."""
+    """Time since the reading thread last turned."""
+
+    journal_age_s: float = 0.0
+    """Time since the journal thread last turned: it waits for the disk."""
 
     is_writable: bool = True
     detail: str = ""
@@ -40,7 +44,18 @@ class Health:
 
     @property
     def is_live(self) -> bool:
-        return self.loop_age_s < LOOP_MAX_AGE_S
+        """True if peers are answered; a disk that stands still for a while is no reason to
+        start the sidecar anew."""
+        return self.loop_age_s < LOOP_MAX_AGE_S and self.journal_age_s < STUCK_AGE_S
+
+    @property
+    def unready(self) -> str:
+        """Why nothing can be acknowledged now, or nothing."""
+        if not self.is_live:
+            return "the loop stands still"
+        if self.journal_age_s >= LOOP_MAX_AGE_S:
+            return f"the disk has not answered for {self.journal_age_s:.0f} s"
+        return "" if self.is_writable else self.detail or "nothing can be written"
 
 
 class StatusServer:
@@ -90,9 +105,9 @@ def _answer(path: str, health: Health, registry: CollectorRegistry) -> tuple[int
     if path == "/livez":
         return (200, text, b"ok\n") if health.is_live else (503, text, b"the loop stands still\n")
     if path == "/readyz":
-        if health.is_live and health.is_writable:
+        if not health.unready:
             return 200, text, b"ok\n"
-        return 503, text, f"{health.detail or 'the loop stands still'}\n".encode()
+        return 503, text, f"{health.unready}\n".encode()
     if path == "/metrics":
         return 200, "text/plain; version=0.0.4; charset=utf-8", generate_latest(registry)
     return 404, text, b"/livez, /readyz, /metrics\n"
