@@ -101,14 +101,15 @@ def validation_batches(text: Characters, length: int, seed: int) -> list[Batch]:
     """The same rows and masks for every variant and every evaluation."""
     generator = torch.Generator().manual_seed(seed)
     rows = windows(text.validation, EVALUATION_ROWS, length, generator)
-    return [mask_for_evaluation(part, text.masking, generator) for part in rows.split(128)]
+    parts = enumerate(rows.split(128))
+    return [mask_for_evaluation(part, text.masking, 128 * number) for number, part in parts]
 
 
 @torch.no_grad()
 def evaluate(model: BitNetQDyT, batches: list[Batch]) -> float:
     """Mean nats of a predicted character."""
     model.eval()
-    total = sum(model(*batch[:4]).loss.item() * len(batch.predicted) for batch in batches)
+    total = sum(model(*batch.inputs).loss.item() * len(batch.predicted) for batch in batches)
     model.train()
     return total / sum(len(batch.predicted) for batch in batches)
 
@@ -130,12 +131,11 @@ def train(variant: Variant, text: Characters, recipe: Recipe, seed: int) -> Resu
         set_rate(optimizer, step, recipe, factor)
         rows = windows(text.train, recipe.rows, recipe.length, generator)
         batch = mask_for_training(rows, text.masking, generator)
-        model(*batch[:4]).loss.backward()
+        model(*batch.inputs).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip)
         optimizer.step()
         optimizer.zero_grad()
         if (step + 1) % math.ceil(recipe.steps / EVALUATIONS) == 0 or step + 1 == recipe.steps:
-            model.apply_schedule(step + 1, recipe.steps)
             steps.append(step + 1)
             losses.append(evaluate(model, held_out))
     calibrated = calibrated_loss(model, text, recipe, held_out)

@@ -38,6 +38,7 @@ from shared.events import (
     Scalar,
 )
 from shared.ids import check_run_id, check_source, new_session
+from shared.launches import with_launch_id
 from shared.outgoing import OutgoingStream
 from shared.packing import kind_of
 from shared.sender import BY_SIDECAR, QUEUE_SHARE, Queued, Sender, SenderOptions
@@ -159,6 +160,7 @@ class Emitter:
             if type(event) is RunStarted:
                 # Here the run begins: a script may set these variables until now.
                 event = filled_in(event, os.environ, self.run_id)
+                event = with_launch_id(event, os.environ)
             if self._is_closed or self._is_full(event, cost):
                 self._note_missing(QUEUE_FULL, kind_of(event))
                 return

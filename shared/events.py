@@ -87,6 +87,8 @@ class RunStarted(PartialEvent, frozen=True, kw_only=True):
     """The W&B server that the producer is set up for: only compared with the sidecar's own."""
     wandb_sweep_id: str = ""
     """The W&B sweep that this run is one of."""
+    launch_id: str = ""
+    """The `telemetry run` whose command began this run; empty where none did."""
 
 
 class ConfigUpdated(PartialEvent, frozen=True, kw_only=True):
@@ -185,6 +187,7 @@ _LATER_FIELDS: Final = (
     "entity",
     "job_type",
     "wandb_base_url",
+    "launch_id",
     "wandb_sweep_id",
 )
 

@@ -47,6 +47,10 @@ class ServeConfig:
     host_run: bool = _setting(True, "record the hardware as a run of its own while nothing trains")
     wandb_mode: str = _setting("online", "of the host's own run: online, offline or disabled")
     insecure_network: bool = _setting(False, "allow an address that other machines can reach")
+    command_form: str = _setting("", "how to run the commands that are printed at the end, with "
+                                 "{program} and {arguments}, where that is not here")  # fmt: skip
+    tensorboard_url: str = _setting("", "address of a TensorBoard that shows the runs, to be "
+                                    "printed at the end")  # fmt: skip
     exit_with_stdin: bool = _setting(False, "drain and end when standard input closes")
     commit_interval_ms: float = _setting(50.0, "longest wait before a sync", 1, 10_000)
     commit_bytes: int = _setting(1024 * 1024, "most bytes before a sync", 1, 64 * 1024 * 1024)
@@ -164,6 +168,8 @@ def _parsed(field: dataclasses.Field[Any], value: Any, name: str) -> Any:
 def _check_choice(field_name: str, name: str, value: Any) -> None:
     if field_name == "sinks":
         check_sinks(value, name)
+    elif field_name == "command_form" and value and "{program}" not in value:
+        raise CommandError(f"{name}={value!r} must have {{program}} and {{arguments}} in it")
     elif field_name == "wandb_mode" and value not in ("online", "offline", "disabled"):
         raise CommandError(f"{name}={value!r} must be online, offline or disabled")
     elif field_name == "http" and value != "off" and not _is_address(value):

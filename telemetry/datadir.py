@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from telemetry.errors import EXIT_RUNNING, CommandError
+from telemetry.journal.layout import make_durably
 
 LOCK_NAME: Final = "sidecar.lock"
 
@@ -45,7 +46,8 @@ class DataDir:
             CommandError: it can't be made or written, or another sidecar has it.
         """
         try:
-            (path / "runs").mkdir(parents=True, exist_ok=True)
+            make_durably(path)
+            make_durably(path / "runs")
             self._fd = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
             raise CommandError(

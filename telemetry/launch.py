@@ -7,6 +7,7 @@ Never: keeps the command from starting, running or ending.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
@@ -14,21 +15,31 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
-from types import FrameType
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
+from shared.ids import new_session
+from shared.launches import LAUNCH_VARIABLE
 from shared.programs import module_command, module_environ
+from shared.text import clean
 from telemetry.config import ServeConfig, as_flags
 from telemetry.datadir import holder_of, is_held
 from telemetry.errors import EXIT_RUNNING, EXIT_USAGE
+from telemetry.exits import tell_exit
+from telemetry.summary import launched_runs, print_summary
 
 log = logging.getLogger("telemetry.launch")
 
 POLL_S: Final = 0.2
 RESTART_MAX_S: Final = 30.0
 FORWARDED: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+WATCHED: Final = (*FORWARDED, signal.SIGCHLD)
+HURRY_S: Final = 2.0
+"""What the sidecar has left when a second signal says that there is no time to drain."""
+CONCLUDE_S: Final = 12.0
+"""How long to wait until a sidecar that is not ours has recorded the end of our runs."""
 
 
 class Sidecar:
@@ -58,13 +69,17 @@ class Sidecar:
                     env=module_environ(os.environ),
                     stdin=subprocess.PIPE,
                     start_new_session=True,
+                    preexec_fn=_unblock_signals,
                 )
             except OSError as exc:
                 log.error("sidecar can't be started: %s", exc)
                 self._is_hopeless = True
 
-    def drain(self, timeout_s: float) -> None:
-        """Let it finish, at most so long."""
+    def drain(self, timeout_s: float, exit_code: int | None = None) -> None:
+        """Tell it how the command has ended, and let it finish, at most so long.
+
+        A signal meanwhile means that nobody wants to wait: it is asked to hurry.
+        """
         # One that died while the command ended has to be there once more, to finish its work.
         self.keep()
         if self._process is None:
@@ -72,15 +87,27 @@ class Sidecar:
             self.keep()
         if self._process is None:
             return
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            log.error("sidecar did not drain in %.0f s, ending it", timeout_s)
+        _close_with_word(self._process, exit_code)
+        if not self._wait(timeout_s):
+            log.error("sidecar did not drain in time; its work is kept for the next one")
             self._process.kill()
             self._process.wait()
         self._say_if_hopeless(self._process.returncode)
+
+    def _wait(self, timeout_s: float) -> bool:
+        """Wait for its end, less long after a signal; True if it came."""
+        process = self._process
+        assert process is not None
+        deadline_s = time.monotonic() + timeout_s
+
+        def hurry(info: signal.struct_siginfo) -> None:
+            nonlocal deadline_s
+            if process.poll() is None:
+                process.terminate()
+                deadline_s = min(deadline_s, time.monotonic() + HURRY_S)
+
+        _wait_for(process, hurry, lambda: None, lambda: deadline_s)
+        return process.returncode is not None
 
     def _note_death(self, code: int) -> None:
         assert self._process is not None and self._process.stdin is not None
@@ -94,66 +121,140 @@ class Sidecar:
         log.warning("sidecar died (exit code %d), retry_s=%.1f", code, delay_s)
 
     def _say_if_hopeless(self, code: int) -> bool:
-        """Whether the same start would end the same way."""
+        """Return True if the same start would end the same way, and say so."""
         if code in (EXIT_USAGE, EXIT_RUNNING):
             log.error("sidecar ended with exit code %d; the command goes on without it", code)
             self._is_hopeless = True
         return self._is_hopeless
 
 
+@dataclass(frozen=True)
+class Launch:
+    """One command, and where it is recorded."""
+
+    launch_id: str
+    config: ServeConfig
+    address: str
+    sidecar: Sidecar | None
+    """None where one is at work already that is not ours."""
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """Environment of the command: an emitter in it finds the sidecar by itself."""
+        return {
+            **os.environ,
+            "TELEMETRY_ENDPOINT": self.address,
+            "TELEMETRY_SPOOL_DIR": self.config.spool_dir[0],
+            LAUNCH_VARIABLE: self.launch_id,
+        }
+
+
 def launch(command: Sequence[str], config: ServeConfig) -> int:
     """Run the command with a sidecar, and return the command's exit code (128 + n on a signal)."""
-    sidecar: Sidecar | None = None
-    address = config.address
-    if not config.spool_dir:
-        config = replace(config, spool_dir=(str((config.data_dir / "spool").resolve()),))
-    if is_held(config.data_dir):
-        address = holder_of(config.data_dir)[1] or address
-        log.info("using the sidecar that is at work on %s", address)
-    else:
-        sidecar = Sidecar(config)
-        sidecar.keep()
-    code = _run_command(command, config, address, sidecar)
-    if sidecar is not None:
-        sidecar.drain(config.drain_grace_s + 5)
+    # A parent may have left it ignored: then nobody would learn how a child ended.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+    try:
+        started = _start(config)
+        code = _run_command(command, started, before)
+        tell_exit(config.data_dir, started.launch_id, code)
+        _conclude(started, code)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return code
 
 
-def _run_command(
-    command: Sequence[str], config: ServeConfig, address: str, sidecar: Sidecar | None
-) -> int:
-    environ = dict(os.environ, TELEMETRY_ENDPOINT=address, TELEMETRY_SPOOL_DIR=config.spool_dir[0])
-    # A signal that comes between the start and the handlers waits for them.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+def _start(config: ServeConfig) -> Launch:
+    if not config.spool_dir:
+        config = replace(config, spool_dir=(str(config.data_dir.absolute() / "spool"),))
+    if is_held(config.data_dir):
+        address = holder_of(config.data_dir)[1] or config.address
+        log.info("using the sidecar that is at work on %s", address)
+        return Launch(new_session(), config, address, None)
+    sidecar = Sidecar(config)
+    sidecar.keep()
+    return Launch(new_session(), config, config.address, sidecar)
+
+
+def _run_command(command: Sequence[str], started: Launch, mask: Iterable[int]) -> int:
     try:
         child = subprocess.Popen(
             command,
-            env=environ,
+            env=started.environ,
             preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, mask),
         )
-        _forward_signals(child)
     except OSError as exc:
         print(f"telemetry: can't run {command[0]!r}: {exc.strerror}", file=sys.stderr)
         return 127 if isinstance(exc, FileNotFoundError) else 126
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def forward(info: signal.struct_siginfo) -> None:
+        # A terminal has sent it to the command as well, which is in our process group.
+        if info.si_code <= 0:
+            child.send_signal(info.si_signo)
+
+    def keep_sidecar() -> None:
+        if started.sidecar is not None:
+            started.sidecar.keep()
+
+    _wait_for(child, forward, keep_sidecar, lambda: float("inf"))
+    code = child.returncode
+    return 128 - code if code < 0 else code
+
+
+def _wait_for(
+    process: subprocess.Popen[bytes],
+    on_signal: Callable[[signal.struct_siginfo], None],
+    on_turn: Callable[[], None],
+    deadline_s: Callable[[], float],
+) -> None:
+    """Wait until a child has ended or the time is over; the watched signals are blocked."""
+    while process.poll() is None and time.monotonic() < deadline_s():
+        # A child's end is a signal as well, so nothing waits longer than it has to.
+        info = signal.sigtimedwait(WATCHED, POLL_S)
+        if info is not None and info.si_signo != signal.SIGCHLD:
+            on_signal(info)
+        on_turn()
+
+
+def _unblock_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _close_with_word(process: subprocess.Popen[bytes], exit_code: int | None) -> None:
+    assert process.stdin is not None
+    try:
+        if exit_code is not None:
+            process.stdin.write(json.dumps({"exit_code": exit_code}).encode() + b"\n")
+        process.stdin.close()
+    except BrokenPipeError:
+        log.warning("sidecar ended before it was told how the command did")
+
+
+def _conclude(started: Launch, code: int) -> None:
+    """See to the end of what was recorded, and have it shown."""
+    config, sidecar = started.config, started.sidecar
+    if sidecar is None and not is_held(config.data_dir):
+        # The one that was at work has gone meanwhile: somebody has to take in what is left.
+        sidecar = Sidecar(config)
+    if sidecar is not None:
+        sidecar.drain(config.drain_grace_s + 5, code)
+        return
+    runs_dir, deadline_s = config.data_dir / "runs", time.monotonic() + CONCLUDE_S
     while True:
-        try:
-            code = child.wait(POLL_S)
-        except subprocess.TimeoutExpired:
-            if sidecar is not None:
-                sidecar.keep()
-            continue
-        return 128 - code if code < 0 else code
+        runs = launched_runs(runs_dir, started.launch_id)
+        is_over = all(info.get("state") == "ended" for info in runs.values())
+        if is_over and (runs or not _is_anything_left(config)):
+            break
+        if time.monotonic() >= deadline_s or signal.sigtimedwait(FORWARDED, POLL_S):
+            break
+    print_summary(runs_dir, sorted(runs), ())
+    if not is_over or (not runs and _is_anything_left(config)):
+        pid = holder_of(config.data_dir)[0]
+        log.warning(
+            "the sidecar with pid %s has not recorded all of it yet; the rest waits in %s",
+            clean(pid), config.spool_dir[0],
+        )  # fmt: skip
 
 
-def _forward_signals(child: subprocess.Popen[bytes]) -> None:
-    is_terminal = os.isatty(0)
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        # Ctrl-C at a terminal has reached the command already.
-        if not (number == signal.SIGINT and is_terminal):
-            child.send_signal(number)
-
-    for number in FORWARDED:
-        signal.signal(number, forward)
+def _is_anything_left(config: ServeConfig) -> bool:
+    return any(Path(config.spool_dir[0]).glob("*.spool"))

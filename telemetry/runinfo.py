@@ -54,6 +54,7 @@ class _Known(msgspec.Struct, frozen=True):
     world_size: int = 1
     process: dict[str, int] = {}
     started_wall_ns: int = 0
+    launch_id: str = ""
 
 
 class RunInfo:
@@ -155,6 +156,7 @@ class RunInfo:
             gpu_uuids=list(event.gpu_uuids),
             world_size=event.world_size,
             process={"pid": event.pid, "start_ns": event.process_start_ns},
+            launch_id=event.launch_id,
         )
         self.values.setdefault("started_wall_ns", self._clock.wall_ns())
 

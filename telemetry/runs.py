@@ -99,6 +99,11 @@ class Run:
         ending = self._told.sessions.ending
         return None if ending is None else ending.session
 
+    @property
+    def launch_id(self) -> str:
+        """The `telemetry run` whose command began the newest session, or empty."""
+        return str(self.info.get("launch_id", ""))
+
     def has_finished(self, session: str) -> bool:
         """True if this main session has said its last word."""
         return self._told.sessions.is_finished(session)

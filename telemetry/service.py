@@ -40,7 +40,7 @@ from telemetry.runs import Runs
 from telemetry.samplerprocess import SamplerProcess
 from telemetry.spools import SpoolCarrier
 from telemetry.status import Health, StatusServer
-from telemetry.summary import print_summary
+from telemetry.summary import Commands, print_summary
 from telemetry.supervisor import Supervisor
 
 log = logging.getLogger("telemetry.service")
@@ -100,7 +100,9 @@ class Service:
             max_processes=config.max_sink_processes,
             sink_timeout_s=config.sink_timeout_s,
         )
-        spools = tuple(Path(name).expanduser() for name in config.spool_dir)
+        # `run` has its command spool in the data directory, also with a sidecar that is not its.
+        names = dict.fromkeys([*config.spool_dir, str(config.data_dir.absolute() / "spool")])
+        spools = tuple(Path(name).expanduser() for name in names)
         self._carrier = SpoolCarrier(config.address, spools, self._clock)
         self._retention = Retention(self._runs.directory, config.sinks, config.retain_bytes)
         self._sampler = SamplerProcess(config.address, self._host, config.sample_hz, self._clock)
@@ -122,6 +124,8 @@ class Service:
         self._retention.start()
         self._data_dir.publish(self.config.address)
         log.info("listening on %s, data in %s", self.config.address, self.config.data_dir)
+        if self._status is not None:
+            log.info("status on http://%s: /livez, /readyz, /metrics", self._status.address)
         try:
             while not self.stop.is_set():
                 self._guarded_turn()
@@ -199,9 +203,10 @@ class Service:
                 break
             due_ns = due_ns or self._turned_ns + commit_ns
             self._take_in()
-        self._ingest.hear(self._reading.reception.taken_heard())
         self._reading.answer(self._ingest.commit())
         self._publish_turn()
+        # After the sync, which may have taken minutes in which peers were answered.
+        self._ingest.hear(self._reading.reception.taken_heard())
         if self._turned_ns - self._ticked_ns >= TICK_NS:
             self._ticked_ns = self._turned_ns
             self._tick()
@@ -310,7 +315,8 @@ class Service:
         backlog = {pair for pair in self._supervisor.backlog if pair[0] in told_of}
         open_runs = {run.run_id for run in self._runs if not run.is_ended}
         backlog = {pair for pair in backlog if pair[0] not in open_runs}
-        print_summary(self._runs.directory, sorted(told_of), backlog)
+        commands = Commands(self.config.command_form, self.config.tensorboard_url)
+        print_summary(self._runs.directory, sorted(told_of), backlog, commands)
         return EXIT_BACKLOG if backlog else EXIT_OK
 
 

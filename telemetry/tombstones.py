@@ -27,7 +27,7 @@ import msgspec
 from shared.files import write_atomically
 from shared.ids import check_run_id
 from shared.record import CorruptRecord, StreamEntry
-from telemetry.journal.layout import sync_directory
+from telemetry.journal.layout import make_durably
 from telemetry.journal.recovery import identify
 
 DIRECTORY: Final = "removed"
@@ -74,9 +74,7 @@ def write_tombstone(runs_dir: Path, run_id: str, reason: str) -> None:
     """
     uuid, streams = identify(runs_dir / run_id / "journal")
     path = _path(runs_dir.parent, run_id)
-    if not path.parent.is_dir():
-        path.parent.mkdir(exist_ok=True)
-        sync_directory(path.parent.parent)
+    make_durably(path.parent)
     former = _read(path)
     journals = [j for j in former.journals if j.uuid != uuid.hex()] if former else []
     journals.append(_Journal(uuid.hex(), list(streams.values())))

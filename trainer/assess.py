@@ -8,12 +8,13 @@ Never: changes the checkpoint.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from shared.files import write_atomically
 from trainer.args import TrainArgs
@@ -21,8 +22,9 @@ from trainer.checkpoint import Checkpoint, read_checkpoint
 from trainer.checkpoint_args import CheckpointArgs
 from trainer.corpus import load_corpus
 from trainer.data import Batch, Masking, evaluation_batches
+from trainer.device import use_device
 from trainer.errors import BadInput
-from trainer.evaluate import evaluate
+from trainer.evaluate import Evaluation, evaluate
 from trainer.export import export_encoder
 from trainer.model import BitNetQDyT
 from trainer.model.calibration import freeze_group_means, measure_group_means
@@ -47,15 +49,21 @@ def assess(args: CheckpointArgs, say: Say) -> int:
         BadInput: it cannot be done.
     """
     device = resolve_device(args.device, fp16=False, place=Place())
+    use_device(device)
     checkpoint = read_checkpoint(args.checkpoint)
     model = rebuild_model(checkpoint).to(device)
     if args.command == "evaluate" or args.calibrate:
-        batches = held_out_batches(args, checkpoint, say)
-        loss = _loss(model, batches, device)
-        result = f"{_name(args, checkpoint)}: loss {loss:.4f}, perplexity {perplexity(loss):,.1f}."
+        text = load_text(args, checkpoint, say)
+        batches = text.batches(args.split, args.eval_batches)
+        found = _evaluate(model, batches, device)
+        result = (
+            f"{_name(args, checkpoint)}: {_losses(found)}, "
+            f"accuracy {100 * found.accuracy.item():.1f} %."
+        )
         say(result)
-        if args.calibrate:
-            calibrate(model, batches, loss, device, say)
+        if args.calibrate and calibrate(model, text, device, say):
+            calibrated = _losses(_evaluate(model, batches, device))
+            say(f"{_name(args, checkpoint)}, calibrated: {calibrated}.")
         if args.analyze_quantization:
             observe_quantization(model, next(batches()).to(device))
             print_tables(model)
@@ -71,8 +79,22 @@ def assess(args: CheckpointArgs, say: Say) -> int:
     return 0
 
 
-def held_out_batches(args: CheckpointArgs, checkpoint: Checkpoint, say: Say) -> Batches:
-    """The batches that the run itself was validated with, or those of other text.
+@dataclass(frozen=True)
+class Text:
+    """Packed rows by split, and how they are evaluated."""
+
+    rows: Mapping[str, Tensor]
+    batch_size: int
+    masking: Masking
+
+    def batches(self, split: str, limit: int = 0) -> Batches:
+        """The batches of a split, from the first on at every call; of all rows where limit is 0."""
+        rows = self.rows[split]
+        return lambda: evaluation_batches(rows, self.batch_size, self.masking, limit)
+
+
+def load_text(args: CheckpointArgs, checkpoint: Checkpoint, say: Say) -> Text:
+    """The text that the run itself had, or the one that was asked for.
 
     Raises:
         BadInput: text or tokenizer cannot be had, or the tokenizer is not the run's.
@@ -82,7 +104,7 @@ def held_out_batches(args: CheckpointArgs, checkpoint: Checkpoint, say: Say) -> 
     corpus = load_corpus(dataset, say)
     tokenizer = load_own_tokenizer(checkpoint, say)
     length = checkpoint["identity"]["row length"]
-    rows = load_rows(corpus, tokenizer, length, args.cache_dir, say)[args.split]
+    rows = load_rows(corpus, tokenizer, length, args.cache_dir, say)
     masking = Masking.of(
         tokenizer.vocabulary_size,
         tokenizer.special_ids,
@@ -90,8 +112,7 @@ def held_out_batches(args: CheckpointArgs, checkpoint: Checkpoint, say: Say) -> 
         tokenizer.pad_id,
         ours.get("mlm_probability", TrainArgs.mlm_probability),
     )
-    batch_size = args.batch_size or ours["batch_size"]
-    return lambda: evaluation_batches(rows, batch_size, masking, ours["seed"], args.eval_batches)
+    return Text(rows, args.batch_size or ours["batch_size"], masking)
 
 
 def load_own_tokenizer(checkpoint: Checkpoint, say: Say) -> LoadedTokenizer:
@@ -122,18 +143,32 @@ def export_tokenizer(checkpoint: Checkpoint, directory: Path, say: Say) -> None:
         say(f"Without its tokenizer: {exc}.")
 
 
-def calibrate(
-    model: BitNetQDyT, batches: Batches, before: float, device: torch.device, say: Say
-) -> None:
-    """Freeze group means where they lower the loss, and take them back where they do not."""
-    some = (batch.to(device) for batch in itertools.islice(batches(), CALIBRATION_BATCHES))
-    freeze_group_means(model, measure_group_means(model, some))
-    after = _loss(model, batches, device)
-    is_better = after < before
+def calibrate(model: BitNetQDyT, text: Text, device: torch.device, say: Say) -> bool:
+    """Freeze group means where they lower the loss; returns True if they do.
+
+    Measured on every second of the first batches of the training text, and judged on the
+    others: the text that is evaluated, validation or test, has no part in either.
+    """
+    measured, judged = _halves(text.batches("train", 2 * CALIBRATION_BATCHES))
+    before = _evaluate(model, judged, device)
+    freeze_group_means(model, measure_group_means(model, (b.to(device) for b in measured())))
+    after = _evaluate(model, judged, device)
+    is_better = bool(after.loss < before.loss)
     if not is_better:
         freeze_group_means(model, {})
-    kept = "kept" if is_better else "not kept"
-    say(f"Calibrated: loss {after:.4f}, perplexity {perplexity(after):,.1f}; {kept}.")
+    say(
+        f"Calibrated on training text: loss {after.loss.item():.4f} where it was "
+        f"{before.loss.item():.4f}; {'kept' if is_better else 'not kept'}."
+    )
+    return is_better
+
+
+def _halves(batches: Batches) -> tuple[Batches, Batches]:
+    """Batches with an even number, and those with an odd one."""
+    return (
+        lambda: itertools.islice(batches(), 0, None, 2),
+        lambda: itertools.islice(batches(), 1, None, 2),
+    )
 
 
 @torch.no_grad()
@@ -141,7 +176,7 @@ def observe_quantization(model: BitNetQDyT, batch: Batch) -> None:
     """One forward in training mode, which is where the modules take their readings."""
     model.train()
     model.observe(True)
-    model(*batch[:4])
+    model(*batch.inputs)
     model.observe(False)
     model.eval()
 
@@ -162,12 +197,17 @@ def write_page(model: BitNetQDyT, args: CheckpointArgs, result: str, say: Say) -
     say(f"Pictures: {path}")
 
 
-def _loss(model: BitNetQDyT, batches: Batches, device: torch.device) -> float:
-    loss = evaluate(model, batches(), device, nullcontext)
+def _evaluate(model: BitNetQDyT, batches: Batches, device: torch.device) -> Evaluation:
+    found = evaluate(model, batches(), device)
     model.eval()
-    if loss is None:
+    if found is None:
         raise BadInput("there is nothing to predict in this text")
-    return loss.item()
+    return found
+
+
+def _losses(found: Evaluation) -> str:
+    loss = found.loss.item()
+    return f"loss {loss:.4f}, perplexity {perplexity(loss):,.1f}"
 
 
 def _name(args: CheckpointArgs, checkpoint: Checkpoint) -> str:

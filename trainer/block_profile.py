@@ -25,7 +25,7 @@ class BlockProfile:
 
     def __init__(self, blocks: Iterable[nn.Module], device: torch.device) -> None:
         self._blocks = list(blocks)
-        self._on_gpu = device.type == "cuda"
+        self._device = device
         self._measured: deque[tuple[int, Spans]] = deque()
 
     @contextmanager
@@ -74,10 +74,10 @@ class BlockProfile:
         return hook
 
     def _begin(self, spans: Spans, name: str) -> None:
-        spans[name].append([moment(self._on_gpu)])
+        spans[name].append([moment(self._device)])
 
     def _end(self, spans: Spans, name: str) -> None:
-        spans[name][-1].append(moment(self._on_gpu))
+        spans[name][-1].append(moment(self._device))
 
 
 def _is_over(spans: Spans) -> bool:

@@ -22,14 +22,16 @@ from torch.utils.data import DataLoader, Dataset
 
 IGNORED = -100
 """The label of a position that is not to be predicted."""
+EVALUATION_SEED = 20_240_607
+"""Of all evaluations, whatever the seed of a run: their losses are for comparing runs."""
 
 
 class Batch(NamedTuple):
     """Masked rows, and what the host knows of them without asking a device.
 
     Shapes: input_ids, labels (B, T) int64; attention_mask (B, T) bool; predicted (M,) int64,
-    the flat indices of what is to be predicted. tokens counts those that are not padding;
-    the last two count what other processes have at the same time.
+    the flat indices of what is to be predicted, which may be none. tokens counts those that
+    are not padding; the last two count what other processes have at the same time.
     """
 
     input_ids: Tensor
@@ -39,6 +41,16 @@ class Batch(NamedTuple):
     tokens: int
     predicted_elsewhere: int = 0
     tokens_elsewhere: int = 0
+
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Arguments of an encoder's forward; no mask where no token is padding.
+
+        Fused attention kernels take no mask of booleans, and most batches need none.
+        """
+        is_full = self.tokens == self.input_ids.numel()
+        mask = None if is_full else self.attention_mask
+        return self.input_ids, mask, self.labels, self.predicted
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; asynchronous from pinned memory."""
@@ -95,7 +107,8 @@ def mask_for_training(rows: Tensor, masking: Masking, generator: torch.Generator
     """Choose tokens to predict: 80 % become [MASK], 10 % another token, 10 % stay.
 
     Source: Devlin et al. 2018, arXiv:1810.04805, section 3.1; other tokens are drawn from the
-    ordinary ones only. At least one token of a batch is chosen, so its loss is a number.
+    ordinary ones only. At least one token of a batch is chosen, unless it has none but
+    special ones, which are never predicted.
     """
     rows = rows.long()
     chosen = _choose(rows, masking, generator)
@@ -106,11 +119,40 @@ def mask_for_training(rows: Tensor, masking: Masking, generator: torch.Generator
     return _batch(rows, inputs, chosen, masking.pad_id)
 
 
-def mask_for_evaluation(rows: Tensor, masking: Masking, generator: torch.Generator) -> Batch:
-    """Choose tokens to predict; every one becomes [MASK], since a visible one could be copied."""
+def mask_for_evaluation(rows: Tensor, masking: Masking, first_row: int = 0) -> Batch:
+    """Choose tokens to predict; every one becomes [MASK], since a visible one could be copied.
+
+    The choice at a place follows from its row's number in the split, first_row and on, its
+    column, and EVALUATION_SEED: batches of any size, in any process, have the same masks. So
+    there is no least number of them in a batch, as there is in training.
+    """
     rows = rows.long()
-    chosen = _choose(rows, masking, generator)
+    chosen = ~torch.isin(rows, masking.special_ids)
+    chosen &= fixed_uniform(first_row, *rows.shape) < masking.probability
     return _batch(rows, torch.where(chosen, masking.mask_id, rows), chosen, masking.pad_id)
+
+
+def fixed_uniform(first_row: int, rows: int, columns: int) -> Tensor:
+    """Numbers in [0, 1) that depend on EVALUATION_SEED, row and column alone.
+
+    Shapes: -> (rows, columns) float64. A hash in the place of a generator, whose numbers
+    would depend on how many were drawn before, and on torch's version.
+
+    Source: splitmix64, Steele et al. 2014, doi:10.1145/2660193.2660195.
+    """
+    row = np.arange(first_row, first_row + rows, dtype=np.uint64)[:, None]
+    column = np.arange(columns, dtype=np.uint64)
+    keyed = _splitmix64(row + np.uint64(EVALUATION_SEED << 32))
+    bits = _splitmix64(keyed + column)
+    return torch.from_numpy((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+
+def _splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """One output of the generator for each state; sums and products wrap around."""
+    z = (x + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
 
 
 def _choose(rows: Tensor, masking: Masking, generator: torch.Generator) -> Tensor:
@@ -212,7 +254,6 @@ def evaluation_batches(
     rows: Tensor,
     batch_size: int,
     masking: Masking,
-    seed: int,
     limit: int = 0,
     rank: int = 0,
     world_size: int = 1,
@@ -220,11 +261,11 @@ def evaluation_batches(
     """The rows in order with the same masks at every call; at most limit batches unless 0.
 
     Of world_size processes each takes the batches whose number, modulo that, is its rank.
+    Batch size and processes decide which rows are taken together, and nothing else.
     """
     starts = range(0, len(rows), batch_size)[: limit or None]
-    for number in range(rank, len(starts), world_size):
-        chunk = rows[starts[number] : starts[number] + batch_size]
-        yield mask_for_evaluation(chunk, masking, _generator(seed, 3, number))
+    for start in starts[rank::world_size]:
+        yield mask_for_evaluation(rows[start : start + batch_size], masking, start)
 
 
 def _generator(*entropy: int) -> torch.Generator:

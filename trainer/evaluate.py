@@ -1,22 +1,32 @@
-"""Evaluation: the loss on held-out rows, always on the same [MASK] positions.
+"""Evaluation: loss and accuracy on held-out rows, always on the same [MASK] positions.
 
 In: a model and batches on the CPU.
-Out: the mean loss a predicted token, still on the device.
-Never: moves the random state of training, so that runs with and without it are alike.
+Out: means over all predicted tokens, still on the device.
+Never: moves the random state of training, so that runs with and without it are alike; or
+computes in another precision than float32, whatever training has: the loss of a checkpoint
+is the same in the run that wrote it and in any that reads it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from trainer.data import Batch
+from trainer.device import exact_float32
 from trainer.processes import Place, Processes
 
 ALONE = Processes(Place())
+
+
+class Evaluation(NamedTuple):
+    """Mean cross entropy in nats and share of right predictions, () each."""
+
+    loss: Tensor
+    accuracy: Tensor
 
 
 @torch.no_grad()
@@ -24,32 +34,32 @@ def evaluate(
     model: nn.Module,
     batches: Iterable[Batch],
     device: torch.device,
-    autocast: Callable[[], AbstractContextManager[object]],
     is_stopping: Callable[[], bool] = lambda: False,
     processes: Processes = ALONE,
-) -> Tensor | None:
-    """Mean cross entropy in nats over all predicted tokens, or None if it was interrupted.
+) -> Evaluation | None:
+    """Means over all predicted tokens; None if interrupted, or with nothing to predict.
 
-    Shapes: -> (). Each process brings its own batches; all get the mean over those of all.
+    Each process brings its own batches; all get the means over those of all.
     """
     # In double: a sum over millions of tokens has more digits than a float.
-    sums = torch.zeros(2, device=device, dtype=torch.float64)
+    sums = torch.zeros(3, device=device, dtype=torch.float64)
     count = 0
     model.eval()
     # A model may draw numbers in evaluation too; those of training must not shift by it.
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), exact_float32():
         for cpu_batch in batches:
             if is_stopping():
                 break
+            if not len(cpu_batch.predicted):
+                continue
             batch = cpu_batch.to(device)
-            with autocast():
-                out = model(*batch[:4])
-            sums[0] += out.loss * len(batch.predicted)
+            out = model(*batch.inputs)
+            sums[0] += out.loss.double() * len(batch.predicted)
+            sums[1] += out.correct
             count += len(batch.predicted)
     model.train()
-    sums[1] += count
+    sums[2] += count
     if processes.any(is_stopping()) or not processes.any(count > 0):
         return None
     processes.sum_(sums)
-    mean: Tensor = (sums[0] / sums[1]).float()
-    return mean
+    return Evaluation((sums[0] / sums[2]).float(), (sums[1] / sums[2]).float())

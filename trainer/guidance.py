@@ -20,7 +20,7 @@ from trainer.model.encoder import MaskedLMOutput
 from trainer.model.teacher import AveragedTeacher, Teacher, divergence
 from trainer.processes import Processes
 from trainer.rebuild import rebuild_model
-from trainer.schedule import teacher_weight
+from trainer.schedule import last_trained, teacher_weight
 
 AVERAGED = "ema"
 
@@ -88,7 +88,7 @@ class TeacherGuidance(Guidance):
         if not isinstance(self.teacher, AveragedTeacher):
             return
         # As in restore(): the stage of the last step done is not in the weights.
-        self.teacher.apply_schedule(max(0, step - 1), total_steps)
+        self.teacher.apply_schedule(last_trained(step), total_steps)
         if state:
             self.teacher.load_state_dict(state)
         else:

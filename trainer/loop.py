@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +23,14 @@ from trainer.data import Batch
 from trainer.errors import TrainingDiverged
 from trainer.evaluate import evaluate
 from trainer.guidance import Guidance
+from trainer.model.flips import is_watched
 from trainer.plan import Plan
 from trainer.random_states import random_states
 from trainer.reporting import Reading, Reporter
 from trainer.resume import Position, capture, has_finite_state, restore
 from trainer.scalars import Numbers, ScalarCopies
-from trainer.schedule import ScheduleState, learning_rate
-from trainer.step import Stepper
+from trainer.schedule import ScheduleState, last_trained, learning_rate
+from trainer.step import Stepper, leave_out_a_ruinous_step
 from trainer.stop import StopRequest
 from trainer.window import Window
 
@@ -101,6 +102,8 @@ class Training:
             is_log_due = self._is_due(plan.log_interval, self.step + 1)
             if is_quant_due:
                 model.observe(True)
+            if is_watched(self.step + 1, plan.quant_interval):
+                model.watch_codes()
 
             micro_batches = [next(batches) for _ in range(plan.accumulation)]
             with self.profile.step(self.step + 1) if is_log_due else nullcontext():
@@ -115,7 +118,8 @@ class Training:
             self.position += plan.rows_per_step
             self.guidance.end_step(self.step)
 
-            self.window.add(loss, sum(b.tokens + b.tokens_elsewhere for b in micro_batches))
+            tokens = sum(b.tokens + b.tokens_elsewhere for b in micro_batches)
+            self.window.add(loss, tokens, stepper.is_empty)
             if is_log_due:
                 self._log(schedule, rate, grad_norm)
             if self._is_due(plan.eval_interval, self.step):
@@ -134,19 +138,22 @@ class Training:
         self.reporter.advance_to_end(self.profile.arrived())
 
     def evaluate(self) -> None:
-        """Validate the model as it stands after this step."""
-        self.model.apply_schedule(self.step, self.plan.total_steps)
-        loss = evaluate(
-            self.model,
-            self.validation(),
-            self.device,
-            self.stepper.autocast,
-            self.stop.is_requested,
-            self.processes,
+        """Validate the model as it stands after this step, with the quantizers it had in it.
+
+        Those of the next step may be others: on the border of a stage, weights that turned
+        ternary this moment would be measured, and no step has been taken with them yet.
+        """
+        self.model.apply_schedule(last_trained(self.step), self.plan.total_steps)
+        found = evaluate(
+            self.model, self.validation(), self.device, self.stop.is_requested, self.processes
         )
-        if loss is not None:
+        if found is not None:
             self.evaluated_step = self.step
-            values = {"val/loss": loss, "val/perplexity": loss.exp()}
+            values = {
+                "val/loss": found.loss,
+                "val/perplexity": found.loss.exp(),
+                "val/accuracy": found.accuracy,
+            }
             self.copies.send(Reading("val", self.step), values)
 
     def save(self) -> None:
@@ -243,12 +250,12 @@ class Training:
             values["torch_gpu_memory_allocated"] = torch.cuda.memory_allocated(self.device) / 1e9
             values["torch_gpu_memory_reserved"] = torch.cuda.memory_reserved(self.device) / 1e9
         self.reporter.work(self.step, values, self.processes.take_work_seconds())
-        mean_loss = self.processes.sum_(self.window.mean_loss())
-        numbers = {
-            "train/loss": mean_loss,
-            GRAD_NORM: grad_norm,
-            **self.guidance.numbers(self.processes),
-        }
+        # What has no value is left out: without a predicted token there is no loss.
+        numbers = {GRAD_NORM: grad_norm}
+        if self.window.steps:
+            numbers["train/loss"] = self.processes.sum_(self.window.mean_loss())
+        if not self.stepper.is_empty:
+            numbers |= self.guidance.numbers(self.processes)
         self.copies.send(Reading("train", self.step, values), numbers)
         self.window = Window(torch.zeros((), device=self.device))
 
@@ -258,14 +265,15 @@ class Training:
             if reading.kind == "val":
                 self.val_loss = numbers["val/loss"]
                 best = math.inf if self.best_val_loss is None else self.best_val_loss
-                self.best_val_loss = min(best, self.val_loss)
+                if math.isfinite(self.val_loss):
+                    self.best_val_loss = min(best, self.val_loss)
             if reading.kind == "train" and not self._is_going_well(numbers):
                 raise self._diverged(reading.step)
 
     def _is_going_well(self, numbers: Numbers) -> bool:
         # With a loss scale, infinite gradients are how the scale is found.
         judged = ["train/loss"] if self.plan.precision == "fp16" else ["train/loss", GRAD_NORM]
-        return all(math.isfinite(numbers[name]) for name in judged)
+        return all(math.isfinite(numbers[name]) for name in judged if name in numbers)
 
     def _diverged(self, step: int) -> TrainingDiverged:
         """The end of the run, with a checkpoint of what was good last.
@@ -286,12 +294,3 @@ class Training:
             f"loss or gradients are no numbers any more at step {step:,}; {way_out}, "
             "with a lower --learning_rate or --grad_clip"
         )
-
-
-def leave_out_a_ruinous_step(optimizer: torch.optim.Optimizer, grad_norm: Tensor) -> None:
-    """Keep the next step from being taken if the norm of its gradients is no number.
-
-    Decided on the device: fused optimizers read this flag, which with a loss scale the
-    scaler sets instead. The host learns of it when the norm is logged.
-    """
-    cast(Any, optimizer).found_inf = (~grad_norm.isfinite()).float()

@@ -134,8 +134,6 @@ class SeveralProcesses(Processes):
 
     def __enter__(self) -> SeveralProcesses:
         on_gpu = self.device.type == "cuda"
-        if on_gpu:
-            torch.cuda.set_device(self.device)
         dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
         # Hosts talk beside the gradients: on the queue of these, an exchange would wait
         # for the device.

@@ -81,7 +81,9 @@ class Progress:
             return
         if kind == "val":
             loss, found = values["val/loss"], values["val/perplexity"]
-            self.say(f"step {step:,}: validation loss {loss:.4f}, perplexity {found:,.1f}")
+            text = f"step {step:,}: validation loss {loss:.4f}, perplexity {found:,.1f}"
+            share = values.get("val/accuracy")
+            self.say(text if share is None else f"{text}, accuracy {100 * share:.1f} %")
         elif kind == "train" and self._bar is not None:
             self._bar.set_postfix_str(_describe(values, perplexity_as="ppl", tokens_as="tok"))
         elif kind == "train":
@@ -115,10 +117,13 @@ class Progress:
 def _describe(
     values: Mapping[str, Any], perplexity_as: str = "perplexity", tokens_as: str = "tokens"
 ) -> str:
-    loss = values["train/loss"]
+    if "train/loss" in values:
+        loss = values["train/loss"]
+        found = f"loss {loss:.4f}, {perplexity_as} {perplexity(loss):,.1f}"
+    else:
+        found = "nothing to predict"
     return (
-        f"loss {loss:.4f}, {perplexity_as} {perplexity(loss):,.1f}, "
-        f"{values['train/training_stage']}, "
+        f"{found}, {values['train/training_stage']}, "
         f"{values['train/tokens_per_second']:,.0f} {tokens_as}/s"
     )
 

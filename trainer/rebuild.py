@@ -10,17 +10,18 @@ from __future__ import annotations
 from trainer.checkpoint import Checkpoint
 from trainer.errors import BadInput
 from trainer.model import BitNetQDyT, ModelConfig
+from trainer.schedule import last_trained
 
 
 def rebuild_model(checkpoint: Checkpoint) -> BitNetQDyT:
-    """The model of a checkpoint, with the bits of its step in force.
+    """The model of a checkpoint, with the bits of the last step that it was trained with.
 
     Raises:
         BadInput: the checkpoint does not hold a whole model.
     """
     try:
         model = BitNetQDyT(ModelConfig(**checkpoint["model_config"]))
-        model.apply_schedule(checkpoint["step"], checkpoint["total_steps"])
+        model.apply_schedule(last_trained(checkpoint["step"]), checkpoint["total_steps"])
         model.load_state_dict(checkpoint["model"])
     except (KeyError, TypeError, ValueError, RuntimeError) as exc:
         text = str(exc).splitlines()[0]

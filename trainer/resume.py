@@ -15,6 +15,7 @@ from torch import nn
 from trainer.checkpoint import FORMAT, Checkpoint
 from trainer.guidance import Guidance
 from trainer.random_states import restore_random_states, seed_noise
+from trainer.schedule import last_trained
 from trainer.step import Stepper
 
 
@@ -61,7 +62,7 @@ def restore(
     model: Any = stepper.model
     # The stage of the last step done is not in the weights, and without it a run that was
     # stopped between two stages would miss what happens on their border.
-    model.apply_schedule(max(0, checkpoint["step"] - 1), total_steps)
+    model.apply_schedule(last_trained(checkpoint["step"]), total_steps)
     model.load_state_dict(checkpoint["model"])
     # What the arguments and the device decide is this session's, not the checkpoint's.
     for ours, saved in zip(

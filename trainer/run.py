@@ -18,6 +18,7 @@ from trainer.allocator import keep_freed_memory
 from trainer.args import TrainArgs
 from trainer.configure import describe_model
 from trainer.data import Batch, TrainingBatches, evaluation_batches, load_batches
+from trainer.device import allow_tf32, use_device
 from trainer.errors import PeerLost, TrainingFailed
 from trainer.evaluate import evaluate
 from trainer.guidance import AVERAGED, Guidance, TeacherGuidance
@@ -54,6 +55,8 @@ def run(args: TrainArgs, environ: Mapping[str, str]) -> int:
     """
     place = read_place(environ)
     device = check_arguments(args, place)
+    use_device(device)
+    allow_tf32(device)
     with (
         make_processes(place, device) as processes,
         Progress(is_silent=not processes.is_first) as progress,
@@ -184,17 +187,17 @@ def summarize(training: Training) -> dict[str, Any]:
 
 
 def test_summary(prepared: Prepared, training: Training, stop: StopRequest) -> dict[str, float]:
-    """The loss on the text that no decision was made on; once, after the last step."""
-    batches = _evaluation(prepared, "test")
-    loss = evaluate(
+    """Loss and accuracy on the text that no decision was made on; once, after the last step."""
+    found = evaluate(
         training.model,
-        batches,
+        _evaluation(prepared, "test"),
         training.device,
-        training.stepper.autocast,
         stop.is_requested,
         prepared.processes,
     )
-    return {} if loss is None else {"test_loss": loss.item()}
+    if found is None:
+        return {}
+    return {"test_loss": found.loss.item(), "test_accuracy": found.accuracy.item()}
 
 
 def _evaluation(prepared: Prepared, split: str) -> Iterator[Batch]:
@@ -203,7 +206,6 @@ def _evaluation(prepared: Prepared, split: str) -> Iterator[Batch]:
         prepared.rows[split],
         args.batch_size,
         prepared.masking,
-        args.seed,
         args.eval_batches,
         prepared.processes.rank,
         prepared.processes.world_size,

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+
+from trainer.device import record_event
 
 Label = TypeVar("Label")
 Numbers = dict[str, Any]
@@ -41,13 +43,13 @@ class _Sent(Generic[Label]):
 class ScalarCopies(Generic[Label]):
     """One copy a call from the device to the host, polled and never waited for.
 
-    On a GPU the values are laid into one vector and copied to pinned memory on the current
-    stream; an event behind the copy tells when it is done. On a CPU they have arrived at once.
-    Not thread-safe.
+    On a GPU the values are laid into one vector and copied to pinned memory on that GPU's
+    current stream; an event behind the copy tells when it is done. On a CPU they have
+    arrived at once. Not thread-safe.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
+        self._device = device
         self._sent: deque[_Sent[Label]] = deque()
 
     def send(self, label: Label, values: Mapping[str, Tensor]) -> None:
@@ -56,11 +58,10 @@ class ScalarCopies(Generic[Label]):
             return
         vector = torch.cat([value.detach().float().reshape(-1) for value in values.values()])
         copied: Any = None
-        if self._on_gpu:
+        if self._device.type == "cuda":
             pinned = torch.empty(vector.shape, pin_memory=True)
             vector = pinned.copy_(vector, non_blocking=True)
-            copied = cast(Any, torch.cuda.Event)()
-            copied.record()
+            copied = record_event(self._device)
         shapes = {name: value.shape for name, value in values.items()}
         self._sent.append(_Sent(label, shapes, vector, copied))
 

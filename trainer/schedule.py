@@ -38,8 +38,7 @@ class ScheduleState:
 def schedule_state(config: ModelConfig, step: int, total_steps: int) -> ScheduleState:
     """The state in force while optimizer step number `step` is taken.
 
-    A step at or past total_steps has the final state, which is also what a model
-    is evaluated with after training.
+    A step at or past total_steps has the final state.
 
     Raises:
         ValueError: step below 0 or total_steps below 1.
@@ -55,6 +54,14 @@ def schedule_state(config: ModelConfig, step: int, total_steps: int) -> Schedule
         ternary_dropout=_ternary_dropout(config, step, total_steps),
         learning_rate_factor=FULL_TERNARY_LR_FACTOR if stage == "full_ternary" else 1.0,
     )
+
+
+def last_trained(steps_done: int) -> int:
+    """Number of the last step that was taken, or of the first before any.
+
+    Its state is what a model is evaluated, saved and exported with.
+    """
+    return max(0, steps_done - 1)
 
 
 def resolve_steps(span: Steps, total_steps: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ Autocast = Callable[[], AbstractContextManager[object]]
 class Stepper:
     """How a model is trained: in which precision, in how many processes.
 
-    network is what is called; model, within it, is what is told the loss scale.
+    network is what is called; model, within it, is what is told the loss scale. is_empty says
+    that in the last step no process had a token to predict.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Stepper:
         # bfloat16 has the exponents of float32 and needs no scaling.
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
         self.work = WorkClock(device)
+        self.is_empty = False
 
     def autocast(self) -> AbstractContextManager[object]:
         """The precision of forward passes."""
@@ -59,7 +61,10 @@ class Stepper:
         mean loss. Shapes: -> (), on the device.
         """
         world_size = self.processes.world_size
+        # Where nothing is predicted the loss is 0, and so are its gradients.
         predicted = sum(len(b.predicted) + b.predicted_elsewhere for b in micro_batches)
+        self.is_empty = not predicted
+        predicted = max(1, predicted)
         # The mean that DDP takes over the processes is undone in advance.
         whole = sum(len(b.predicted) for b in micro_batches) / predicted * world_size
         # As a tensor of the scaler's making: its get_scale() would wait for the device.
@@ -72,7 +77,7 @@ class Stepper:
                 share = len(batch.predicted) / predicted
                 with nullcontext() if is_last else self.processes.no_sync(self.network):
                     with self.autocast():
-                        loss = self.network(*batch[:4]).loss
+                        loss = self.network(*batch.inputs).loss
                     if is_last:
                         self.work.end()
                     self.scaler.scale(loss * share * world_size).backward()
@@ -80,11 +85,25 @@ class Stepper:
         return part
 
     def update(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take the step that the gradients say, and clear them."""
-        self.scaler.step(optimizer)
+        """Take the step that the gradients say, and clear them.
+
+        A step that is_empty, with nothing to predict in it, leaves the weights as they are:
+        the optimizer would otherwise move them by what it remembers of other steps.
+        """
+        if not self.is_empty:
+            self.scaler.step(optimizer)
         self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
         self.processes.mean_(moving_ranges(self.model))
+
+
+def leave_out_a_ruinous_step(optimizer: torch.optim.Optimizer, grad_norm: Tensor) -> None:
+    """Keep the next step from being taken if the norm of its gradients is no number.
+
+    Decided on the device: fused optimizers read this flag, which with a loss scale the
+    scaler sets instead. The host learns of it when the norm is logged.
+    """
+    cast(Any, optimizer).found_inf = (~grad_norm.isfinite()).float()
 
 
 def moving_ranges(model: nn.Module) -> list[Tensor]:

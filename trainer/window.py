@@ -27,14 +27,16 @@ class Window:
     timed_steps: int = 0
     started_s: float = field(default_factory=time.perf_counter)
 
-    def add(self, loss: Tensor, tokens: int) -> None:
-        self.loss_sum += loss
-        self.steps += 1
+    def add(self, loss: Tensor, tokens: int, is_empty: bool = False) -> None:
+        """Count a step; the mean loss is that of those in which something was predicted."""
+        if not is_empty:
+            self.loss_sum += loss
+            self.steps += 1
         self.timed_steps += 1
         self.tokens += tokens
 
     def mean_loss(self) -> Tensor:
-        """Shapes: -> ()."""
+        """Shapes: -> (). Only where there was a step that is not empty."""
         return self.loss_sum / self.steps
 
     def speed(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Work clock: what a process needs for its own part of a step, before it waits for others.
+"""Work clock: the time a process needs for its own part of a step, before it waits for others.
 
 In: the moments at which a step begins and at which its last forward pass is queued.
 Out: seconds of the newest step that is known.
@@ -12,46 +12,44 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Any, cast
+from typing import Any
 
 import torch
+
+from trainer.device import record_event
 
 
 class WorkClock:
     """Not thread-safe."""
 
     def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
+        self._device = device
         self._seconds = 0.0
         self._began: Any = None
         self._measured: deque[tuple[Any, Any]] = deque()
 
     def begin(self) -> None:
-        """A step begins, with its wait for data."""
-        self._began = moment(self._on_gpu)
+        """Mark the beginning of a step, with its wait for data."""
+        self._began = moment(self._device)
 
     def end(self) -> None:
-        """What follows waits for other processes."""
-        self._measured.append((self._began, moment(self._on_gpu)))
+        """Mark the end of this process's own work; the gradient all-reduce starts now."""
+        self._measured.append((self._began, moment(self._device)))
 
     def seconds(self) -> float:
-        """Of the newest step that is known, 0 before the first."""
+        """Give the seconds of the newest step that is known, 0 before the first."""
         while self._measured and has_passed(self._measured[0][1]):
             self._seconds = seconds_between(*self._measured.popleft())
         return self._seconds
 
 
-def moment(on_gpu: bool) -> Any:
-    """Now: on a GPU an event, which is now when the stream comes to it."""
-    if not on_gpu:
-        return time.perf_counter()
-    event = cast(Any, torch.cuda.Event)(enable_timing=True)
-    event.record()
-    return event
+def moment(device: torch.device) -> Any:
+    """Take the time: on a GPU by an event, which stands for when its stream comes to it."""
+    return record_event(device, timed=True) if device.type == "cuda" else time.perf_counter()
 
 
 def has_passed(at: Any) -> bool:
-    """Whether a moment is past; asks and does not wait."""
+    """True if a moment is past; asks and does not wait."""
     return isinstance(at, float) or bool(at.query())
 
 

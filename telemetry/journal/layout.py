@@ -77,6 +77,20 @@ def read_mark(directory: Path) -> Mark | None:
     return None
 
 
+def make_durably(directory: Path) -> None:
+    """Make a directory and those above it, so that a power cut can't take their names.
+
+    The name of one that exists is synced as well: whoever made it may have been
+    killed before it could do that.
+    """
+    if not directory.is_dir():
+        make_durably(directory.parent)
+        directory.mkdir(exist_ok=True)
+    # One above that may not even be listed is not ours, and was there before us.
+    with contextlib.suppress(PermissionError):
+        sync_directory(directory.parent)
+
+
 def sync_directory(directory: Path) -> None:
     """Make the names in a directory durable."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

@@ -24,7 +24,14 @@ from shared.record import (
     decode_table,
     find_record,
 )
-from telemetry.journal.layout import Mark, SegmentFile, read_mark, segments, sync_directory
+from telemetry.journal.layout import (
+    Mark,
+    SegmentFile,
+    make_durably,
+    read_mark,
+    segments,
+    sync_directory,
+)
 from telemetry.journal.scan import CONTENT, HOLE, SEGMENT, Damage, Found, scan
 
 
@@ -261,7 +268,7 @@ def _save_tail(directory: Path, segment: SegmentFile, tail: bytes, offset: int) 
     if not tail:
         return
     quarantine = directory.parent / "quarantine"
-    quarantine.mkdir(exist_ok=True)
+    make_durably(quarantine)
     name = f"{segment.path.name}.{offset}.tail"
     path, number = quarantine / name, 1
     while path.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from shared.emitter import Emitter
+from shared.events import RunStarted
 from telemetry.config import ServeConfig
 from telemetry.datadir import holder_of, is_held
 from telemetry.files import read_json
@@ -20,10 +23,13 @@ from tests.telemetry.sidecar_process import QUIET, SidecarProcess, clean_env
 from tests.telemetry.waiting import wait_until
 
 EMIT = """
+import os, time
 from shared.emitter import Emitter
 from shared.events import RunStarted, RunFinished
-import os
-with Emitter(os.environ["TELEMETRY_ENDPOINT"], run_id="r", source="rank0") as emitter:
+from pathlib import Path
+spool = Path(os.environ["TELEMETRY_SPOOL_DIR"])
+endpoint = os.environ["TELEMETRY_ENDPOINT"]
+with Emitter(endpoint, run_id="r", source="rank0", spool_dir=spool) as emitter:
     emitter.emit(RunStarted(project="p", name="n"))
 """
 FINISH = '    emitter.emit(RunFinished(status="finished"))\n'
@@ -79,11 +85,97 @@ def test_what_the_command_emits_is_recorded_and_shown_at_the_end(place):
     assert "2 events, finished" in done.stderr
 
 
-def test_a_command_that_does_not_finish_its_run_leaves_it_lost(place):
-    """Nobody will come back. Row 2."""
-    run(place / "data", sys.executable, "-c", EMIT)
+ENDINGS = {
+    "returns": ("", 0, "finished"),
+    "raises": ("raise RuntimeError('boom')", 1, "failed"),
+    "sys.exit": ("import sys; sys.exit(3)", 3, "failed"),
+    "os._exit": ("os._exit(4)", 4, "failed"),
+    "SIGTERM": ("os.kill(os.getpid(), 15)", 143, "failed"),
+    "SIGKILL": ("os.kill(os.getpid(), 9)", 137, "failed"),
+}
+"""What a script does at its end, the exit code of that, and the status of its run."""
 
-    assert read_json(place / "data/runs/r/run.json")["status"] == "lost"
+
+def ending_of(data_dir: Path) -> tuple[str, str, int | None]:
+    info = read_json(data_dir / "runs/r/run.json") or {}
+    return info.get("state"), info.get("status"), info.get("exit_code")
+
+
+@pytest.mark.parametrize("how", ENDINGS)
+@pytest.mark.parametrize("is_shared", [False, True], ids=["own sidecar", "one at work"])
+def test_a_run_that_does_not_say_how_it_ends_ends_as_its_command_does(place, how, is_shared):
+    """`run` has waited for the command, and knows. Also where another one is the sidecar."""
+    data, (script, code, status) = place / "data", ENDINGS[how]
+    with SidecarProcess(data) if is_shared else contextlib.nullcontext():
+        done = run(data, sys.executable, "-c", f"{EMIT}    time.sleep(0.2)\n    {script}")
+
+        assert done.returncode == code
+        assert ending_of(data) == ("ended", status, code), done.stderr
+    assert "(n): " in done.stderr and "inspect" in done.stderr
+
+
+def test_what_a_run_says_of_itself_is_not_overruled(place):
+    """A script may end with 0 after it told of its failure."""
+    done = run(place / "data", sys.executable, "-c", EMIT + FINISH.replace("finished", "preempted"))
+
+    assert done.returncode == 0 and ending_of(place / "data") == ("ended", "preempted", None)
+
+
+def test_a_run_of_another_command_does_not_end_with_this_one(place):
+    """A trainer that uses the same sidecar goes on."""
+    data = place / "data"
+    with SidecarProcess(data) as sidecar, Emitter(
+        sidecar.endpoint, run_id="other", source="rank0", spool_dir=None
+    ) as other:  # fmt: skip
+        other.emit(RunStarted(project="p", name="other"))
+
+        run(data, sys.executable, "-c", EMIT)
+
+        assert ending_of(data) == ("ended", "finished", 0)
+        assert (read_json(data / "runs/other/run.json") or {})["state"] == "running"
+
+
+def test_a_run_that_a_former_command_left_is_not_this_ones(place):
+    """Killed with its sidecar, nobody knows how it ended."""
+    data = place / "data"
+    with SidecarProcess(data) as sidecar:
+        with Emitter(sidecar.endpoint, run_id="old", source="rank0") as emitter:
+            emitter.emit(RunStarted(project="p", name="old", launch_id="gone"))
+            emitter.close(10)
+        sidecar.kill()
+
+    run(data, sys.executable, "-c", EMIT)
+
+    assert ending_of(data) == ("ended", "finished", 0)
+    assert (read_json(data / "runs/old/run.json") or {})["status"] == "lost"
+
+
+def test_a_frozen_sidecar_learns_of_the_end_when_it_goes_on(place):
+    """The word waits for it, and so do the events. Row 4."""
+    data = place / "data"
+    with SidecarProcess(data) as sidecar:
+        sidecar.process.send_signal(signal.SIGSTOP)
+        done = run(data, sys.executable, "-c", f"{EMIT}\nimport sys; sys.exit(3)")
+        sidecar.process.send_signal(signal.SIGCONT)
+
+        wait_until(lambda: ending_of(data) == ("ended", "failed", 3), 30)
+
+    assert done.returncode == 3 and "waits in" in done.stderr
+
+
+def test_a_sidecar_that_ended_while_its_command_ran_is_replaced_at_the_end(place):
+    """Whoever stopped it did not mean this run to stay unrecorded."""
+    data = place / "data"
+    with SidecarProcess(data) as sidecar:
+        script = f"touch {place}/ready; until [ -e {place}/go ]; do sleep 0.02; done; "
+        process = launched(data, "sh", "-c", script + f"exec {sys.executable} -c '{EMIT}'")
+        wait_until(lambda: (place / "ready").exists())
+        sidecar.terminate()
+        (place / "go").touch()
+
+        process.communicate(timeout=60)
+
+    assert ending_of(data) == ("ended", "finished", 0)
 
 
 def test_a_sidecar_that_can_not_start_keeps_the_command_from_nothing(place):

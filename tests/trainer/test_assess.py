@@ -9,10 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.test_readme import EXAMPLES
+from trainer import assess
 from trainer.__main__ import main
 from trainer.checkpoint import CheckpointDirectory, read_checkpoint
+from trainer.data import IGNORED
 from trainer.export import load_exported
 
 
@@ -52,8 +55,81 @@ def test_calibration_is_kept_only_where_it_helps(command, capsys):
     assert main(["evaluate", *command, "--calibrate"]) == 0
 
     said = capsys.readouterr().out
-    losses = [float(line.split("loss ")[1].split(",")[0]) for line in said.splitlines()[-2:]]
-    assert ("not kept" in said) == (losses[1] >= losses[0])
+    [(after, before, kept)] = re.findall(
+        r"Calibrated on training text: loss ([\d.]+) where it was ([\d.]+); (not kept|kept)", said
+    )
+    assert (kept == "kept") == (float(after) < float(before))
+    assert (", calibrated: loss" in said) == (kept == "kept")
+
+
+@pytest.mark.parametrize("is_better", [True, False])
+def test_the_text_that_is_evaluated_has_no_part_in_the_calibration(
+    command, capsys, monkeypatch, is_better
+):
+    """Means are measured on some training text and judged on other, whatever split is asked for."""
+    seen = {}
+    load = assess.load_rows
+
+    def remember(*arguments):
+        seen.update(load(*arguments))
+        return seen
+
+    measured, judged, frozen = [], [], []
+
+    def measure(model, batches):
+        measured.extend(unmasked(batch) for batch in batches)
+        return {"means": torch.zeros(1)}
+
+    def judge(model, batches, *rest):
+        judged.append([unmasked(batch) for batch in batches()])
+        loss = torch.tensor(1.0 if not frozen or is_better else 3.0) + (not frozen)
+        return assess.Evaluation(loss, torch.tensor(0.5))
+
+    monkeypatch.setattr(assess, "load_rows", remember)
+    monkeypatch.setattr(assess, "measure_group_means", measure)
+    monkeypatch.setattr(assess, "_evaluate", judge)
+    monkeypatch.setattr(assess, "freeze_group_means", lambda model, means: frozen.append(means))
+
+    assert main(["evaluate", *command, "--calibrate", "--split", "test"]) == 0
+
+    first, before, after = (torch.cat(batches) for batches in judged[:3])
+    used = torch.cat(measured)
+    assert torch.equal(first, seen["test"][: len(first)].long())
+    assert torch.equal(before, after)
+    training = {tuple(row) for row in seen["train"].tolist()}
+    for rows in (used, before):
+        assert {tuple(row) for row in rows.tolist()} <= training
+    assert not {tuple(row) for row in used.tolist()} & {tuple(row) for row in before.tolist()}
+    assert bool(frozen[-1]) == is_better
+    assert ("not kept" not in capsys.readouterr().out) == is_better
+
+
+def unmasked(batch):
+    return torch.where(batch.labels != IGNORED, batch.labels, batch.input_ids).cpu()
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 16, 32])
+def test_one_checkpoint_has_one_loss(checkpoint, cache_dir, capsys, batch_size):
+    """Whatever rows are taken together: 160 of them, in batches of any size."""
+    limit = ["--eval_batches", str(160 // batch_size), "--batch_size", str(batch_size)]
+    shared = ["evaluate", str(checkpoint), "--cache_dir", str(cache_dir)]
+    main([*shared, "--batch_size", "160", "--eval_batches", "1"])
+
+    main([*shared, *limit])
+
+    whole, parts = (
+        float(re.search(r"loss ([\d.]+)", line)[1])
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("Step 4 of")
+    )
+    assert parts == pytest.approx(whole, abs=2e-4)
+
+
+def test_evaluate_says_the_accuracy(command, capsys):
+    """The share of predicted tokens that were right, after loss and perplexity."""
+    main(["evaluate", *command])
+
+    assert re.search(r"perplexity [\d.,]+, accuracy \d+\.\d %\.", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("has_rich", [True, False])

@@ -84,7 +84,7 @@ def test_eighty_percent_are_masked_ten_replaced_and_ten_kept():
 
 def test_evaluation_predicts_masked_positions_only():
     """A token that stays visible could be copied, and would look like learning."""
-    batch = mask_for_evaluation(random_rows(8, 32), masking(), torch.Generator().manual_seed(1))
+    batch = mask_for_evaluation(random_rows(8, 32), masking())
 
     assert (batch.input_ids[batch.labels != IGNORED] == MASK).all()
 
@@ -93,12 +93,62 @@ def test_every_evaluation_has_the_same_masks():
     """Losses of different steps are comparable."""
     rows = random_rows(10, 16)
 
-    first = list(evaluation_batches(rows, 4, masking(), seed=3))
-    second = list(evaluation_batches(rows, 4, masking(), seed=3))
+    first = list(evaluation_batches(rows, 4, masking()))
+    second = list(evaluation_batches(rows, 4, masking()))
 
     assert [len(batch.input_ids) for batch in first] == [4, 4, 2]
     assert all(torch.equal(a.input_ids, b.input_ids) for a, b in zip(first, second, strict=True))
-    assert len(list(evaluation_batches(rows, 4, masking(), seed=3, limit=2))) == 2
+    assert len(list(evaluation_batches(rows, 4, masking(), limit=2))) == 2
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 16, 32])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_rows_masks_do_not_depend_on_its_batch(batch_size, world_size):
+    """Any size of batches and any number of processes: row by row the same [MASK] positions."""
+    rows = random_rows(50, 16)
+    whole = mask_for_evaluation(rows, masking())
+
+    found = [
+        list(evaluation_batches(rows, batch_size, masking(), 0, rank, world_size))
+        for rank in range(world_size)
+    ]
+
+    count = -(-50 // batch_size)
+    together = [found[number % world_size][number // world_size] for number in range(count)]
+    assert torch.equal(torch.cat([batch.input_ids for batch in together]), whole.input_ids)
+    assert torch.equal(torch.cat([batch.labels for batch in together]), whole.labels)
+
+
+def test_masks_of_an_evaluation_are_chosen_evenly():
+    """By rows and by columns, at the probability that was asked for; no two rows are alike."""
+    batch = mask_for_evaluation(random_rows(2000, 64), masking())
+
+    chosen = (batch.labels != IGNORED).float()
+    assert chosen.mean().item() == pytest.approx(0.15, abs=0.005)
+    assert (chosen.mean(0) - 0.15).abs().max() < 0.04
+    assert len(chosen.unique(dim=0)) == 2000
+
+
+def test_a_batch_of_an_evaluation_may_have_nothing_to_predict():
+    """A token chosen for the batch's sake would be another one at another batch size."""
+    rows = torch.full((3, 8), SEP)
+
+    batch = mask_for_evaluation(rows, masking(1.0))
+
+    assert len(batch.predicted) == 0
+
+
+def test_only_a_batch_with_padding_has_a_mask_for_the_encoder():
+    """Fused attention takes none; the last batch of an epoch may need one."""
+    rows = random_rows(2, 8)
+    full = mask_for_evaluation(rows, masking())
+    rows[1, 5:] = PAD
+
+    padded = mask_for_evaluation(rows, masking())
+
+    assert full.inputs[1] is None
+    assert torch.equal(padded.inputs[1], rows != PAD)
+    assert padded.inputs[0] is padded.input_ids and padded.inputs[3] is padded.predicted
 
 
 def unmasked(batch) -> torch.Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from types import SimpleNamespace
 
+import pytest
 import torch
 from torch import nn
 
-from trainer.data import Masking, mask_for_training
+from trainer.data import Masking, mask_for_evaluation, mask_for_training
 from trainer.evaluate import evaluate
 from trainer.processes import Place, Processes
 from trainer.scalars import ScalarCopies
@@ -34,8 +34,10 @@ class PlainModel(nn.Module):
         # With training=True: noise in evaluation too, as a model may have it.
         hidden = nn.functional.dropout(self.embedding(input_ids), self.dropout, training=True)
         logits = self.head(hidden.flatten(0, 1)[predicted])
+        targets = labels.flatten()[predicted]
+        loss = nn.functional.cross_entropy(logits, targets, reduction="sum")
         return SimpleNamespace(
-            loss=nn.functional.cross_entropy(logits, labels.flatten()[predicted])
+            loss=loss / max(1, len(targets)), correct=(logits.argmax(-1) == targets).sum()
         )
 
 
@@ -83,15 +85,65 @@ def test_evaluation_is_the_mean_over_tokens_and_leaves_the_noise_alone():
     noisy = PlainModel(dropout=0.5)
     state = torch.get_rng_state()
 
-    mean = evaluate(model, batches, CPU, nullcontext)
-    evaluate(noisy, batches, CPU, nullcontext)
+    found = evaluate(model, batches, CPU)
+    evaluate(noisy, batches, CPU)
 
     losses = [model(*batch[:4]).loss.item() for batch in batches]
     weights = [len(batch.predicted) for batch in batches]
     expected = sum(a * b for a, b in zip(losses, weights, strict=True)) / sum(weights)
-    assert abs(mean.item() - expected) < 1e-5
+    right = sum(model(*batch[:4]).correct.item() for batch in batches)
+    assert abs(found.loss.item() - expected) < 1e-5
+    assert found.accuracy.item() == pytest.approx(right / sum(weights))
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training
+
+
+def test_an_evaluation_of_nothing_has_no_result():
+    """No predicted token, no mean; some rows without one are no trouble."""
+    empty = mask_for_evaluation(torch.full((2, 8), 3), Masking.of(VOCABULARY, range(5), 4, 0, 0.3))
+    some = batch_of(torch.randint(5, VOCABULARY, (2, 12)))
+
+    assert evaluate(PlainModel(), [empty], CPU) is None
+    alone, beside = evaluate(PlainModel(), [some], CPU), evaluate(PlainModel(), [empty, some], CPU)
+
+    assert alone is not None and beside is not None
+    assert beside.loss.isfinite()
+
+
+def test_an_evaluation_is_in_float32_whatever_surrounds_it():
+    """TF32 and autocast are of training; the setting comes back."""
+    seen = []
+
+    class Watching(PlainModel):
+        def forward(self, *batch):
+            seen.append(torch.backends.cuda.matmul.fp32_precision)
+            return super().forward(*batch)
+
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        evaluate(Watching(), [batch_of(torch.randint(5, VOCABULARY, (2, 12)))], CPU)
+        after = torch.backends.cuda.matmul.fp32_precision
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+    assert (seen, after) == (["ieee"], "tf32")
+
+
+def test_a_step_with_nothing_to_predict_is_a_step_without_gradient():
+    """Rows of special tokens alone, in one micro batch or in all: no division by 0."""
+    nothing = batch_of(torch.full((2, 12), 3))
+    something = batch_of(torch.randint(5, VOCABULARY, (2, 12)))
+
+    loss, zero = gradients([nothing])
+    alone, expected = gradients([something])
+    beside, found = gradients([nothing, something])
+
+    assert loss == 0.0
+    assert all(gradient is None or not gradient.any() for gradient in zero)
+    assert beside == pytest.approx(alone)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_an_interrupted_evaluation_has_no_result():
@@ -99,7 +151,7 @@ def test_an_interrupted_evaluation_has_no_result():
     stopping = iter([False, True, True])
     batches = [batch_of(torch.randint(5, VOCABULARY, (2, 12))) for _ in range(3)]
 
-    result = evaluate(PlainModel(), batches, CPU, nullcontext, lambda: next(stopping))
+    result = evaluate(PlainModel(), batches, CPU, lambda: next(stopping))
 
     assert result is None
 

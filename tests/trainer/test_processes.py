@@ -195,9 +195,9 @@ def test_processes_share_an_evaluation():
     """Each takes its part of the same batches, up to the limit."""
     rows = torch.randint(5, 50, (20, 8), dtype=torch.int32)
     masking = Masking.of(50, range(5), 4, 0, 0.3)
-    whole = list(evaluation_batches(rows, 3, masking, 1, limit=5))
+    whole = list(evaluation_batches(rows, 3, masking, limit=5))
 
-    parts = [list(evaluation_batches(rows, 3, masking, 1, 5, rank, 2)) for rank in (0, 1)]
+    parts = [list(evaluation_batches(rows, 3, masking, 5, rank, 2)) for rank in (0, 1)]
 
     assert [len(part) for part in parts] == [3, 2]
     for number, batch in enumerate(whole):

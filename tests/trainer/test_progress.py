@@ -91,10 +91,10 @@ def test_a_terminal_gets_a_bar_and_sentences_above_it():
         progress.advance()
         progress.show("train", 1, TRAIN)
         progress.say("A sentence.")
-        progress.show("val", 1, {"val/loss": 2.0, "val/perplexity": 7.389})
+        progress.show("val", 1, {"val/loss": 2.0, "val/perplexity": 7.389, "val/accuracy": 0.25})
 
     shown = stream.getvalue()
     assert "1/10" in shown
     assert "left, loss 2.5000, ppl 12.2, warmup, 12,346 tok/s" in shown
     assert "A sentence.\n" in shown
-    assert "step 1: validation loss 2.0000, perplexity 7.4\n" in shown
+    assert "step 1: validation loss 2.0000, perplexity 7.4, accuracy 25.0 %\n" in shown

@@ -6,6 +6,9 @@ Never: looks at more than 256 rows to find a range.
 
     rho_c = EMA of the p-th percentile of |x_c|;   step_c = rho_c / L
 
+A channel whose percentile is no finite number keeps its range in that step: in an average,
+one infinite activation would be there for good.
+
 Source: Jithin VG, "Orthogonality-Aware Ternary Encoders with Percentile-Scaled Int4
 Activations and Mixed-Precision Attention". Departure: the percentile is taken on a
 sample of the rows by topk, which takes 1.6 ms for 2,048 channels where quantile over
@@ -49,13 +52,20 @@ def sample_rows(valid: Tensor) -> Tensor:
 
 
 def upper_percentile(magnitudes: Tensor, percentile: float) -> Tensor:
-    """The percentile of each row by linear interpolation, as torch.quantile has it.
+    """The percentile of each row, by linear interpolation at position n p - 1/2.
+
+    torch.quantile takes (n - 1) p, whose average over many samples is too small in a tail:
+    of 256 values, p = 99.7 %, more than a range of that average has 0.49 % of a normal
+    distribution, and 0.30 % with ours. Of fewer than 167 values it is the largest, and of
+    64 values 0.93 % is more.
 
     Shapes: magnitudes (G, N) -> (G,). Only the few largest values are ordered.
+
+    Source: Hazen's plotting position; Hyndman and Fan 1996, definition 5.
     """
     n = magnitudes.shape[1]
-    position = (n - 1) * percentile / 100.0
-    below = min(math.floor(position), n - 1)
+    position = min(max(n * percentile / 100.0 - 0.5, 0.0), n - 1.0)
+    below = math.floor(position)
     largest = magnitudes.topk(n - below, dim=1).values
     upper = largest[:, max(n - below - 2, 0)]
     return torch.lerp(largest[:, n - below - 1], upper, position - below)
@@ -130,6 +140,7 @@ class ActivationQuantizer(ScheduledModule, ObservedModule):
         # One contiguous row a range: topk along a strided dimension takes twice as long.
         magnitudes = grouped.transpose(0, 1).flatten(1).contiguous()
         found = upper_percentile(magnitudes, self.percentile)
+        found = torch.where(found.isfinite(), found, self.rho)
         moved = torch.lerp(found, self.rho, self.momentum)
         self.rho.copy_(torch.where(self.observed, moved, found))
         self.start_rho.copy_(torch.where(self.observed, self.start_rho, found))

@@ -17,6 +17,7 @@ ZERO_RATIO_RANGE = (0.10, 0.80)
 LARGEST_IMBALANCE = 0.10
 LEAST_WEIGHT_SQNR_DB = 5.0
 LARGEST_FLIP_RATE = 0.05
+LARGEST_OSCILLATING = 0.05
 LARGEST_OVERLOAD = 0.05
 """Ideal is what lies above the percentile: 0.003 to 0.005. A young range lags behind: 0.02."""
 
@@ -44,8 +45,13 @@ def _judge(name: str, value: float, values: Mapping[str, float]) -> Iterator[str
         yield f"{name} is {value:.1f} dB, below {LEAST_WEIGHT_SQNR_DB:.1f}"
     if metric == "flip_rate_per_step" and value > LARGEST_FLIP_RATE:
         yield f"{name} is {value:.3f}, above {LARGEST_FLIP_RATE:.3f}: codes do not settle"
+    if metric == "oscillating_ratio" and value > LARGEST_OSCILLATING:
+        yield (
+            f"{name} is {value:.3f}, above {LARGEST_OSCILLATING:.3f}: so many weights go back "
+            "and forth between two codes"
+        )
     if metric == "flip_rate_per_step" and value == 0.0:
-        yield f"{name} is 0: no code has changed since the reading before"
+        yield f"{name} is 0: no code has changed in the steps before"
     if metric in ("activation_overload_rate", "overload_ratio") and value > LARGEST_OVERLOAD:
         yield f"{name} is {value:.3f}, above {LARGEST_OVERLOAD:.3f}"
     # A bypassed quantizer tells its columns nothing, and that is meant.

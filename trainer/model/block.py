@@ -1,7 +1,7 @@
 """One encoder block: attention and a gated feed-forward, each on a scaled residual.
 
-In: the residual stream (B, S, d_model), which keys may be attended to, and the rows
-that quantizers may sample.
+In: the residual stream (B, S, d_model), which keys may be attended to, None for all, and
+the rows that quantizers may sample.
 Out: the residual stream.
 Never: masks a query; a padded position computes something that nobody reads.
 
@@ -45,7 +45,7 @@ class Attention(ObservedModule):
         self.v = QuantizedLinear(config, d, d, weight_stage_bits(config, layer, "v"))
         self.o = QuantizedLinear(config, d, d, weight_stage_bits(config, layer, "o"))
 
-    def forward(self, x: Tensor, key_mask: Tensor, rows: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, key_mask: Tensor | None, rows: Tensor | None) -> Tensor:
         """Shapes: x (B, S, d), key_mask (B, 1, 1, S) bool -> (B, S, d)."""
         mixed = self.mixer(x)
         qk = self.qk_input(mixed, rows)
@@ -103,7 +103,7 @@ class Block(nn.Module):
         self.ffn = FeedForward(config, layer, generator)
         self.ffn_zeta = nn.Parameter(torch.tensor(zeta))
 
-    def forward(self, x: Tensor, key_mask: Tensor, rows: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, key_mask: Tensor | None, rows: Tensor | None) -> Tensor:
         """Shapes: x (B, S, d), key_mask (B, 1, 1, S) bool -> (B, S, d)."""
         attended = self.attention(self.attention_norm(x, rows), key_mask, rows)
         x = x + self.attention_zeta * attended

@@ -42,17 +42,18 @@ def measure_group_means(
 ) -> dict[str, Tensor]:
     """Running means of the groups of each QDyT, (groups,) each, by the module's name.
 
-    The average starts at the first batch. It is taken over tokens that are not padding,
-    in evaluation mode, with the means a token in force throughout.
+    The average starts at 0 and is corrected for that, so that each batch has about the
+    same weight. It is taken over tokens that are not padding, in evaluation mode, with the
+    means a token in force throughout. A batch whose means are no finite numbers is left out.
 
     Raises:
         ValueError: there was no batch.
     """
     norms = {name: module for name, module in model.named_modules() if isinstance(module, QDyT)}
-    means: dict[str, Tensor] = {}
-    visible: list[Tensor] = []
+    means = {name: _Average(momentum) for name in norms}
+    visible: list[Tensor | None] = []
     hooks = [
-        norm.register_forward_pre_hook(_follow(name, norm, means, visible, momentum))
+        norm.register_forward_pre_hook(_follow(norm, means[name], visible))
         for name, norm in norms.items()
     ]
     before = {name: norm.group_means for name, norm in norms.items()}
@@ -71,7 +72,7 @@ def measure_group_means(
         model.train(was_training)
     if not visible:
         raise ValueError("there is no batch to calibrate with")
-    return means
+    return {name: average.value() for name, average in means.items()}
 
 
 def freeze_group_means(model: nn.Module, means: Mapping[str, Tensor]) -> None:
@@ -91,16 +92,37 @@ def group_means(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+class _Average:
+    """An exponential moving average that is corrected for having started at 0.
+
+    An average that starts at its first batch gives it 0.99^31, 73 % of the weight of 32.
+    """
+
+    def __init__(self, momentum: float) -> None:
+        self._momentum = momentum
+        self._sum: Tensor | float = 0.0
+        self._weight: Tensor | float = 0.0
+
+    def add(self, found: Tensor) -> None:
+        """Take in means (groups,), unless one of them is no finite number."""
+        is_usable = found.isfinite().all()
+        share = (1.0 - self._momentum) * is_usable
+        self._sum = (1.0 - share) * self._sum + share * torch.where(is_usable, found, 0.0)
+        self._weight = (1.0 - share) * self._weight + share
+
+    def value(self) -> Tensor:
+        """The average, (groups,); NaN if no batch could be used."""
+        return torch.as_tensor(self._sum / self._weight)
+
+
 def _follow(
-    name: str, norm: QDyT, means: dict[str, Tensor], visible: list[Tensor], momentum: float
+    norm: QDyT, average: _Average, visible: list[Tensor | None]
 ) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def follow(module: nn.Module, args: tuple[Any, ...]) -> None:
         x: Tensor = args[0]
         groups = torch.unflatten(x.float(), -1, (-1, norm.group_size)).mean(-1)
         # The head's norm sees the predicted tokens alone, and none of them is padding.
         tokens = groups[visible[0]] if groups.dim() == 3 else groups
-        found = tokens.mean(0)
-        before = means.get(name, found)
-        means[name] = torch.lerp(found, before, momentum)
+        average.add(tokens.mean(0))
 
     return follow

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from trainer.model.activation import ActivationQuantizer
 from trainer.model.block import Attention, Block
 from trainer.model.config import ModelConfig
+from trainer.model.flips import FlipMeter
 from trainer.model.gradients import gradient_metrics
 from trainer.model.linear import QuantizedLinear
 from trainer.model.qdyt import QDyT
 from trainer.model.readings import ObservedModule, largest_drift, metric_path
-from trainer.model.weight_readings import FlipMeter, read_weights, weight_metrics
+from trainer.model.weight_readings import read_weights, weight_metrics
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -61,7 +62,7 @@ def collect(
     model: nn.Module, config: ModelConfig, flips: FlipMeter, step: int, detail: bool
 ) -> dict[str, Tensor]:
     """Everything there is to say about a model at a step, by metric name."""
-    linears = _modules(model, QuantizedLinear)
+    linears = linear_layers(model)
     quantizers = _modules(model, ActivationQuantizer)
     weights = read_weights(linears, flips, step)
     found = _precision(linears.values(), quantizers.values())
@@ -80,6 +81,11 @@ def collect(
             named |= _under(name, weight_metrics([reading]))
         named |= _detailed_readings(model)
     return named
+
+
+def linear_layers(model: nn.Module) -> dict[str, QuantizedLinear]:
+    """The linear layers with a quantized weight, by name."""
+    return _modules(model, QuantizedLinear)
 
 
 def _modules(model: nn.Module, kind: type[M]) -> dict[str, M]:

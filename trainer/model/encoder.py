@@ -21,11 +21,11 @@ from trainer.model.activation import sample_rows
 from trainer.model.block import Block
 from trainer.model.config import ModelConfig
 from trainer.model.ends import Embedding, LanguageModelHead
+from trainer.model.flips import FlipMeter
 from trainer.model.histograms import Histogram
 from trainer.model.linear import QuantizedLinear
 from trainer.model.precision import ScheduledModule
 from trainer.model.readings import ObservedModule
-from trainer.model.weight_readings import FlipMeter
 from trainer.schedule import ScheduleState, schedule_state
 
 NOT_PREDICTED = -100
@@ -80,16 +80,17 @@ class BitNetQDyT(nn.Module):
     def forward(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None,
         labels: Tensor,
         predicted: Tensor | None = None,
     ) -> MaskedLMOutput:
         """Loss and logits of the positions whose label is not -100.
 
-        Shapes: input_ids (B, S) int64, attention_mask (B, S) bool, labels (B, S) int64,
-        predicted (M,) int64: the flat indices of those positions, where the caller
-        knows them. Without it they are looked for here, and since their number decides
-        a shape, that is the one place where the host waits for an accelerator.
+        Shapes: input_ids (B, S) int64, attention_mask (B, S) bool or None where nothing is
+        padding, labels (B, S) int64, predicted (M,) int64: the flat indices of those
+        positions, where the caller knows them. Without it they are looked for here, and
+        since their number decides a shape, that is the one place where the host waits for
+        an accelerator.
 
         A batch with nothing to predict has a loss of 0 and gradients of 0.
 
@@ -154,12 +155,20 @@ class BitNetQDyT(nn.Module):
             if isinstance(module, ObservedModule):
                 module.observing = on
 
+    def watch_codes(self) -> None:
+        """Note the ternary codes of this step, for the flips that diagnostics() tells of.
+
+        Called in the consecutive steps that end with the one of the diagnostics.
+        """
+        self._flips.watch(diagnostics.linear_layers(self), self._step)
+
     def diagnostics(self, detail: bool = False) -> dict[str, Tensor]:
         """Quantization diagnostics: 0-d tensors on the device, by metric name.
 
         detail adds those of each layer. What nobody can know is left out: occupancy
         without a ternary layer, readings of activations before an observed forward,
-        shares of gradients before a backward, and flips at the first call.
+        shares of gradients before a backward, and flips unless the codes of the step
+        before were watched.
         """
         return diagnostics.collect(self, self.config, self._flips, self._step, detail)
 
@@ -167,13 +176,14 @@ class BitNetQDyT(nn.Module):
         """Scales and latent weights of the linear layers, by name; see histograms.py."""
         return histograms.collect(self, detail)
 
-    def _hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def _hidden(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """(B, S) -> (B, S, d_model), up to the norm before the head."""
         rows = None
         if self.training:
             # One sample for all quantizers: each would otherwise order its own.
-            rows = sample_rows(attention_mask.flatten())
-        key_mask = _key_mask(attention_mask)
+            valid = torch.ones_like(input_ids, dtype=torch.bool)
+            rows = sample_rows((valid if attention_mask is None else attention_mask).flatten())
+        key_mask = None if attention_mask is None else _key_mask(attention_mask)
         x: Tensor = self.embedding(input_ids, rows)
         for block in self.blocks:
             x = block(x, key_mask, rows)

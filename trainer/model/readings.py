@@ -55,15 +55,16 @@ def quantizer_readings(
 
 
 @torch.no_grad()
-def attention_readings(q: Tensor, k: Tensor, key_mask: Tensor) -> dict[str, Tensor]:
+def attention_readings(q: Tensor, k: Tensor, key_mask: Tensor | None) -> dict[str, Tensor]:
     """Root mean squares, largest logit, and mean entropy in nats of each head: (H,) each.
 
-    Shapes: q, k (B, H, S, D), key_mask (B, 1, 1, S) bool. One row of the batch is read,
-    since logits of all of them would take the memory that fused attention saves.
+    Shapes: q, k (B, H, S, D), key_mask (B, 1, 1, S) bool or None. One row of the batch is
+    read, since logits of all of them would take the memory that fused attention saves.
     """
-    q, k, mask = q[:1].float(), k[:1].float(), key_mask[:1]
+    q, k = q[:1].float(), k[:1].float()
     logits = torch.matmul(q, k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
-    logits = torch.where(mask, logits, -torch.inf)
+    if key_mask is not None:
+        logits = torch.where(key_mask[:1], logits, -torch.inf)
     weights = torch.softmax(logits, dim=-1)
     entropy = torch.special.entr(weights).sum(-1)
     return {

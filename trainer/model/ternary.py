@@ -23,6 +23,8 @@ from torch import Tensor
 from trainer.model.integer import bypassed_to
 
 MIN_DEAD_ZONE = 1e-6
+# Of the scale: a smaller dead zone has the gradient of one of this size.
+_LEAST_WINDOW = 0.02
 
 
 class TernaryStart(NamedTuple):
@@ -139,6 +141,10 @@ class _LearnedTernary(torch.autograd.Function):
         ds     = sum_j g * q / sqrt(N * L)
         dt     = -s * sum_j g * K / sqrt(N)
         ddelta = -s * sum_j g * sign(u) * K / sqrt(N)
+
+    K with max(delta, 0.02 s) in the place of delta as its width. A dead zone of nearly 0
+    would otherwise have no weight near its edge, so no gradient, and stay there for good:
+    at delta = 1e-6, 98 of 100 rows.
     """
 
     @staticmethod
@@ -172,10 +178,10 @@ class _LearnedTernary(torch.autograd.Function):
         magnitude = w - threshold
         signed = torch.sign(magnitude).mul_(acting)
         magnitude.abs_()
-        # K without its 1 / delta. A dead zone below its bound gets its gradient all the
-        # same, or it would stay there for good.
-        near = (magnitude - delta).abs_().lt_(0.5 * delta)
-        slope = -scale / (delta * root_n)
+        # K without its 1 / width.
+        width = torch.maximum(delta, _LEAST_WINDOW * scale)
+        near = (magnitude - delta).abs_().lt_(0.5 * width)
+        slope = -scale / (width * root_n)
 
         # In place, and products where a choice would do: see ternary_codes.
         grad_scale = magnitude.gt_(delta).mul_(signed).sum(1, keepdim=True) / root_n

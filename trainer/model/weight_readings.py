@@ -14,12 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer.model.flips import FlipMeter, FlipReading
 from trainer.model.linear import QuantizedLinear
 from trainer.model.readings import decibels, largest_drift
 from trainer.model.ternary import MIN_DEAD_ZONE
 
-# Flips are counted on whole rows, evenly spread, of about so many weights a layer.
-_FLIP_SAMPLE = 65_536
 _CROWDED = 0.1  # of the dead zone, on both sides of its edge
 
 
@@ -27,7 +26,7 @@ class WeightReading(NamedTuple):
     """sums: (7,) signal, noise, codes 0, +1 and -1, dead rows, crowded weights.
 
     columns are means of scale, threshold and dead zone and the drifts of the first and
-    the last, each (); flips the share of sampled codes that changed a step, ().
+    the last, each (); flips is what was seen of codes in the steps before.
     """
 
     weights: int
@@ -35,26 +34,7 @@ class WeightReading(NamedTuple):
     is_ternary: bool
     sums: Tensor
     columns: dict[str, Tensor]
-    flips: Tensor | None
-
-
-class FlipMeter:
-    """Compares the ternary codes of a few rows with those at the reading before."""
-
-    def __init__(self) -> None:
-        self._seen: dict[str, tuple[int, Tensor]] = {}
-
-    def measure(self, name: str, codes: Tensor, step: int) -> Tensor | None:
-        """Share of codes (out, in) that changed, a step, (); None at the first reading."""
-        every = max(1, codes.numel() // _FLIP_SAMPLE)
-        now = codes[::every].to(torch.int8)
-        before = self._seen.get(name)
-        if before is not None and before[0] >= step:
-            return None
-        self._seen[name] = (step, now)
-        if before is None or before[1].shape != now.shape:
-            return None
-        return (now != before[1]).float().mean() / (step - before[0])
+    flips: FlipReading | None
 
 
 @torch.no_grad()
@@ -62,8 +42,9 @@ def read_weights(
     linears: Mapping[str, QuantizedLinear], flips: FlipMeter, step: int
 ) -> dict[str, WeightReading]:
     """One reading a quantized layer, at the bits in force and without training noise."""
+    flips.watch(linears, step)
     return {
-        name: _read(name, linear, flips, step)
+        name: _read(name, linear, flips)
         for name, linear in linears.items()
         if linear.bits is not None
     }
@@ -91,8 +72,14 @@ def weight_metrics(readings: list[WeightReading]) -> dict[str, Tensor]:
     if "dead_zone_mean" in found:
         found["threshold_crowding_ratio"] = sums[6] / weights
     flips = [reading.flips for reading in ternary if reading.flips is not None]
-    if flips:
-        found["flip_rate_per_step"] = torch.stack(flips).mean()
+    for metric, values in (
+        ("flip_rate_per_step", [flip.rate for flip in flips]),
+        ("oscillation_rate_per_step", [flip.oscillation for flip in flips]),
+        ("oscillating_ratio", [flip.oscillating for flip in flips]),
+    ):
+        known = [value for value in values if value is not None]
+        if known:
+            found[metric] = torch.stack(known).mean()
     return found
 
 
@@ -100,7 +87,7 @@ def _join(name: str, values: Tensor) -> Tensor:
     return values.max() if name.endswith("_max") else values.mean()
 
 
-def _read(name: str, linear: QuantizedLinear, flips: FlipMeter, step: int) -> WeightReading:
+def _read(name: str, linear: QuantizedLinear, flips: FlipMeter) -> WeightReading:
     codes, scale = linear.codes()
     weight = linear.weight
     energy = [weight.square().sum(), (weight - codes * scale).square().sum()]
@@ -110,7 +97,7 @@ def _read(name: str, linear: QuantizedLinear, flips: FlipMeter, step: int) -> We
         occupied = [zero.sum(), (codes > 0).sum(), (codes < 0).sum(), zero.all(dim=1).sum()]
         counts = [*(count.to(weight.dtype) for count in occupied), _crowded(linear)]
         columns = _columns(linear, scale)
-        flipped = flips.measure(name, codes, step)
+        flipped = flips.take(name)
     return WeightReading(
         weights=weight.numel(),
         rows=weight.shape[0],

@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from shared.clock import Clock
+from telemetry.journal.layout import make_durably
 from telemetry.sinks.base import SinkContext, SinkRejected, SinkUnavailable
 from telemetry.sinks.wandb import client, offline, wandb_file
 from telemetry.sinks.wandb.offline import Confirmation, Ledger
@@ -95,7 +96,8 @@ class LocalRun:
             SinkUnavailable: another process still writes, or the disk refuses.
         """
         run_id = self._context.run_id
-        self._dir.mkdir(parents=True, exist_ok=True)
+        # A row that is vouched for must not go with the name of its directory.
+        make_durably(self._dir)
         paths = offline.fragment_paths(self._dir, run_id)
         offline.wait_for_writers(paths, self._clock, self._pause)
         fragments = self._read()

@@ -33,6 +33,7 @@ def test_a_healthy_model_raises_no_alarm():
         ),
         ({"quant/flip_rate_per_step": 0.2}, "flip_rate_per_step is 0.200, above 0.050"),
         ({"quant/flip_rate_per_step": 0.0}, "no code has changed"),
+        ({"quant/oscillating_ratio": 0.06}, "oscillating_ratio is 0.060, above 0.050"),
         ({"quant/activation_overload_rate": 0.1}, "overload_rate is 0.100, above 0.050"),
         ({"quant/layers.0.ffn.up_input/overload_ratio": 0.1}, "up_input/overload_ratio is 0.100"),
         ({"quant/gradient_missing_ratio": 0.2}, "0.200: so many parameters have no gradient"),

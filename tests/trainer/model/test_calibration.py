@@ -20,7 +20,7 @@ def make_batches(count: int = 3) -> list[Batch]:
 
 
 def test_the_means_are_running_averages_over_the_tokens_that_are_not_padding():
-    """0.99 of what was, from the first batch on; seen at the first norm of the encoder."""
+    """0.99 of what was, corrected for its start at 0; seen at the first norm of the encoder."""
     model = make_model().eval()
     seen = []
     handle = model.blocks[0].attention_norm.register_forward_pre_hook(
@@ -31,13 +31,46 @@ def test_the_means_are_running_averages_over_the_tokens_that_are_not_padding():
     means = measure_group_means(model, batches)
 
     handle.remove()
-    expected = None
+    expected = 0.0
     for x, batch in zip(seen, batches, strict=True):
         tokens = x[batch.attention_mask].double()
         found = torch.stack([group.mean() for group in tokens.split(16, dim=1)])
-        expected = found if expected is None else 0.99 * expected + 0.01 * found
+        expected = 0.99 * expected + 0.01 * found
+    expected /= 1 - 0.99**3
     torch.testing.assert_close(means["blocks.0.attention_norm"].double(), expected)
     assert len(means) == 8
+
+
+def test_the_first_batch_counts_no_more_than_the_others():
+    """One batch out of line among 32 moves the means by its share, wherever it comes."""
+    model = make_model()
+    [usual, other] = make_batches(2)
+    means = [
+        measure_group_means(model, order)["blocks.0.attention_norm"]
+        for order in ([usual], [other, *[usual] * 31], [*[usual] * 31, other], [other])
+    ]
+
+    first, last = ((means[i] - means[0]) / (means[3] - means[0]) for i in (1, 2))
+
+    torch.testing.assert_close(first.mean(), torch.tensor(1 / 32), rtol=0, atol=0.01)
+    torch.testing.assert_close(last.mean(), torch.tensor(1 / 32), rtol=0, atol=0.01)
+
+
+def test_a_batch_that_is_no_number_is_left_out():
+    """An average would keep it for good."""
+    model = make_model()
+    batches = make_batches(2)
+    expected = measure_group_means(model, batches)
+    embed = model.embedding.register_forward_hook(
+        lambda module, args, out: out * torch.nan if args[0] is spoiled.input_ids else out
+    )
+    spoiled = make_batches(3)[2]
+
+    found = measure_group_means(model, [batches[0], spoiled, batches[1]])
+
+    embed.remove()
+    for name, means in expected.items():
+        torch.testing.assert_close(found[name], means)
 
 
 def test_a_calibrated_norm_subtracts_its_frozen_means():

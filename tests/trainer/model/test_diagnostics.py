@@ -144,24 +144,28 @@ def test_observing_changes_nothing_of_what_is_computed():
     assert results[0][2] == results[1][2]
 
 
-def test_flips_are_the_share_of_changed_codes_a_step():
-    """Ten steps after the first reading, one layer of 27 ternary ones has all signs turned."""
+def test_flips_are_the_share_of_codes_that_change_in_a_step():
+    """One layer of 27 ternary ones has all signs turned in each of three watched steps."""
     model = make_model()
-    model.apply_schedule(60, 100)
-    assert "quant/flip_rate_per_step" not in model.diagnostics()
     up = model.blocks[0].ffn.up
+    model.apply_schedule(60, 100)
     is_coded = (up.codes()[0] != 0).float().mean().item()
-    with torch.no_grad():
-        up.weight.neg_()
-    model.apply_schedule(70, 100)
+    for step in (60, 61, 62):
+        model.apply_schedule(step, 100)
+        model.watch_codes()
+        with torch.no_grad():
+            up.weight.neg_()
+    model.apply_schedule(63, 100)
 
     found = model.diagnostics(detail=True)
 
-    assert found["quant/layers.0.ffn.up/flip_rate_per_step"].item() == pytest.approx(is_coded / 10)
+    assert found["quant/layers.0.ffn.up/flip_rate_per_step"].item() == pytest.approx(is_coded)
     assert found["quant/layers.0.ffn.gate/flip_rate_per_step"] == 0
     linears = [m for m in model.modules() if isinstance(m, QuantizedLinear) and m.is_ternary]
-    expected = is_coded / 10 / len(linears)
+    expected = is_coded / len(linears)
     assert found["quant/flip_rate_per_step"].item() == pytest.approx(expected)
+    assert found["quant/oscillating_ratio"].item() == pytest.approx(expected)
+    assert found["quant/layers.0.ffn.up/oscillating_ratio"].item() == pytest.approx(is_coded)
 
 
 def test_drift_is_the_largest_ratio_to_where_it_started():

@@ -326,3 +326,40 @@ def test_each_weight_is_quantized_once_in_a_forward(monkeypatch):
     model(*make_batch())
 
     assert len(calls) == len(set(calls)) == 7 * model.config.layers
+
+
+def test_without_padding_no_mask_gives_what_a_mask_of_ones_gives():
+    """Loss, logits, gradients and random numbers; attention then takes the kernels without mask."""
+    found = []
+    for has_mask in (True, False):
+        model = make_model(qdrop_prob_initial=0.3)
+        ids, mask, labels = make_batch()
+        torch.manual_seed(5)
+        out = model(ids, mask if has_mask else None, labels)
+        out.loss.backward()
+        found.append((out.logits, model.blocks[0].attention.q.weight.grad, torch.rand(1)))
+
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_is_given_no_mask_where_nothing_is_padded(monkeypatch):
+    """A mask of booleans, all true, would keep it from its fused kernels."""
+    masks = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*args, attn_mask=None):
+        masks.append(attn_mask)
+        return attend(*args, attn_mask=attn_mask)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    model = make_model()
+    ids, mask, labels = make_batch()
+    model.observe(True)
+
+    model(ids, None, labels)
+    model(ids, mask, labels)
+
+    assert masks[:4] == [None] * 4
+    assert all(mask is not None for mask in masks[4:])
+    assert model.diagnostics()["quant/attention_entropy_nats"].isfinite()

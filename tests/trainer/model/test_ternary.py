@@ -38,6 +38,32 @@ def reference_gradients(w, s, t, delta, g):
     return (torch.tensor(values, dtype=torch.float64)[:, None] for values in (ds, dt, ddelta))
 
 
+@pytest.mark.parametrize("start", [symmetric_start, paper_start])
+def test_a_dead_zone_that_is_nearly_gone_still_has_a_gradient(start):
+    """At its least size hardly a row has a weight within half of it from its edge."""
+    w = torch.randn(400, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scale, threshold, dead_zone = start(w)
+    gone = torch.full_like(dead_zone, 1e-6).requires_grad_()
+    threshold.requires_grad_()
+    g = torch.randn(w.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    learned_ternary(w, inverse_softplus(scale), threshold, gone, grad_clip=1.0).backward(g)
+
+    assert (gone.grad != 0).double().mean() > 0.8
+    assert (threshold.grad != 0).double().mean() > 0.8
+    assert gone.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("start", [symmetric_start, paper_start])
+def test_the_window_of_an_ordinary_dead_zone_is_that_of_the_formula(start):
+    """Its bound acts on none of the rows as they start."""
+    w = torch.randn(400, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    scale, _, dead_zone = start(w)
+
+    assert (dead_zone > 0.02 * scale).all()
+
+
 def columns_of(w, start=symmetric_start):
     scale, threshold, dead_zone = start(w)
     # A threshold off 0, so that its part in the formulas shows.

@@ -1,0 +1,165 @@
+"""Flips: how often ternary codes change, and how many weights go back and forth.
+
+In: the ternary layers of an encoder in a few consecutive steps before each diagnostic.
+Out: for each layer a FlipReading of device tensors.
+Never: does anything in the steps between, or compares codes of steps that are not
+neighbours: over a gap, a weight that flips in every step looks like one that never does.
+
+For a weight with code q at step t, with m = 0.1 for each step that is watched:
+
+    o_t = 1 if q_t != q_{t-1}, opposite in sign to the change before it in the window
+    f_t = m * o_t + (1 - m) * f_{t-1}
+
+f is the frequency of its oscillation: 1 for a weight that flips in every step, 0 for one
+that moves through its codes in one direction. The first change in a window only gives the
+direction.
+
+Source: Nagel et al. 2022, "Overcoming Oscillations in Quantization-Aware Training",
+arXiv:2203.11086, section 2.3. Departures: steps between two windows are not watched, f is
+corrected for having started at 0, and of a large layer whole rows are sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trainer.model.linear import QuantizedLinear
+from trainer.model.ternary import absmean_ternary, ternary_codes
+
+WINDOW_STEPS = 8
+"""Consecutive steps whose codes are compared, the last of them that of the diagnostic."""
+MOMENTUM = 0.1
+OSCILLATING_FREQUENCY = 0.1
+"""A weight is oscillating if it goes back more often than once in ten steps."""
+
+# Codes are compared on whole rows, evenly spread, of about so many weights a layer.
+_SAMPLE = 65_536
+
+
+def is_watched(step: int, interval: int) -> bool:
+    """True for a step of the window before a diagnostic; interval 0 means that there is none."""
+    return interval > 0 and -step % interval < WINDOW_STEPS
+
+
+class FlipReading(NamedTuple):
+    """rate: share of codes that change in a step; the others are None in a window too short.
+
+    oscillation: mean of f; oscillating: share of weights with f above
+    OSCILLATING_FREQUENCY. All ().
+    """
+
+    rate: Tensor
+    oscillation: Tensor | None
+    oscillating: Tensor | None
+
+
+class FlipMeter:
+    """Remembers codes from one step to the next, and frequencies from window to window."""
+
+    def __init__(self) -> None:
+        self._windows: dict[str, _Window] = {}
+        self._frequencies: dict[str, _Frequency] = {}
+
+    @torch.no_grad()
+    def watch(self, linears: Mapping[str, QuantizedLinear], step: int) -> None:
+        """Note the codes of the ternary layers as they are in a step."""
+        for name, linear in linears.items():
+            if linear.is_ternary:
+                self._note(name, sampled_codes(linear), step)
+
+    def take(self, name: str) -> FlipReading | None:
+        """Reading of what was watched since the last call; None without two steps in a row."""
+        window = self._windows.get(name)
+        if window is None or not window.transitions:
+            return None
+        rate = window.changed / window.transitions
+        frequency = self._frequencies.setdefault(name, _Frequency())
+        frequency.add(window.alternations, window.transitions - window.is_first_open)
+        window.restart_counts()
+        if frequency.value is None:
+            return FlipReading(rate, None, None)
+        f = frequency.value
+        return FlipReading(rate, f.mean(), (f > OSCILLATING_FREQUENCY).float().mean())
+
+    def _note(self, name: str, codes: Tensor, step: int) -> None:
+        window = self._windows.get(name)
+        if window is not None and window.step == step:
+            return
+        if window is None or window.step + 1 != step or window.codes.shape != codes.shape:
+            self._windows[name] = _Window(codes, step)
+        else:
+            window.move(codes)
+
+
+class _Window:
+    """Consecutive steps of one layer; codes, directions and counts are (rows, in) int8."""
+
+    def __init__(self, codes: Tensor, step: int) -> None:
+        self.codes, self.step = codes, step
+        self.direction = torch.zeros_like(codes)
+        # The first transition after a gap has no change before it to be opposite to.
+        self.is_first_open = True
+        self._clear()
+
+    def move(self, codes: Tensor) -> None:
+        """Go on to the codes of the next step."""
+        turn = torch.sign(codes - self.codes)
+        self.changed += turn.abs().float().mean()
+        self.alternations += (turn * self.direction).lt(0)
+        # The latest change that there was; products, since torch.where is slow on a CPU.
+        self.direction.mul_(turn.eq(0)).add_(turn)
+        self.codes = codes
+        self.step += 1
+        self.transitions += 1
+
+    def restart_counts(self) -> None:
+        """Count anew from here; the directions stay those of the steps before."""
+        self.is_first_open = False
+        self._clear()
+
+    def _clear(self) -> None:
+        self.changed = torch.zeros((), device=self.codes.device)
+        self.alternations = torch.zeros_like(self.codes)
+        self.transitions = 0
+
+
+class _Frequency:
+    """f of each weight of a layer, moved by a window's mean as by each of its steps."""
+
+    def __init__(self) -> None:
+        self._average: Tensor | None = None
+        self._steps = 0
+
+    @property
+    def value(self) -> Tensor | None:
+        """f, (rows, in), corrected for the zeros that it began with; None before any step."""
+        if self._average is None:
+            return None
+        return self._average / (1.0 - (1.0 - MOMENTUM) ** self._steps)
+
+    def add(self, alternations: Tensor, steps: int) -> None:
+        """Take in so many watched steps with so many alternations of each weight."""
+        if not steps:
+            return
+        found = alternations.float() / steps
+        kept = (1.0 - MOMENTUM) ** steps
+        before = self._average
+        if before is None or before.shape != found.shape:
+            before, self._steps = torch.zeros_like(found), 0
+        self._average = torch.lerp(found, before, kept)
+        self._steps += steps
+
+
+def sampled_codes(linear: QuantizedLinear) -> Tensor:
+    """Ternary codes of evenly spread rows, int8, computed for these rows alone."""
+    weight = linear.weight
+    every = max(1, weight.numel() // _SAMPLE)
+    threshold, dead_zone = linear.threshold, linear.dead_zone
+    if threshold is None or dead_zone is None:
+        # One scale for the whole matrix: it takes the whole matrix to know it.
+        return absmean_ternary(weight)[0][::every].to(torch.int8)
+    return ternary_codes(weight[::every], threshold[::every], dead_zone[::every]).to(torch.int8)
