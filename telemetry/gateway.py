@@ -8,7 +8,6 @@ Never: trusts a frame, or blocks on a peer that does not read.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import ipaddress
 import os
 from collections import Counter
@@ -23,6 +22,7 @@ from shared.connection import check_endpoint
 from shared.events import DecodeError
 from shared.wire import FRAME_MAX_BYTES, Message, decode, encode
 from telemetry.connections import ConnectionLimit
+from telemetry.locks import take_lock
 
 BATCH_MESSAGES: Final = 512
 BATCH_BYTES: Final = 8 * 1024 * 1024
@@ -58,6 +58,7 @@ class Gateway:
         *,
         allow_insecure: bool = False,
         connections_max: int = CONNECTIONS_MAX,
+        pid: int | None = None,
     ) -> None:
         """Bind.
 
@@ -69,7 +70,7 @@ class Gateway:
         check_bind(address, allow_insecure=allow_insecure)
         self.address = address
         self.counts: Counter[str] = Counter()
-        self._lock_fd = _locked_ipc(address)
+        self._lock_fd = _locked_ipc(address, pid or os.getpid())
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         for option, value in _OPTIONS:
@@ -160,7 +161,7 @@ def check_bind(address: str, *, allow_insecure: bool) -> None:
         )
 
 
-def _locked_ipc(address: str) -> int:
+def _locked_ipc(address: str, pid: int) -> int:
     """Hold a lock beside an ipc path: a second bind would steal the path without a word."""
     transport, _, path = address.partition("://")
     if transport != "ipc":
@@ -168,7 +169,7 @@ def _locked_ipc(address: str) -> int:
     Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        take_lock(fd)
     except BlockingIOError as exc:
         holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
         os.close(fd)
@@ -177,5 +178,5 @@ def _locked_ipc(address: str) -> int:
         os.close(fd)
         raise OSError(exc.errno, f"{path} can't be locked: {exc.strerror}") from exc
     os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    os.pwrite(fd, f"{pid}\n".encode(), 0)
     return fd

@@ -19,8 +19,14 @@ from typing import Final
 from shared.wire import Hello, Message
 
 QUEUE_MAX_BYTES: Final = 16 * 1024 * 1024
-PEER_MAX_BYTES: Final = QUEUE_MAX_BYTES // 4
+PEER_MAX_BYTES: Final = 5 * 1024 * 1024
 """Of one peer: others find room beside it, however much it sends."""
+
+CREDIT_MAX_BYTES: Final = 4 * 1024 * 1024
+"""What one stream may have unacknowledged, so that its peer finds room for it."""
+
+CREDITS_BYTES: Final = 12 * 1024 * 1024
+"""What all streams together may: less than the queue, for a frame may always go."""
 
 MESSAGE_OVERHEAD_BYTES: Final = 400
 """What a message takes in memory beside its body."""

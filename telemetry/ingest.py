@@ -29,7 +29,7 @@ from shared.wire import (
 )
 from telemetry.admission import Admitted, admit
 from telemetry.hostrun import HostRun
-from telemetry.inbox import QUEUE_MAX_BYTES
+from telemetry.inbox import CREDIT_MAX_BYTES, CREDITS_BYTES
 from telemetry.journal.writer import JournalFull, JournalLocked
 from telemetry.lifecycle import Lifecycle
 from telemetry.limits import RunLimits, Wait
@@ -40,7 +40,6 @@ from telemetry.streams import IncomingStream, StreamKey, StreamTable, TooManyStr
 
 log = logging.getLogger("telemetry.ingest")
 
-CREDIT_MAX_BYTES: Final = QUEUE_MAX_BYTES // 4
 GAP_LABEL_MAX: Final = 60
 GAP_LABELS_MAX: Final = 200
 ASK_AGAIN_NS: Final = 500_000_000
@@ -104,7 +103,7 @@ class Ingest:
         """What a stream may have unacknowledged: all together about what the queue holds."""
         if not self.is_writable:
             return 0
-        return min(CREDIT_MAX_BYTES, QUEUE_MAX_BYTES // max(1, len(self._streams)))
+        return min(CREDIT_MAX_BYTES, CREDITS_BYTES // max(1, len(self._streams)))
 
     def handle(self, peer: bytes, message: Message) -> list[Reply]:
         """Take in one message, and return what can be answered at once."""

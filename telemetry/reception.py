@@ -31,7 +31,7 @@ from shared.wire import (
     Nack,
     Welcome,
 )
-from telemetry.inbox import QUEUE_MAX_BYTES, Inbox
+from telemetry.inbox import CREDIT_MAX_BYTES, QUEUE_MAX_BYTES, Inbox
 from telemetry.streams import StreamKey
 
 STALLED_NS: Final = 1_000_000_000
@@ -61,7 +61,7 @@ class Reception:
 
     def __init__(self, inbox: Inbox, clock: Clock) -> None:
         self.counts: Counter[str] = Counter()
-        self.credit_bytes = QUEUE_MAX_BYTES // 4
+        self.credit_bytes = CREDIT_MAX_BYTES
         """What a stream may have unacknowledged now, published by the journal thread."""
         self.turned_ns = clock.monotonic_ns()
         """When the journal thread last took something, or found nothing to take."""
@@ -198,7 +198,7 @@ class Reception:
         return Welcome(key[1], stream.queued, self._credit())
 
     def _credit(self) -> int:
-        is_full = self._inbox.bytes_held > QUEUE_MAX_BYTES // 2
+        is_full = self._inbox.bytes_held > QUEUE_MAX_BYTES * 3 // 4
         return 0 if is_full or self.is_stalled else self.credit_bytes
 
     def _refusal(self, number: int, reason: str = "too much is queued") -> Nack:

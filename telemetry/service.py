@@ -66,8 +66,17 @@ class Service:
     """The sidecar, from start to drained. Everything here runs on the journal thread."""
 
     def __init__(
-        self, config: ServeConfig, clock: Clock | None = None, shares: Shares | None = None
+        self,
+        config: ServeConfig,
+        clock: Clock | None = None,
+        shares: Shares | None = None,
+        pid: int | None = None,
     ) -> None:
+        """Bind and open what serving needs. pid: the process that a user sees, if not this.
+
+        Raises:
+            CommandError: something of it can't be had.
+        """
         self.config = config
         self.stop = threading.Event()
         self.are_producers_gone = False
@@ -76,10 +85,10 @@ class Service:
         self._clock = clock or SystemClock()
         self._shares = shares or shares_in_use()
         self._host = sanitized_host(config.host or socket.gethostname())
-        self._data_dir = DataDir(config.data_dir)
+        self._data_dir = DataDir(config.data_dir, pid)
         with contextlib.ExitStack() as undo:
             undo.callback(self._data_dir.close)
-            self._gateway = _bound(config, self._shares.connections)
+            self._gateway = _bound(config, self._shares.connections, pid)
             undo.callback(self._gateway.close)
             self._open_parts()
             undo.pop_all()
@@ -320,12 +329,13 @@ class Service:
         return EXIT_BACKLOG if backlog else EXIT_OK
 
 
-def _bound(config: ServeConfig, connections_max: int) -> Gateway:
+def _bound(config: ServeConfig, connections_max: int, pid: int | None) -> Gateway:
     try:
         return Gateway(
             config.address,
             allow_insecure=config.insecure_network,
             connections_max=connections_max,
+            pid=pid,
         )
     except AddressInUse as exc:
         raise CommandError(f"--bind: {exc}", EXIT_RUNNING) from exc

@@ -154,9 +154,9 @@ def test_a_frozen_sidecar_learns_of_the_end_when_it_goes_on(place):
     """The word waits for it, and so do the events. Row 4."""
     data = place / "data"
     with SidecarProcess(data) as sidecar:
-        sidecar.process.send_signal(signal.SIGSTOP)
+        sidecar.service.suspend()
         done = run(data, sys.executable, "-c", f"{EMIT}\nimport sys; sys.exit(3)")
-        sidecar.process.send_signal(signal.SIGCONT)
+        sidecar.service.resume()
 
         wait_until(lambda: ending_of(data) == ("ended", "failed", 3), 30)
 

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from shared.emitter import Emitter
@@ -140,7 +139,7 @@ def test_a_kill_in_the_drain_costs_nothing_that_the_next_start_does_not_make_up_
             for step in range(2000):
                 producer.emit(metric(step))
             producer.emit(finished())
-        (sink,) = wait_until(lambda: psutil.Process(sidecar.process.pid).children())
+        (sink,) = wait_until(sidecar.service.children)
         sink.suspend()
         sidecar.process.terminate()
         wait_until(lambda: info(place / "data").get("state") == "ended")
