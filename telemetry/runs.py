@@ -30,8 +30,8 @@ from shared.events import (
 )
 from shared.ids import check_run_id
 from telemetry.files import read_json, write_json
-from telemetry.journal.layout import read_mark
 from telemetry.journal.reader import JournalReader
+from telemetry.journal.recovery import readable_end
 from telemetry.journal.writer import JournalWriter
 from telemetry.rows import Row
 from telemetry.runinfo import RUN_FILE, SIDECAR, RunInfo
@@ -213,7 +213,7 @@ class Run:
             self._told.forget()
             known = 0
         if known < self.writer.durable_row:
-            for row, event in _lifecycle(self.writer.directory, known):
+            for row, event in lifecycle_events(self.writer.directory, known):
                 self._learn(row.session, row.source, event, is_late=row.is_late)
             # Behind an end there can only be late events: they bring another one.
             self.reopen()
@@ -355,15 +355,18 @@ def _refuse_links(directory: Path) -> None:
 
 def _is_over(directory: Path) -> bool:
     info = read_json(directory / RUN_FILE) or {}
-    mark, known = read_mark(directory / "journal"), info.get("as_of_row")
-    has_news = mark is not None and not (isinstance(known, int) and mark.next_row <= known)
+    # Not the mark alone: after a power cut it may be older than what was acknowledged.
+    end, known = readable_end(directory / "journal"), info.get("as_of_row")
+    has_news = end is not None and not (isinstance(known, int) and end.next_row <= known)
     return info.get("state") == "ended" and not has_news
 
 
-def _lifecycle(directory: Path, first_row: int) -> Iterator[tuple[Row, Event | None]]:
-    """The events from first_row on that run.json is made of."""
+def lifecycle_events(
+    directory: Path, first_row: int, *, is_recorded: bool = False
+) -> Iterator[tuple[Row, Event | None]]:
+    """Yield the events from first_row on that run.json is made of."""
     tags = (RunStarted.TAG, ConfigUpdated.TAG, RunFinished.TAG)
-    with JournalReader(directory, first_row) as reader:
+    with JournalReader(directory, first_row, is_recorded=is_recorded) as reader:
         while (batch := reader.read()).rows or not batch.is_end:
             for row in batch.rows:
                 if row.envelope.tag in tags:

@@ -26,7 +26,8 @@ import msgspec
 
 from shared.files import write_atomically
 from shared.ids import check_run_id
-from shared.record import CorruptRecord, StreamEntry
+from shared.record import StreamEntry
+from telemetry.journal.identity import journal_uuid
 from telemetry.journal.layout import make_durably
 from telemetry.journal.recovery import identify
 
@@ -95,12 +96,12 @@ def read_tombstone(data_dir: Path, run_id: str) -> Tombstone | None:
     path = _path(data_dir, check_run_id(run_id))
     if not path.exists():
         return None
-    present = None
-    with contextlib.suppress(CorruptRecord, OSError):
-        present = identify(data_dir / "runs" / run_id / "journal")[0].hex()
+    present = ""
+    with contextlib.suppress(OSError):
+        present = journal_uuid(data_dir / "runs" / run_id / "journal")
     value = _read(path) or _Tombstone(run_id, 0.0, "removed; its tombstone is damaged", [])
     gone = [journal for journal in value.journals if journal.uuid != present]
-    if present is not None and not gone:
+    if present and not gone:
         return None
     uuids = tuple(journal.uuid for journal in gone)
     streams = tuple(entry for journal in gone for entry in journal.streams)

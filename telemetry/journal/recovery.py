@@ -167,13 +167,15 @@ def identify(directory: Path) -> tuple[bytes, dict[int, StreamEntry]]:
 
 
 def is_written(directory: Path) -> bool:
-    """A writer has the journal open, or nobody can tell."""
+    """Return True if a writer has the journal open; none has one that can't be locked."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         # Shared, so that two who ask at once do not find each other.
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return True
+    except OSError:
+        return False
     finally:
         os.close(fd)
     return False

@@ -23,6 +23,7 @@ from telemetry.sinks.base import Position, SinkContext
 from telemetry.sinks.cursor import Cursor
 from telemetry.sinks.wandb import offline
 from telemetry.sinks.wandb.local import LocalRun, Spot
+from telemetry.sinks.wandb.policy import Selected
 from telemetry.sinks.wandb.wandb_file import history_rows
 from tests.faults.crash_points import cut_everywhere, kill_everywhere
 from tests.telemetry.journal.helpers import RUN, SESSION, numbers, read_all, write
@@ -304,9 +305,12 @@ def fragment(root: Path) -> Path:
 
 def make_fragment(root: Path) -> None:
     """As the sink makes the directory of all fragments, and wandb-core that of one."""
-    context = SinkContext(RUN, root / "run", {}, {})
-    LocalRun(context, ".", SystemClock(), time.sleep).open(Spot(), None, 0)
+    local_run(root).open(Spot(), None, 0)
     fragment(root).parent.mkdir()
+
+
+def local_run(root: Path) -> LocalRun:
+    return LocalRun(SinkContext(RUN, root / "run", {}, {}), ".", SystemClock(), time.sleep)
 
 
 def wandb_bytes(rows: range) -> bytes:
@@ -327,15 +331,43 @@ def confirm(root: Path, promises: Promises) -> None:
         promises["row"] = confirmation.read_back()
 
 
-def check_confirmed(root: Path, promises: Promises) -> None:
+def there(root: Path) -> list[int]:
     path = fragment(root)
-    there = [row["_step"] for row in history_rows(path)] if path.exists() else []
-    assert there[: promises.get("row", -1) + 1] == list(range(promises.get("row", -1) + 1))
+    return [row["_step"] for row in history_rows(path)] if path.exists() else []
+
+
+def check_confirmed(root: Path, promises: Promises) -> None:
+    count = promises.get("row", -1) + 1
+    assert there(root)[:count] == list(range(count))
 
 
 def test_a_row_that_was_read_back_is_on_disk() -> None:
     """Read is not synced, and neither are the names that lead to it."""
     assert cut_everywhere(confirm, check_confirmed, throws=12) > 4
+
+
+def write_as_core(root: Path, promises: Promises) -> None:
+    """wandb-core has written rows, and is gone before anybody has synced them."""
+    make_fragment(root)
+    with fragment(root).open("ab") as file:
+        for at in range(0, len(whole := wandb_bytes(range(8))), 100):
+            file.write(whole[at : at + 100])
+
+
+def take_over(root: Path, promises: Promises) -> None:
+    """The next sink finds rows in the file, and vouches for them."""
+    run = local_run(root)
+    run.open(Spot(), None, 0)
+    for row in range(8):
+        if fragment(root).exists() and row in there(root):
+            run.take(row, Selected(history={"x": row}))
+            part = run.commit(Spot(row + 1))
+            promises["row"] = -1 if part is None else part.spot.row - 1
+
+
+def test_rows_that_were_found_in_a_fragment_are_on_disk_before_they_count() -> None:
+    """Read is not synced: another process wrote them, and may have just died."""
+    assert kill_everywhere(write_as_core, take_over, check_confirmed) > 6
 
 
 def mend(root: Path, promises: Promises) -> None:
@@ -358,10 +390,10 @@ def check_mended(root: Path, promises: Promises) -> None:
         return
     wandb_dir = fragment(root).parent.parent
     away = list(wandb_dir.glob(f"superseded-*/run-{RUN}.wandb"))
-    there = offline.fragment_paths(wandb_dir, RUN)
-    (path,) = away + there
+    left = offline.fragment_paths(wandb_dir, RUN)
+    (path,) = away + left
     if promises.get("is_away"):
-        assert there == []
+        assert left == []
     data = path.read_bytes()
     beside = list(path.parent.glob("*.torn-at-*"))
     assert data.startswith(promises["whole"])
