@@ -10,14 +10,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Final
+from typing import Final
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from shared.text import clean
 from telemetry.errors import CommandError
+from telemetry.httpserver import Answer, BoundedServer
 from telemetry.sinkprocess import SinkStatus
 
 LOOP_MAX_AGE_S: Final = 10.0
@@ -73,27 +73,15 @@ class StatusServer:
         registry = CollectorRegistry()
         registry.register(_Collector(health))
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                status, content_type, body = _answer(self.path, health(), registry)
-                self.send_response(status)
-                self.send_header("Content-Type", content_type)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                """Requests are not news."""
+        def answer(path: str) -> Answer:
+            return _answer(path, health(), registry)
 
         try:
-            self._server = ThreadingHTTPServer(
-                (host.strip("[]") or "127.0.0.1", int(port)), Handler
-            )
+            self._server = BoundedServer((host.strip("[]") or "127.0.0.1", int(port)), answer)
         except OSError as exc:
             raise CommandError(
                 f"--http {address}: {exc.strerror}; choose another address, or 'off'"
             ) from exc
-        self._server.daemon_threads = True
         self.address = "{}:{}".format(*self._server.server_address[:2])
         threading.Thread(target=self._server.serve_forever, name="status", daemon=True).start()
 
@@ -102,7 +90,7 @@ class StatusServer:
         self._server.server_close()
 
 
-def _answer(path: str, health: Health, registry: CollectorRegistry) -> tuple[int, str, bytes]:
+def _answer(path: str, health: Health, registry: CollectorRegistry) -> Answer:
     text = "text/plain; charset=utf-8"
     if path == "/livez":
         return (200, text, b"ok\n") if health.is_live else (503, text, b"the loop stands still\n")
