@@ -164,7 +164,7 @@ def _parsed(field: dataclasses.Field[Any], value: Any, name: str) -> Any:
         if low is not None and not low <= parsed <= high:
             raise ValueError(value)
     except (ValueError, TypeError, OverflowError, RuntimeError) as exc:
-        what = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "text")
+        what = _WORDS.get(kind, "text")
         bounds = "" if low is None else f" from {low} to {high}"
         raise CommandError(f"{name}={value!r} must be {what}{bounds}") from exc
     _check_choice(field.name, name, parsed)
@@ -242,6 +242,12 @@ def _as_names(value: Any) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts if part.strip())
 
 
+_WORDS: Final = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    type(Path()): "the path of a directory, as text",
+}
 _TYPES: Final[dict[type, Any]] = {
     bool: _as_bool,
     int: _as_number(int),
