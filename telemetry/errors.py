@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 EXIT_OK = 0
+EXIT_DAMAGED = 1
 EXIT_CRASHED = 1
 EXIT_USAGE = 2
 EXIT_BACKLOG = 3

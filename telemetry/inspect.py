@@ -7,23 +7,27 @@ Never: changes anything.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shared.events import DecodeError, Gap, HistogramLogged, MetricsLogged
-from telemetry.datadir import check_run_dir
-from telemetry.errors import EXIT_OK, CommandError
+from telemetry.errors import EXIT_DAMAGED, EXIT_OK, CommandError
 from telemetry.files import DamagedFile, load_json
+from telemetry.journal.layout import read_mark
 from telemetry.journal.reader import JournalReader, NotAJournal
 from telemetry.journal.scan import TAIL, Damage
 from telemetry.output import Page
+from telemetry.recorded import Recorded, cut_off, open_recorded
 from telemetry.rows import Row
-from telemetry.runs import RUN_FILE
 from telemetry.sinkprocess import state_path
+from telemetry.sinks.base import Position, left_out_of
+from telemetry.sinks.cursor import sink_is_done
+from telemetry.sinks.skips import read_skips
+from telemetry.sinks.wandb.check import missing_rows
 
-EXIT_DAMAGED = 1
 TROUBLED = ("unavailable", "rejected", "crashed", "killed")
 """States of a sink that somebody who looks at a run should know of."""
 
@@ -58,18 +62,16 @@ def inspect(run_dir: Path) -> int:
         CommandError: it has none.
         OutputFailed: nobody takes what is printed.
     """
-    check_run_dir(run_dir)
+    recorded = open_recorded(run_dir)
     try:
         contents = read_contents(run_dir / "journal")
-    except NotAJournal as exc:
-        raise CommandError(str(exc)) from exc
-    except OSError as exc:
-        raise CommandError(f"{run_dir} can't be read: {exc.strerror}") from exc
+    except (OSError, NotAJournal) as exc:
+        raise CommandError(f"{run_dir} can't be read: {exc}") from exc
     page = Page()
-    damaged = [*_print_run(page, run_dir, contents)]
+    _print_run(page, recorded, contents)
     _print_events(page, contents)
     _print_missing(page, contents)
-    damaged += _print_sinks(page, run_dir, contents)
+    damaged = [*recorded.damaged, *_print_sinks(page, recorded, contents)]
     for line in damaged:
         page.line(f"damaged: {line}")
     is_damaged = _print_damage(page, contents, is_damaged=bool(damaged))
@@ -80,6 +82,7 @@ def inspect(run_dir: Path) -> int:
 def read_contents(journal: Path) -> Contents:
     """Read a journal from its first row to its last."""
     contents = Contents()
+    mark = read_mark(journal)
     with JournalReader(journal, is_recorded=True) as reader:
         while True:
             batch = reader.read()
@@ -87,8 +90,10 @@ def read_contents(journal: Path) -> Contents:
                 _count(contents, row)
             contents.damage += batch.damage
             if batch.is_end:
-                contents.rows = reader.next_row
-                return contents
+                break
+        contents.damage += cut_off(mark, reader.next_row)
+        contents.rows = reader.next_row
+    return contents
 
 
 def _count(contents: Contents, row: Row) -> None:
@@ -114,17 +119,16 @@ def _count(contents: Contents, row: Row) -> None:
         contents.unknown_ms += event.unknown_ms or 0.0
 
 
-def _print_run(page: Page, run_dir: Path, contents: Contents) -> list[str]:
-    """Say what is known of the run; returns what of that is damaged."""
-    info, damaged = _loaded(run_dir / RUN_FILE)
-    run_id, name = info.get("run_id", run_dir.resolve().name), info.get("name")
-    state = info.get("status") or info.get("state") or "unknown"
+def _print_run(page: Page, recorded: Recorded, contents: Contents) -> None:
+    info = recorded.info
+    state = info.get("status") or info.get("state")
     if info.get("exit_code"):
         state = f"{state}, exit code {info['exit_code']}"
-    size = sum(path.stat().st_size for path in (run_dir / "journal").iterdir())
-    shown = "" if name is None else f" ({name})"
-    page.line(f"run {run_id}{shown}: {contents.rows:,} rows, {size / 1e6:.1f} MB, {state}")
-    return damaged
+    size = sum(path.stat().st_size for path in (recorded.run_dir / "journal").iterdir())
+    page.line(
+        f"run {recorded.run_id} ({info['name']}): {contents.rows:,} rows, "
+        f"{size / 1e6:.1f} MB, {state}"
+    )
 
 
 def _print_events(page: Page, contents: Contents) -> None:
@@ -157,9 +161,10 @@ def _duration(seconds: float) -> str:
     return f"up to {seconds / 60:,.0f} minutes"
 
 
-def _print_sinks(page: Page, run_dir: Path, contents: Contents) -> list[str]:
-    """Say how far each sink is; returns which of their files are damaged."""
+def _print_sinks(page: Page, recorded: Recorded, contents: Contents) -> list[str]:
+    """Say how far each sink is; returns what of their files is damaged."""
     damaged: list[str] = []
+    run_dir = recorded.run_dir
     paths = (run_dir / "cursors").glob("*.*")
     for sink in sorted({path.stem for path in paths if path.suffix in (".json", ".state")}):
         cursor, of_cursor = _loaded(run_dir / "cursors" / f"{sink}.json")
@@ -168,16 +173,47 @@ def _print_sinks(page: Page, run_dir: Path, contents: Contents) -> list[str]:
         if type(row) is not int or row < 0:
             of_cursor = [*of_cursor, f"{sink}.json has row {row!r}"]
         damaged += [f"sink {sink}: {text}" for text in (*of_cursor, *of_state)]
-        if of_cursor:
-            continue
-        lag = "has all of it" if cursor.get("done") else f"{contents.rows - row:,} rows behind"
-        line = f"sink {sink}: at row {row:,}, {lag}"
-        if told.get("restarts"):
-            line += f", {told['restarts']} restarts"
-        if told.get("state") in TROUBLED:
-            line += f", {told['state']}: {told.get('detail', '')}"
-        page.line(line)
+        if not of_cursor:
+            skipped = len(read_skips(run_dir / "cursors" / f"{sink}.skipped"))
+            words = _sink_words(cursor, told, recorded.info, contents.rows, skipped)
+            if gone := _gone_from(run_dir, sink):
+                damaged.append(f"sink {sink}: {gone}")
+                words = words.replace("has all of it", gone)
+            page.line(f"sink {sink}: {words}")
     return damaged
+
+
+def _sink_words(
+    cursor: dict[str, Any], told: dict[str, Any], info: dict[str, Any], rows: int, skipped: int
+) -> str:
+    """Say how far a sink is: only one that was done with the run's last end has all of it."""
+    row = cursor.get("row", 0)
+    if sink_is_done(cursor, info) and row >= rows:
+        words = f"at row {row:,}, has all of it"
+    else:
+        words = f"at row {row:,}, {max(0, rows - row):,} rows behind"
+    if told.get("restarts"):
+        words += f", {told['restarts']} restarts"
+    if skipped:
+        words += f", {skipped:,} rows stepped over"
+    state = cursor.get("state")
+    if left_out := left_out_of(Position(0, state if isinstance(state, dict) else {})):
+        words += f", {left_out:,} values left out"
+    if told.get("state") in TROUBLED:
+        words += f", {told['state']}: {told.get('detail', '')}"
+    return words
+
+
+def _gone_from(run_dir: Path, sink: str) -> str:
+    """Say what a sink has no more of what it had; empty where nothing is gone, or nobody can tell.
+
+    Only W&B's files are read back here: a sink that is done is not started again.
+    """
+    if sink != "wandb":
+        return ""
+    with contextlib.suppress(ImportError):
+        return missing_rows(run_dir)
+    return ""
 
 
 def _loaded(path: Path) -> tuple[dict[str, Any], list[str]]:

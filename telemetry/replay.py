@@ -1,82 +1,130 @@
 """Replay: recorded runs into a sink, as often as one likes, without a double point.
 
 In: run directories, and the sink they should go to.
-Out: the sink's files under OUT/<run id>, with a cursor of their own.
-Never: writes into the directory of a recorded run.
+Out: the sink's files under OUT/<directory of the run>, with a cursor of their own.
+Never: writes into the directory of a recorded run, or is silent about rows that it left out.
 """
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from telemetry.errors import EXIT_BACKLOG, EXIT_OK, CommandError
-from telemetry.files import read_json
-from telemetry.journal.layout import segments
+from shared.text import clean
+from telemetry.errors import EXIT_BACKLOG, EXIT_DAMAGED, EXIT_OK, CommandError
 from telemetry.journal.recovery import readable_end
-from telemetry.runs import RUN_FILE
+from telemetry.logs import LINE_MAX_CHARS
+from telemetry.recorded import Recorded, missing_rows, open_recorded
 from telemetry.sinks.runner import Reporter, SinkJob, run_sink
 
+COLUMNS: Final = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
 
-def replay(runs: Sequence[Path], sink: str, out: Path, wandb_mode: str | None) -> int:
+
+def replay(
+    runs: Sequence[Path], sink: str, out: Path, wandb_mode: str | None, *, per_core: bool = False
+) -> int:
     """Carry each run into the sink; the worst exit code of all.
+
+    per_core: with a chart of each processor core in TensorBoard.
 
     Raises:
         CommandError: one of them is not a recorded run; none was touched then.
     """
-    for run_dir in runs:
-        _check(run_dir)
+    recorded = [open_recorded(run_dir) for run_dir in runs]
+    _check_places(recorded)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())
-    worst = EXIT_OK
+    codes = [EXIT_OK]
     # On stderr: the console sink writes to stdout.
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        for run_dir in runs:
-            run_id = run_dir.resolve().name
-            options = {"mode": wandb_mode or _recorded_mode(run_dir)}
-            job = SinkJob(sink, run_dir, out / run_id, False, options)
-            mark = readable_end(run_dir / "journal")
-            task = progress.add_task(run_id, total=mark.next_row if mark else None)
-            worst = max(worst, run_sink(job, stop, _ProgressReporter(progress, task)))
+    with Progress(*COLUMNS, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        for run in recorded:
+            place = out / _name(run)
+            options = _options(run, wandb_mode) | ({"per_core": "1"} if per_core else {})
+            job = SinkJob(sink, run.run_dir, place, False, options)
+            codes.append(_replay_one(run, job, stop, progress))
             if stop.is_set():
                 break
     if stop.is_set():
-        console.print("telemetry: interrupted; the same command goes on where it stopped")
+        _say("interrupted; the same command goes on where it stopped")
         return EXIT_BACKLOG
-    for run_dir in runs:
-        console.print(
-            f"telemetry: {run_dir.resolve().name} is in {out / run_dir.resolve().name}",
-            soft_wrap=True, highlight=False,
-        )  # fmt: skip
-    return worst
+    return max(codes)
+
+
+def _replay_one(run: Recorded, job: SinkJob, stop: threading.Event, progress: Progress) -> int:
+    """Carry one run, and say where it is and what of it could not be read."""
+    for text in run.damaged:
+        _say(f"{_name(run)} is damaged: {text}")
+    missing, damage = missing_rows(run.run_dir)
+    mark = readable_end(run.run_dir / "journal")
+    total = None if mark is None else max(0, mark.next_row - missing)
+    report = _ProgressReporter(progress, progress.add_task(clean(_name(run), 64), total=total))
+    code = run_sink(job, stop, report)
+    if missing or damage:
+        _say(
+            f"{_name(run)}: {missing:,} rows are damaged or gone and were left out; "
+            f"`python -m telemetry inspect {run.run_dir}` names them"
+        )
+    if code == EXIT_OK:
+        report.finish()
+        _say(f"{_name(run)} is in {job.out_dir}")
+    return max(code, EXIT_DAMAGED) if missing or damage else code
 
 
 class _ProgressReporter(Reporter):
-    """Moves a progress bar."""
+    """Moves a progress bar, whose total is what can be read."""
 
     def __init__(self, progress: Progress, task: object) -> None:
         super().__init__(None)
         self._progress = progress
-        self._task = task
+        self._task = progress.tasks[-1]
 
     def __call__(self, state: str, row: int, detail: str = "") -> None:
-        self._progress.update(self._task, completed=row)  # type: ignore[arg-type]
+        total = self._task.total
+        shown = row if total is None else min(row, int(total))
+        self._progress.update(self._task.id, completed=shown)
+
+    def finish(self) -> None:
+        """All that can be read is there."""
+        if self._task.total is not None:
+            self._progress.update(self._task.id, completed=self._task.total)
 
 
-def _check(run_dir: Path) -> None:
-    if read_json(run_dir / RUN_FILE) is None or not segments(run_dir / "journal"):
-        raise CommandError(f"{run_dir} is not a recorded run: it should hold run.json and journal/")
+def _check_places(recorded: Sequence[Recorded]) -> None:
+    """Refuse two runs that would go to one place.
+
+    Raises:
+        CommandError: it names the directories.
+    """
+    by_name: dict[str, Path] = {}
+    for run in recorded:
+        other = by_name.setdefault(_name(run), run.run_dir)
+        if other.resolve() != run.run_dir.resolve():
+            raise CommandError(
+                f"{other} and {run.run_dir} have one name; replay them into two --out directories"
+            )
 
 
-def _recorded_mode(run_dir: Path) -> str:
-    """The wandb mode of the live run; a run that had none of wandb then is given it now."""
-    mode = str((read_json(run_dir / RUN_FILE) or {}).get("wandb_mode") or "online")
-    return "online" if mode == "disabled" else mode
+def _name(run: Recorded) -> str:
+    return run.run_dir.resolve().name
+
+
+def _options(run: Recorded, wandb_mode: str | None) -> dict[str, str]:
+    """Return the wandb mode that was asked for; else it is the live run's.
+
+    A run that had none of wandb then is given it now: online where there is a key.
+    """
+    if wandb_mode is None and run.info.get("wandb_mode") == "disabled":
+        wandb_mode = "auto"
+    return {"mode": wandb_mode} if wandb_mode else {}
+
+
+def _say(text: str) -> None:
+    print(f"telemetry: {clean(text, LINE_MAX_CHARS)}", file=sys.stderr)

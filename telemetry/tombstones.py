@@ -26,8 +26,9 @@ import msgspec
 
 from shared.files import write_atomically
 from shared.ids import check_run_id
-from shared.record import CorruptRecord, StreamEntry
-from telemetry.journal.layout import sync_directory
+from shared.record import StreamEntry
+from telemetry.journal.identity import journal_uuid
+from telemetry.journal.layout import make_durably
 from telemetry.journal.recovery import identify
 
 DIRECTORY: Final = "removed"
@@ -74,9 +75,7 @@ def write_tombstone(runs_dir: Path, run_id: str, reason: str) -> None:
     """
     uuid, streams = identify(runs_dir / run_id / "journal")
     path = _path(runs_dir.parent, run_id)
-    if not path.parent.is_dir():
-        path.parent.mkdir(exist_ok=True)
-        sync_directory(path.parent.parent)
+    make_durably(path.parent)
     former = _read(path)
     journals = [j for j in former.journals if j.uuid != uuid.hex()] if former else []
     journals.append(_Journal(uuid.hex(), list(streams.values())))
@@ -97,12 +96,12 @@ def read_tombstone(data_dir: Path, run_id: str) -> Tombstone | None:
     path = _path(data_dir, check_run_id(run_id))
     if not path.exists():
         return None
-    present = None
-    with contextlib.suppress(CorruptRecord, OSError):
-        present = identify(data_dir / "runs" / run_id / "journal")[0].hex()
+    present = ""
+    with contextlib.suppress(OSError):
+        present = journal_uuid(data_dir / "runs" / run_id / "journal")
     value = _read(path) or _Tombstone(run_id, 0.0, "removed; its tombstone is damaged", [])
     gone = [journal for journal in value.journals if journal.uuid != present]
-    if present is not None and not gone:
+    if present and not gone:
         return None
     uuids = tuple(journal.uuid for journal in gone)
     streams = tuple(entry for journal in gone for entry in journal.streams)

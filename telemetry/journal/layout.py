@@ -21,6 +21,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 MARK_NAME: Final = "durable"
+ROW_MAX: Final = 1 << 62
+"""No journal comes near it: a mark that names a later row is damaged."""
+
 _SEGMENT_NAME: Final = re.compile(r"(\d{20})\.seg")
 _MARK: Final = struct.Struct("<QQQ")
 _CRC: Final = struct.Struct("<I")
@@ -61,20 +64,42 @@ def encode_mark(mark: Mark) -> bytes:
 
 
 def read_mark(directory: Path) -> Mark | None:
-    """The published mark, or None where there is none.
+    """Return the published mark, or None where there is none that can be believed.
 
     A reader may meet a mark that is half rewritten: it is read again.
     """
     for _ in range(100):
         try:
             data = (directory / MARK_NAME).read_bytes()
-        except FileNotFoundError:
+        except OSError:
             return None
-        if len(data) == _MARK.size + _CRC.size:
-            body, crc = data[: _MARK.size], data[_MARK.size :]
-            if _CRC.unpack(crc)[0] == zlib.crc32(body):
-                return Mark(*_MARK.unpack(body))
+        if (mark := decode_mark(data)) is not None:
+            return mark
     return None
+
+
+def decode_mark(data: bytes) -> Mark | None:
+    """Decode a mark, or None where these bytes are none."""
+    if len(data) != _MARK.size + _CRC.size:
+        return None
+    body, (crc,) = data[: _MARK.size], _CRC.unpack_from(data, _MARK.size)
+    mark = Mark(*_MARK.unpack(body))
+    is_sensible = mark.segment <= mark.next_row <= ROW_MAX
+    return mark if crc == zlib.crc32(body) and is_sensible else None
+
+
+def make_durably(directory: Path) -> None:
+    """Make a directory and those above it, so that a power cut can't take their names.
+
+    The name of one that exists is synced as well: whoever made it may have been
+    killed before it could do that.
+    """
+    if not directory.is_dir():
+        make_durably(directory.parent)
+        directory.mkdir(exist_ok=True)
+    # One above that may not even be listed is not ours, and was there before us.
+    with contextlib.suppress(PermissionError):
+        sync_directory(directory.parent)
 
 
 def sync_directory(directory: Path) -> None:

@@ -27,7 +27,7 @@ from shared.record import (
     find_record,
 )
 from telemetry.journal.layout import Mark, SegmentFile, read_mark, segments
-from telemetry.journal.recovery import readable_end
+from telemetry.journal.recovery import is_written, readable_end
 from telemetry.journal.scan import CONTENT, HOLE, REST, SEGMENT, TAIL, Damage, Found, scan
 from telemetry.rows import Row
 
@@ -69,12 +69,16 @@ class JournalReader:
         self._expect_row = 0
         self._closed_segments: int = -1
         self._end = readable_end(directory) if is_recorded else None
+        self.is_blind = False
+        """Somebody writes the journal, and its mark can't be read: what is on disk of it
+        nobody can tell, and that nothing more is there neither."""
 
     def read(self) -> Batch:
-        """Rows that are on disk and were not read yet, up to about 4 MiB of them."""
-        mark = read_mark(self.directory)
-        if mark is not None and self._end is not None:
-            mark = max(mark, self._end)
+        """Read rows that are on disk and were not read yet, up to about 4 MiB of them."""
+        mark = self._end = self._latest_end()
+        self.is_blind = mark is None and is_written(self.directory)
+        if self.is_blind:
+            return Batch([], [], is_end=True)
         rows: list[Row] = []
         damage: list[Damage] = []
         while not rows and not damage:
@@ -174,6 +178,13 @@ class JournalReader:
         ]
 
     # --- from segment to segment
+
+    def _latest_end(self) -> Mark | None:
+        """Return how far the journal is on disk. A mark that was true once stays true."""
+        mark = read_mark(self.directory)
+        if mark is None or self._end is None:
+            return mark or self._end
+        return max(mark, self._end)
 
     def _limit(self, mark: Mark | None) -> tuple[int, bool]:
         """How far the open segment may be read, and whether nothing will be added to it."""

@@ -24,7 +24,14 @@ from shared.record import (
     decode_table,
     find_record,
 )
-from telemetry.journal.layout import Mark, SegmentFile, read_mark, segments, sync_directory
+from telemetry.journal.layout import (
+    Mark,
+    SegmentFile,
+    make_durably,
+    read_mark,
+    segments,
+    sync_directory,
+)
 from telemetry.journal.scan import CONTENT, HOLE, SEGMENT, Damage, Found, scan
 
 
@@ -160,13 +167,15 @@ def identify(directory: Path) -> tuple[bytes, dict[int, StreamEntry]]:
 
 
 def is_written(directory: Path) -> bool:
-    """A writer has the journal open, or nobody can tell."""
+    """Return True if a writer has the journal open; none has one that can't be locked."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         # Shared, so that two who ask at once do not find each other.
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return True
+    except OSError:
+        return False
     finally:
         os.close(fd)
     return False
@@ -261,7 +270,7 @@ def _save_tail(directory: Path, segment: SegmentFile, tail: bytes, offset: int) 
     if not tail:
         return
     quarantine = directory.parent / "quarantine"
-    quarantine.mkdir(exist_ok=True)
+    make_durably(quarantine)
     name = f"{segment.path.name}.{offset}.tail"
     path, number = quarantine / name, 1
     while path.exists():

@@ -34,6 +34,7 @@ from telemetry.journal.layout import (
     MARK_NAME,
     Mark,
     encode_mark,
+    make_durably,
     segment_path,
     segments,
     sync_directory,
@@ -81,7 +82,9 @@ class JournalWriter:
             JournalFault: the disk fails.
             OSError: the directory can't be made, read or written.
         """
-        _make_durably(directory)
+        # The run's own directory may be there, and its name not be on disk yet.
+        make_durably(directory.parent)
+        make_durably(directory)
         self.directory = directory
         self.pending_bytes = 0
         self._segment_max_bytes = segment_max_bytes
@@ -121,6 +124,9 @@ class JournalWriter:
         """Seq of the last event of this stream that is on disk, -1 before the first."""
         number = self._numbers.get((run_id, session, source))
         return -1 if number is None else self._streams[number].durable_seq
+
+    def end_stream(self, run_id: str, session: str, source: str) -> None:
+        """Note that nothing more is expected of a stream."""
 
     def append(
         self,
@@ -337,15 +343,6 @@ def _write_all(fd: int, data: bytes, at: int) -> None:
     written = 0
     while written < len(data):
         written += os.pwrite(fd, memoryview(data)[written:], at + written)
-
-
-def _make_durably(directory: Path) -> None:
-    """Make a directory and those above it, so that a power cut can't take their names."""
-    if directory.is_dir():
-        return
-    _make_durably(directory.parent)
-    directory.mkdir(exist_ok=True)
-    sync_directory(directory.parent)
 
 
 def _locked(directory: Path) -> int:

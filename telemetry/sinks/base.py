@@ -19,6 +19,10 @@ class SinkUnavailable(Exception):
     """The sink can't be had now; try again later. The position has not moved."""
 
 
+class SinkBehind(SinkUnavailable):
+    """The sink can't be had now, which it has said itself: it needs saying no second time."""
+
+
 class SinkRejected(Exception):
     """The sink will never take this; trying again is pointless. The message says why."""
 
@@ -32,6 +36,12 @@ class Position(NamedTuple):
 
 
 START = Position(0, {})
+
+
+def left_out_of(position: Position) -> int:
+    """Return how many values a sink left out because it has no place for them."""
+    count = position.state.get("left_out", 0)
+    return count if type(count) is int else 0
 
 
 def sleep(seconds: float) -> bool:

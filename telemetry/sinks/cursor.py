@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from telemetry.files import read_json, write_json
+from telemetry.journal.layout import make_durably
 from telemetry.sinks.base import START, Position
 
 
@@ -55,7 +56,8 @@ class Cursor:
             ValueError: it is another run's, or damaged.
         """
         directory = out_dir / "cursors"
-        directory.mkdir(parents=True, exist_ok=True)
+        # A commit is on disk only where the names that lead to it are.
+        make_durably(directory)
         self.path = directory / f"{sink}.json"
         self._run_id = run_id
         self.journal = journal

@@ -30,10 +30,19 @@ from telemetry.files import read_json
 from telemetry.journal.identity import journal_uuid
 from telemetry.journal.layout import segments
 from telemetry.journal.reader import JournalReader
+from telemetry.recorded import open_recorded
 from telemetry.rows import Row
 from telemetry.runs import RUN_FILE
 from telemetry.sinks.account import Account
-from telemetry.sinks.base import Sink, SinkContext, SinkRejected, SinkUnavailable
+from telemetry.sinks.base import (
+    Position,
+    Sink,
+    SinkBehind,
+    SinkContext,
+    SinkRejected,
+    SinkUnavailable,
+    left_out_of,
+)
 from telemetry.sinks.cursor import Cursor, CursorLocked, OtherJournal
 from telemetry.sinks.registry import make_sink
 from telemetry.sinks.slot import COMMITTING, FINISHING, IDLE
@@ -64,6 +73,15 @@ class Reporter:
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
         self._skips: Sized = ()
+        self.left_out = 0
+        """Values that the sink has no place for, as its position says."""
+        self.is_said = False
+        """The detail of what is told next was in a log line already."""
+
+    @property
+    def is_heard(self) -> bool:
+        """True if there is a supervisor, who says what is new."""
+        return self._fd is not None
 
     def count_skips(self, skips: Sized) -> None:
         """Tell of these, too: the rows that the sink steps over."""
@@ -72,7 +90,10 @@ class Reporter:
     def __call__(self, state: str, row: int, detail: str = "") -> None:
         if self._fd is None:
             return
-        told = {"state": state, "row": row, "detail": detail, "skipped": len(self._skips)}
+        told: dict[str, Any] = {"state": state, "row": row, "detail": detail}
+        told |= {"skipped": len(self._skips), "said": self.is_said}
+        if self.left_out:
+            told["left_out"] = self.left_out
         line = json.dumps(told) + "\n"
         try:
             os.write(self._fd, line.encode())
@@ -125,12 +146,15 @@ def _guarded(
             report.count_skips(account.skips)
             is_done = _opened(job, info, cursor, account, stop, report)
     except (SinkUnavailable, ImportError) as exc:
+        report.is_said = isinstance(exc, SinkBehind)
         report("unavailable", cursor.position.row, str(exc)[:300])
-        log.warning("sink=%s run=%s unavailable: %s", job.sink, run_id, exc)
+        if not report.is_heard:
+            log.warning("sink=%s run=%s unavailable: %s", job.sink, run_id, exc)
         return EXIT_BACKLOG
     except SinkRejected as exc:
         return _rejected(job, run_id, cursor.position.row, exc, report)
     except _Crashed as exc:
+        report.is_said = True
         report("crashed", cursor.position.row, str(exc))
         return EXIT_CRASHED
     # Who follows is stopped when it has come to the end of what is on disk.
@@ -177,7 +201,7 @@ def _opened(
     try:
         sink = make_sink(job.sink, context)
         try:
-            return _carry(job, sink, cursor, account, stop, report)
+            return _carry(job, info, sink, cursor, account, stop, report)
         finally:
             sink.close()
     except (SinkUnavailable, SinkRejected, ImportError):
@@ -188,6 +212,7 @@ def _opened(
 
 def _carry(
     job: SinkJob,
+    info: dict[str, Any],
     sink: Sink,
     cursor: Cursor,
     account: Account,
@@ -199,11 +224,13 @@ def _carry(
     Whoever follows a run goes on to the end of what is on disk before it stops.
     """
     first_row, slot = sink.open(cursor.position), account.slot
+    report.left_out = left_out_of(cursor.position)
     committed_s = time.monotonic()
     journal = job.run_dir / "journal"
     with JournalReader(journal, first_row, is_recorded=not job.follow) as reader:
         while True:
-            info = read_json(job.run_dir / RUN_FILE) or {}
+            if job.follow:
+                info = read_json(job.run_dir / RUN_FILE) or {}
             is_stopping = stop.is_set()
             batch = reader.read()
             for rows in _chunks(batch.rows):
@@ -219,16 +246,19 @@ def _carry(
                 and time.monotonic() - committed_s < (COMMIT_INTERVAL_S)
             ):
                 continue
-            if batch.is_end and _is_over(job, info):
+            if batch.is_end and not reader.is_blind and _is_over(job, info):
                 report("finishing", reader.next_row)
                 slot.enter(FINISHING)
                 position = sink.finish(info.get("status"), info.get("exit_code"))
+                position = _behind_skips(position, reader.next_row, account)
                 cursor.commit(position, is_done=True, ending=int(info.get("endings", 0)))
+                report.left_out = left_out_of(position)
                 report("done", position.row)
                 return True
             if time.monotonic() - committed_s >= COMMIT_INTERVAL_S or is_stopping:
                 slot.enter(COMMITTING)
                 cursor.commit(sink.commit())
+                report.left_out = left_out_of(cursor.position)
                 slot.enter(IDLE)
                 committed_s = time.monotonic()
             report("running", reader.next_row)
@@ -236,6 +266,12 @@ def _carry(
                 if is_stopping:
                     return False
                 stop.wait(POLL_S)
+
+
+def _behind_skips(position: Position, next_row: int, account: Account) -> Position:
+    """Move a final position behind the rows at its end that the sink has not seen."""
+    is_rest_skipped = all(row in account.skips for row in range(position.row, next_row))
+    return position._replace(row=max(position.row, next_row)) if is_rest_skipped else position
 
 
 def _is_over(job: SinkJob, info: dict[str, Any]) -> bool:
@@ -248,12 +284,15 @@ def _chunks(rows: Sequence[Row]) -> list[Sequence[Row]]:
 
 
 def _await_run(job: SinkJob, stop: threading.Event) -> dict[str, Any] | None:
-    """The run's run.json, once it says what the run is called."""
+    """Return run.json, once it says what the run is called; None where that was not to be.
+
+    Of a run that nobody writes, the journal alone says it as well.
+    """
+    if not job.follow:
+        return open_recorded(job.run_dir).info
     while True:
         info = read_json(job.run_dir / RUN_FILE)
         if info is not None and "name" in info and segments(job.run_dir / "journal"):
             return info
-        if not job.follow:
-            raise CommandError(f"{job.run_dir} is not a recorded run: it has no journal")
         if stop.wait(POLL_S):
             return None

@@ -55,6 +55,7 @@ class Crashes(RuleBasedStateMachine):
         super().__init__()
         self.temporary = tempfile.TemporaryDirectory(prefix="tm-disk-")
         self.place = Path(self.temporary.name).resolve()
+        self.run_dir = self.place / "runs" / RUN
         self.disk = ForgetfulDisk(self.place).__enter__()
         self.writer: JournalWriter | None = None
         self.cursor: Cursor | None = None
@@ -157,7 +158,7 @@ class Crashes(RuleBasedStateMachine):
         if self.cursor is not None:
             return
         path = self.place / "sink.txt"
-        self.cursor = Cursor(self.place, "lines", RUN)
+        self.cursor = Cursor(self.run_dir, "lines", RUN)
         assert self.cursor.position.row >= self.committed_row, "a commit is forgotten"
         length = self.cursor.position.state.get("length", 0)
         self.sink_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
@@ -196,7 +197,7 @@ class Crashes(RuleBasedStateMachine):
         self.has_news, self.is_dark = True, False
         self.disk.calls_left, self.disk.room, self.disk.failing_syncs = calls, None, 0
         with self.dying():
-            self.writer = JournalWriter(self.place / "run" / "journal", SEGMENT_MAX_BYTES)
+            self.writer = JournalWriter(self.run_dir / "journal", SEGMENT_MAX_BYTES)
         self.disk.calls_left = None
         if self.writer is not None:
             for source in SOURCES:
@@ -264,7 +265,7 @@ class Crashes(RuleBasedStateMachine):
         assert rows.items() <= self.seen.items()
 
     def readable(self, first_row: int, *, is_recorded: bool = False) -> list[tuple[int, Event]]:
-        directory = self.place / "run" / "journal"
+        directory = self.run_dir / "journal"
         if not segments(directory):
             return []
         found: list[tuple[int, Event]] = []

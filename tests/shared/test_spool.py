@@ -183,6 +183,24 @@ def test_clear_forgets_what_is_acknowledged_and_goes_on(tmp_path):
     spool.close(delete=True)
 
 
+def test_what_was_cleared_is_gone_from_the_file(tmp_path):
+    """A shorter frame over the first of several: whoever adopts the file finds that one, and
+    nothing of those that were acknowledged before it."""
+    spool = Spool.create(tmp_path, RUN, SESSION, SOURCE)
+    empty = spool.path.stat().st_size
+    for seq in range(5):
+        spool.append(seq, 1, b"acknowledged" * 10)
+    spool.clear()
+    assert spool.path.stat().st_size == empty
+    spool.append(5, 1, b"new")
+    spool.close(delete=False)
+
+    (adopted,) = adopt_orphans(tmp_path)
+
+    assert content(adopted) == [(5, b"new")]
+    adopted.close(delete=True)
+
+
 def test_a_frame_that_is_not_there_as_it_was_written_is_damaged(tmp_path):
     """It is counted as lost, not sent as garbage."""
     spool = Spool.create(tmp_path, RUN, SESSION, SOURCE)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from shared.events import Gap, encode_event, join_events
+from shared.events import Gap, RunFinished, RunStarted, encode_event, join_events
 from shared.record import decode_segment_header
 from shared.text import clean
-from telemetry.errors import EXIT_OK, CommandError
+from telemetry.errors import EXIT_DAMAGED, EXIT_OK, CommandError
 from telemetry.files import read_json, write_json
-from telemetry.inspect import EXIT_DAMAGED, inspect
+from telemetry.inspect import inspect
 from telemetry.journal.layout import MARK_NAME, Mark, encode_mark, segments
 from telemetry.journal.writer import JournalWriter
 from telemetry.replay import replay
@@ -37,6 +39,21 @@ def recorded(directory: Path, name: str = "n", frames: int = 4) -> Path:
         {"run_id": "r", "name": name, "state": "ended", "status": "finished", "exit_code": 0},
     )
     return run_dir
+
+
+def introduced(directory: Path) -> Path:
+    """A run whose journal tells what it is called and how it ended."""
+    events = [
+        RunStarted(project="p", name="a name", wandb_mode="offline"),
+        metric(0),
+        RunFinished(status="failed", exit_code=3),
+    ]
+    with JournalWriter(directory / "r" / "journal") as writer:
+        packed = [encode_event(event, 10**18, 1) for event in events]
+        writer.append("r", "s1", "rank0", 0, 3, join_events(packed))
+        writer.sync()
+    write_json(directory / "r" / "run.json", {"run_id": "r"})
+    return directory / "r"
 
 
 def damage(run_dir: Path, offset_from_end: int) -> None:
@@ -125,6 +142,103 @@ def test_a_name_is_text_whatever_it_looks_like(tmp_path, capsys, name):
     assert clean(name) in out
 
 
+NONSENSE = {
+    "no JSON": b"{",
+    "no object": b"[1]",
+    "brackets": b"[" * 100_000,
+    "digits": b"9" * 5_000,
+    "no text": bytes(range(256)),
+    "types": b'{"run_id": "r", "name": [1], "state": 5, "as_of_row": "x", "status": {}}',
+    "another id": b'{"run_id": "../r", "name": "n"}',
+    "escapes": b'{"run_id": "r", "name": "n", "state": "\\u001b[2J"}',
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("content", NONSENSE)
+@pytest.mark.parametrize(
+    "name", ["run.json", "cursors/tensorboard.json", "cursors/tensorboard.state", "journal/durable"]
+)
+def test_a_small_file_of_any_content_is_told_as_damaged(tmp_path, capsys, name, content):
+    """One clear line, 1, and what can be read is read. Row 44."""
+    run_dir = recorded(tmp_path)
+    (run_dir / "cursors").mkdir()
+    (run_dir / name).write_bytes(NONSENSE[content])
+
+    code = inspect(run_dir)
+
+    out = capsys.readouterr().out
+    is_sane_state = name.endswith((".json", ".state")) and content in ("types", "another id")
+    is_sane_state = is_sane_state or (content == "escapes" and name != "journal/durable")
+    assert "8 rows" in out and "\x1b" not in out
+    if name == "run.json" or not is_sane_state:
+        assert code == EXIT_DAMAGED and "damaged: " in out and Path(name).stem in out
+
+
+def test_a_directory_in_the_place_of_a_small_file_is_told_as_damaged(tmp_path, capsys):
+    """No traceback for what nobody expects. Row 44."""
+    run_dir = recorded(tmp_path)
+    for name in ("run.json", "journal/durable"):
+        (run_dir / name).unlink()
+        (run_dir / name).mkdir()
+
+    code = inspect(run_dir)
+
+    assert code == EXIT_DAMAGED and "8 rows" in capsys.readouterr().out
+
+
+def test_the_journal_is_all_that_has_to_be_kept(tmp_path, capsys, into_lines):
+    """What run.json said is learned from it again, also for a replay."""
+    run_dir = introduced(tmp_path)
+    for path in (run_dir / "run.json", run_dir / "journal" / MARK_NAME):
+        path.unlink()
+    kept = (run_dir / "journal").rename(tmp_path / "kept")
+    shutil.rmtree(run_dir)
+    (tmp_path / "archived").mkdir()
+    kept.rename(tmp_path / "archived" / "journal")
+
+    codes = (
+        inspect(tmp_path / "archived"),
+        replay([tmp_path / "archived"], "lines", tmp_path / "out", None),
+    )
+
+    out = capsys.readouterr().out
+    assert (
+        codes == (0, EXIT_OK) and "run r (a name): 3 rows" in out and "failed, exit code 3" in out
+    )
+    assert lines(tmp_path / "out/archived/lines.jsonl") == list(range(3))
+    assert not (tmp_path / "archived/run.json").exists()
+
+
+def test_a_sink_is_said_to_have_all_only_where_it_has(tmp_path, capsys):
+    """Not by a cursor in the middle, nor by one of an earlier end of the run."""
+    run_dir = recorded(tmp_path)
+    info = read_json(run_dir / "run.json")
+    write_json(run_dir / "run.json", {**info, "endings": 2})
+    cursor = {"run_id": "r", "state": {}, "done": True}
+    (run_dir / "cursors").mkdir()
+    write_json(run_dir / "cursors/console.json", {**cursor, "row": 3, "ending": 2})
+    write_json(run_dir / "cursors/tensorboard.json", {**cursor, "row": 8, "ending": 1})
+    write_json(run_dir / "cursors/wandb.json", {**cursor, "row": 8, "ending": 2})
+
+    inspect(run_dir)
+
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("sink")]
+    assert told[0] == "sink console: at row 3, 5 rows behind"
+    assert "has all" not in told[1] and "has all of it" in told[2]
+
+
+def test_rows_that_were_on_disk_once_and_are_cut_off_are_damage(tmp_path, capsys):
+    """The mark promises them. Row 6."""
+    run_dir = recorded(tmp_path)
+    (segment,) = segments(run_dir / "journal")
+    os.truncate(segment.path, segment.path.stat().st_size - 5)
+
+    code = inspect(run_dir)
+
+    assert code == EXIT_DAMAGED and "rows 6 to 7" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("what", ["missing", "file", "empty"])
 def test_what_is_no_journal_is_named_and_refused(tmp_path, what):
     """A command error, and 2."""
@@ -141,6 +255,31 @@ def test_what_is_no_journal_is_named_and_refused(tmp_path, what):
 
 
 # --- replay
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_a_replay_counts_what_it_left_out_each_time(tmp_path, into_lines, capsys, is_cut):
+    """A record with a flipped bit, or the end cut off: 1, and how many rows. Row 8."""
+    run_dir = recorded(tmp_path)
+    (segment,) = segments(run_dir / "journal")
+    size = segment.path.stat().st_size
+    if is_cut:
+        os.truncate(segment.path, size - 5)
+    else:
+        damage(run_dir, size - segment.path.read_bytes().rfind(b"\x1e\x7e") + 5)
+
+    codes = [replay([run_dir], "lines", tmp_path / "out", None) for _ in range(2)]
+
+    assert codes == [EXIT_DAMAGED] * 2 and len(lines(tmp_path / "out/r/lines.jsonl")) == 6
+    assert capsys.readouterr().err.count("r: 2 rows are damaged or gone and were left out") == 2
+
+
+def test_two_runs_of_one_name_are_not_replayed_into_one_place(tmp_path, into_lines):
+    """Their rows would mix."""
+    first, second = recorded(tmp_path / "a"), recorded(tmp_path / "b")
+
+    with pytest.raises(CommandError, match="have one name"):
+        replay([first, second], "lines", tmp_path / "out", None)
 
 
 @pytest.fixture
@@ -208,7 +347,7 @@ def test_with_one_bad_directory_no_run_is_touched(tmp_path, into_lines):
     """A typing error is found before an hour's work. Exit 2."""
     run_dir = recorded(tmp_path)
 
-    with pytest.raises(CommandError, match="not a recorded run") as caught:
+    with pytest.raises(CommandError, match="holds several runs") as caught:
         replay([run_dir, tmp_path], "lines", tmp_path / "out", None)
 
     assert caught.value.exit_code == 2 and not (tmp_path / "out").exists()

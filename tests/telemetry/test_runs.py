@@ -477,18 +477,26 @@ def test_a_run_that_is_introduced_late_has_the_name_it_was_given(station):
     assert info(station)["name"] == "n" and info(station)["is_introduced"] is True
 
 
-def test_rows_behind_an_end_are_found_after_a_crash_between_journal_and_run_json(station):
-    """Late events were journaled; run.json still says that the run is over."""
+@pytest.mark.parametrize("is_power_cut", [False, True])
+def test_rows_behind_an_end_are_found_after_a_crash_between_journal_and_run_json(
+    station, is_power_cut
+):
+    """Late events were journaled; run.json still says that the run is over. A power cut takes
+    the newest mark as well, for that is not synced each time."""
     begun(station)
     station.wait(LOST_AFTER_S + 1)
     station.settle()
     before = run_file(station).read_bytes()
+    mark = run_file(station).parent / "journal" / "durable"
+    mark_before = mark.read_bytes()
     orphan = Producer(station, "s1", peer=b"adopter", late=True)
     orphan.hello()
     orphan.emit(metric(1))
     station.ingest.commit()
     station.killed()
     run_file(station).write_bytes(before)
+    if is_power_cut:
+        mark.write_bytes(mark_before)
 
     station = station.restarted()
     station.settle()

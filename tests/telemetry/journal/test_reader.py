@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shared.record import EVENTS, encode_record
 from telemetry.journal import reader as reader_module
-from telemetry.journal.layout import read_mark, segment_path, segments
+from telemetry.journal.layout import Mark, encode_mark, read_mark, segment_path, segments
 from telemetry.journal.reader import JournalReader, NotAJournal
 from telemetry.journal.scan import CONTENT, HOLE, REST, TAIL, Damage, Found, scan
 from telemetry.journal.writer import JournalWriter
@@ -94,16 +94,78 @@ def test_a_live_reader_misses_nothing_and_sees_nothing_that_is_not_durable(
     assert seen == list(range(first_row, writer.durable_row)) and damage == []
 
 
+def write_unsynced(directory, row):
+    """A record as it lies in the segment before its sync."""
+    with only_segment(directory).open("ab") as file:
+        file.write(encode_record(EVENTS, 0, row, row, 1, frame(row, 1)))
+
+
+numbers_64 = st.integers(0, 2**64 - 1) | st.integers(0, 400)
+marks = st.builds(Mark, numbers_64, numbers_64, numbers_64)
+
+
 def test_bytes_behind_the_mark_are_not_read(tmp_path):
     """They were written and not synced: a power cut may take them."""
     with JournalWriter(tmp_path) as writer:
         write(writer, 2)
         writer.sync()
-        path = only_segment(tmp_path)
-        with path.open("ab") as file:
-            file.write(encode_record(EVENTS, 0, 2, 2, 1, frame(2, 1)))
+        write_unsynced(tmp_path, 2)
 
         assert numbers(read_all(tmp_path)[0]) == [0, 1]
+
+
+@pytest.mark.parametrize("bit", range(28 * 8))
+def test_a_mark_with_a_flipped_bit_is_not_believed(tmp_path, bit):
+    """Fault 44: whatever it says, nothing behind the last sync is read. Once another row
+    is synced, all are."""
+    with JournalWriter(tmp_path) as writer, JournalReader(tmp_path) as earlier:
+        write(writer, 2)
+        writer.sync()
+        assert numbers(earlier.read().rows) == [0, 1]
+        write_unsynced(tmp_path, 2)
+        mark = bytearray((tmp_path / "durable").read_bytes())
+        mark[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "durable").write_bytes(mark)
+
+        with JournalReader(tmp_path) as reader:
+            assert reader.read() == ([], [], True) and reader.is_blind
+            assert earlier.read() == ([], [], True) and not earlier.is_blind
+            os.truncate(only_segment(tmp_path), writer._offset)
+            write(writer, 1)
+            writer.sync()
+
+            assert numbers(reader.read().rows) == [0, 1, 2] and not reader.is_blind
+        assert numbers(earlier.read().rows) == [2]
+
+
+@given(content=st.binary(max_size=40) | st.builds(encode_mark, marks))
+def test_whatever_the_mark_holds_no_row_is_lost(tmp_path_factory, content):
+    """Fault 44: the journal opens, with all that was in it, and goes on."""
+    directory = tmp_path_factory.mktemp("journal")
+    with JournalWriter(directory) as writer:
+        write(writer, 3)
+        writer.sync()
+    (directory / "durable").write_bytes(content)
+    rows_before, _ = read_all(directory, is_recorded=True)
+
+    with JournalWriter(directory) as writer:
+        row = write(writer, 1)
+        writer.sync()
+
+    rows, _ = read_all(directory)
+    assert [r.row for r in rows_before] == list(range(len(rows_before)))
+    assert [r.row for r in rows] == [0, 1, 2, row] and row >= 3
+
+
+def test_a_journal_that_nobody_writes_is_read_without_its_mark(tmp_path):
+    """What is there, is on disk, as recovery would say."""
+    with JournalWriter(tmp_path) as writer:
+        write(writer, 3)
+        writer.sync()
+    (tmp_path / "durable").write_bytes(b"damaged")
+
+    for is_recorded in (False, True):
+        assert numbers(read_all(tmp_path, is_recorded=is_recorded)[0]) == [0, 1, 2]
 
 
 def test_the_end_is_told_and_reading_goes_on_after_it(tmp_path):

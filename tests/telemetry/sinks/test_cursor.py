@@ -109,8 +109,8 @@ def test_a_cursor_is_on_disk_whole_before_it_takes_the_place_of_the_old_one(tmp_
         synced.append((Path(f"/proc/self/fd/{fd}").readlink().name, os.fstat(fd).st_size))
         fsync(fd)
 
-    monkeypatch.setattr(os, "fsync", recording)
     with Cursor(tmp_path, "lines", "r") as cursor:
+        monkeypatch.setattr(os, "fsync", recording)
         cursor.commit(Position(7, {"bytes": 100}))
 
     (beside, size), (directory, _) = synced

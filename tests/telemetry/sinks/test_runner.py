@@ -215,6 +215,57 @@ def test_rows_that_come_with_the_end_right_after_a_look_are_not_left_out(bench):
     assert bench.lines == list(range(8)) and bench.cursor["row"] == 8
 
 
+def test_rows_that_come_right_before_a_stop_are_not_left_out(bench):
+    """A drain: the last rows were synced after a look that found the end, then came the
+    order to stop. Whether to stop is asked before the read that finds the end."""
+    read, stop = JournalReader.read, threading.Event()
+
+    def racing(reader: JournalReader) -> Batch:
+        batch = read(reader)
+        if batch.is_end and not stop.is_set():
+            bench.run.append(5)
+            stop.set()
+        return batch
+
+    bench.patch.setattr(JournalReader, "read", racing)
+    bench.run.append(3)
+
+    code = bench.go(stop=stop)
+
+    assert code == EXIT_OK and bench.lines == list(range(8)) and bench.cursor["row"] == 8
+
+
+def test_a_sink_is_not_done_while_nobody_can_tell_what_is_on_disk(bench):
+    """Fault 44: the run has ended, its mark is damaged, and it is still open."""
+    bench.run.append(3)
+    mark = bench.run.directory / "journal" / "durable"
+    mark.write_bytes(b"damaged")
+
+    def act(stop: threading.Event) -> None:
+        bench.run.set_state("ended", endings=1)
+        wait_until(lambda: bench.job.out_dir.joinpath("cursors", "lines.lock").exists())
+        assert not bench.cursor.get("done")
+        bench.run.writer.close()
+
+    assert following(bench, act) == EXIT_OK
+    assert bench.lines == [0, 1, 2] and bench.cursor["done"] is True
+
+
+def test_a_replay_behind_an_old_mark_carries_all_of_it(bench):
+    """A power cut took the newest mark, and nobody has opened the journal since."""
+    bench.job = SinkJob("lines", bench.run.directory, bench.run.directory / "out", False, {})
+    bench.run.append(10)
+    mark = bench.run.directory / "journal" / "durable"
+    old = mark.read_bytes()
+    bench.run.append(90)
+    bench.run.writer.close()
+    mark.write_bytes(old)
+
+    code = bench.go()
+
+    assert code == EXIT_OK and bench.lines == list(range(100))
+
+
 def test_a_sink_waits_until_its_run_is_introduced(bench):
     """Without a name there is nothing to show."""
     del bench.run.info["name"]
@@ -341,7 +392,7 @@ def test_what_is_no_run_is_named(tmp_path, bench):
     """Without follow there is nothing to wait for."""
     bench.job = SinkJob("lines", tmp_path / "nothing", tmp_path, False, {})
 
-    with pytest.raises(CommandError, match="not a recorded run"):
+    with pytest.raises(CommandError, match="there is no"):
         bench.go()
 
 
@@ -373,6 +424,6 @@ def test_reports_are_json_lines_and_a_reader_that_is_gone_is_no_error():
     report("running", 7)
 
     told = {"state": "running", "row": 5, "detail": 'with "quotes"\n', "skipped": 0}
-    assert json.loads(line) == told
+    assert json.loads(line) == {**told, "said": False}
     assert line.count(b"\n") == 1
     os.close(write_fd)
