@@ -45,6 +45,7 @@ YIELD_SHARE: Final = 0.5
 """Above this share of the room for the queue, emit() lets the sender thread have a turn:
 at most the interpreter's switch interval (5 ms), and never for I/O."""
 YIELD_EVERY: Final = 64
+YIELD_ALWAYS_SHARE: Final = 0.9
 
 
 @dataclass(frozen=True)
@@ -293,8 +294,9 @@ class Emitter:
 
     def _has_room(self, event: Event, queued: int, sender: Sender) -> bool:
         """Decide about an event where the queue is more than half full."""
-        if len(self._queue) % YIELD_EVERY == 0:
+        if len(self._queue) % YIELD_EVERY == 0 or queued > sender.room * YIELD_ALWAYS_SHARE:
             time.sleep(0)
+            queued = self._cost_in - self._cost_out
         kind = kind_of(event)
         if kind in DROPPED_FIRST:
             return queued <= sender.room - self._options.queue_max_bytes * RESERVED_SHARE

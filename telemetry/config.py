@@ -45,6 +45,8 @@ class ServeConfig:
                                           "there by those that are gone is taken in")  # fmt: skip
     sample_hz: float = _setting(1.0, "hardware samples a second, 0 for none", 0, 20)
     host: str = _setting("", "name of this host in the metrics (default: its own)")
+    per_core: bool = _setting(False, "chart every processor core in TensorBoard; else only the "
+                              "whole processor")  # fmt: skip
     host_run: bool = _setting(True, "record the hardware as a run of its own while nothing trains")
     wandb_mode: str = _setting("disabled", "of the host's own run: disabled, offline or online; "
                                "WANDB_MODE where nothing else says it")  # fmt: skip
@@ -162,7 +164,7 @@ def _parsed(field: dataclasses.Field[Any], value: Any, name: str) -> Any:
         if low is not None and not low <= parsed <= high:
             raise ValueError(value)
     except (ValueError, TypeError, OverflowError, RuntimeError) as exc:
-        what = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "text")
+        what = _WORDS.get(kind, "text")
         bounds = "" if low is None else f" from {low} to {high}"
         raise CommandError(f"{name}={value!r} must be {what}{bounds}") from exc
     _check_choice(field.name, name, parsed)
@@ -240,6 +242,12 @@ def _as_names(value: Any) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts if part.strip())
 
 
+_WORDS: Final = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    type(Path()): "the path of a directory, as text",
+}
 _TYPES: Final[dict[type, Any]] = {
     bool: _as_bool,
     int: _as_number(int),
