@@ -19,6 +19,7 @@ import msgspec
 
 from shared.events import RunStarted
 from shared.ids import sweep_of
+from shared.redact import redacted
 
 ONLINE, OFFLINE, DISABLED = MODES = ("online", "offline", "disabled")
 
@@ -48,6 +49,8 @@ def said_of_run(environ: Mapping[str, str]) -> dict[str, Any]:
     tags = (tag.strip() for tag in _text(environ, "WANDB_TAGS").split(","))
     said["tags"] = [tag for tag in tags if tag]
     said["wandb_mode"] = wandb_mode(environ)
+    # A password in an address is no business of a journal.
+    said["wandb_base_url"] = redacted(said["wandb_base_url"])
     return {field: value for field, value in said.items() if value}
 
 

@@ -45,7 +45,7 @@ class ServeConfig:
     sample_hz: float = _setting(1.0, "hardware samples a second, 0 for none", 0, 20)
     host: str = _setting("", "name of this host in the metrics (default: its own)")
     host_run: bool = _setting(True, "record the hardware as a run of its own while nothing trains")
-    wandb_mode: str = _setting("online", "of the host's own run: online, offline or disabled")
+    wandb_mode: str = _setting("disabled", "of the host's own run: disabled, offline or online")
     insecure_network: bool = _setting(False, "allow an address that other machines can reach")
     command_form: str = _setting("", "how to run the commands that are printed at the end, with "
                                  "{program} and {arguments}, where that is not here")  # fmt: skip

@@ -112,9 +112,13 @@ def _name(run: Recorded) -> str:
 
 
 def _options(run: Recorded, wandb_mode: str | None) -> dict[str, str]:
-    """The wandb mode of the live run, if it had one; `disabled` then is no reason now."""
-    mode = wandb_mode or str(run.info.get("wandb_mode") or "")
-    return {"mode": "online" if mode == "disabled" else mode} if mode else {}
+    """Return the wandb mode that was asked for; else it is the live run's.
+
+    A run that had none of wandb then is given it now: online where there is a key.
+    """
+    if wandb_mode is None and run.info.get("wandb_mode") == "disabled":
+        wandb_mode = "auto"
+    return {"mode": wandb_mode} if wandb_mode else {}
 
 
 def _say(text: str) -> None:

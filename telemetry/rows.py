@@ -21,6 +21,7 @@ from shared.events import (
     Scalar,
 )
 from shared.ids import sanitized_host
+from telemetry.runclock import RunClock
 from telemetry.sessions import begins_newest
 
 MEGABYTE: Final = 1024 * 1024
@@ -41,30 +42,53 @@ class Row(NamedTuple):
 
 
 class RunContext(msgspec.Struct, frozen=True):
-    """What the rows before say about the run: where rank 0 is, and when it all began."""
+    """What the rows before say about the run: where rank 0 is, and how long it has run."""
 
     host: str | None = None
     gpu_uuids: list[str] = []
     first_wall_ns: int | None = None
+    # None in a position from before there was such a clock.
+    clock: RunClock | None = None
     main_session: str | None = None
     """The newest main session, by the rule that ingest, sinks and replay share."""
+    # The host whose hardware came first: rank 0's, where it does not say where it is.
+    hardware_host: str | None = None
 
     def after(self, row: Row, event: Event | None) -> RunContext:
         """The context for the rows behind this one, and for this one itself."""
-        context = self
-        if context.first_wall_ns is None:
-            context = msgspec.structs.replace(context, first_wall_ns=row.envelope.wall_ns)
+        changed: dict[str, Any] = {}
+        if self.first_wall_ns is None:
+            changed["first_wall_ns"] = row.envelope.wall_ns
         if isinstance(event, RunStarted) and begins_newest(row.source, event, is_late=row.is_late):
-            context = msgspec.structs.replace(
-                context,
-                host=sanitized_host(event.host),
-                gpu_uuids=list(event.gpu_uuids),
-                main_session=row.session,
-            )
-        return context
+            changed["host"] = sanitized_host(event.host) if event.host else None
+            changed["gpu_uuids"] = list(event.gpu_uuids)
+            changed["main_session"] = row.session
+        if self.hardware_host is None and row.source.startswith("hardware:"):
+            changed["hardware_host"] = host_of(row.source)
+        context = msgspec.structs.replace(self, **changed) if changed else self
+        clock = (self.clock or self._first_clock(row)).after(row, context.first_host)
+        if clock is context.clock:
+            return context
+        return msgspec.structs.replace(context, clock=clock)
+
+    def seconds_of(self, row: Row) -> float:
+        """Seconds of the run at a row of hardware, on monotonic clocks."""
+        return 0.0 if self.clock is None else self.clock.seconds_of(row)
+
+    def _first_clock(self, row: Row) -> RunClock:
+        """A clock at 0; in a run that had none so far, the wall clock is all there is."""
+        if self.first_wall_ns is None:
+            return RunClock()
+        return RunClock(elapsed_ns=max(0, row.envelope.wall_ns - self.first_wall_ns))
+
+    @property
+    def first_host(self) -> str | None:
+        """The host that `cpu_percent` and the like describe: rank 0's, as far as it is known."""
+        return self.host or self.hardware_host
 
     def to_json(self) -> dict[str, Any]:
-        return msgspec.structs.asdict(self)
+        built: dict[str, Any] = msgspec.to_builtins(self)
+        return built
 
 
 class Point(NamedTuple):
@@ -92,7 +116,10 @@ def point_of(row: Row, event: Event | None, context: RunContext) -> Point | None
         return None
     if event.kind == HARDWARE:
         return Point(HARDWARE, None, wall_ns, _hardware_values(row, event, context))
-    values = {_own_name(row.source, name): value for name, value in event.values.items()}
+    if row.source == "rank0":
+        values = dict(event.values)
+    else:
+        values = {_own_name(row.source, name): value for name, value in event.values.items()}
     if event.step is not None:
         values.setdefault(STEP, event.step)
     return Point(event.kind, event.step, wall_ns, values)
@@ -100,7 +127,7 @@ def point_of(row: Row, event: Event | None, context: RunContext) -> Point | None
 
 def _own_name(source: str, name: str) -> str:
     """What emitters tell of themselves, apart by source; rank 0 is who is meant otherwise."""
-    if source != "rank0" and name.startswith("telemetry/"):
+    if name.startswith("telemetry/"):
         return f"telemetry/{source}/{name.removeprefix('telemetry/')}"
     return name
 
@@ -112,8 +139,7 @@ def host_of(source: str) -> str:
 
 def _hardware_values(row: Row, event: MetricsLogged, context: RunContext) -> dict[str, Scalar]:
     host = host_of(row.source)
-    # Without a trainer (context.host is None) the run is the host's own.
-    is_first_host = context.host is None or context.host == host
+    is_first_host = context.first_host in (None, host)
     values: dict[str, Scalar] = {}
     for name, value in event.values.items():
         if is_first_host and name in ("cpu_percent", "memory_percent"):
@@ -122,8 +148,7 @@ def _hardware_values(row: Row, event: MetricsLogged, context: RunContext) -> dic
             values[f"hw/{host}/{name}"] = value
     if is_first_host:
         values.update(_first_gpu_values(event.values, context.gpu_uuids))
-    if context.first_wall_ns is not None:
-        values[ELAPSED] = (row.envelope.wall_ns - context.first_wall_ns) / 1e9
+    values[ELAPSED] = context.seconds_of(row)
     return values
 
 

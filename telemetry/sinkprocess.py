@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import random
+import re
 import signal
 import subprocess
 from contextlib import closing
@@ -81,6 +82,9 @@ class SinkProcess:
     restarts: int = 0
     is_rejected: bool = False
     is_stopping: bool = False
+    is_said: bool = False
+    """The process has said itself what its detail says."""
+    last_said: str = ""
     """The process was asked to stop, or killed."""
     recorded_ns: int = 0
     descendants: dict[int, float] = field(default_factory=dict)
@@ -134,6 +138,7 @@ class SinkProcess:
         self.started_ns = self.heard_ns = now
         self.recorded_ns = 0
         self.state, self.is_stopping, self.descendants = "starting", False, {}
+        self.is_said = False
 
     def ask_to_stop(self) -> None:
         """Bring the run up to date and end. Who has not reported yet does not know how:
@@ -164,6 +169,7 @@ class SinkProcess:
                 self.state, self.row = report["state"], report["row"]
                 self.detail = report["detail"]
                 self.skipped = report.get("skipped", 0)
+                self.is_said = report.get("said", False)
             if now - self.recorded_ns > RECORD_NS:
                 self.recorded_ns = now
                 self._record_descendants()
@@ -203,11 +209,19 @@ class SinkProcess:
         self.not_before_ns = now + int(delay_s * 1e9)
         if self.state not in ("unavailable", "killed", "crashed"):
             self.state, self.detail = "crashed", _how_it_ended(code)
-        if self.failures in (1, 5) and code != EXIT_RUNNING:
+        if code != EXIT_RUNNING:
+            self._say_news(delay_s)
+
+    def _say_news(self, delay_s: float) -> None:
+        """Say how it ended, where that is not what was said the last time."""
+        # Without numbers: rows and bytes go on, and the news stay the same.
+        news = re.sub(r"\d+", "", f"{self.state} {self.detail}")
+        if news != self.last_said and not self.is_said:
             log.warning(
                 "sink=%s run=%s %s (%s), retry_s=%.0f",
                 self.sink, self.run_dir.name, self.state, self.detail, delay_s,
             )  # fmt: skip
+        self.last_said = news
 
     def kill(self, why: str, now: int) -> None:
         """End the process and all it has started: wandb-core has a session of its own."""

@@ -141,10 +141,17 @@ class _Collector:
             "1 for the state that a sink is in",
             labels=["run_id", "sink", "state"],
         )
+        skipped = GaugeMetricFamily(
+            "telemetry_sink_skipped_rows",
+            "Rows that a sink steps over because it can't take them",
+            labels=["run_id", "sink"],
+        )
         for sink in health.sinks:
+            skipped.add_metric([sink.run_id, sink.sink], sink.skipped)
             at.add_metric([sink.run_id, sink.sink], sink.row)
             restarts.add_metric([sink.run_id, sink.sink], sink.restarts)
             states.add_metric([sink.run_id, sink.sink, sink.state], 1)
         yield at
         yield restarts
+        yield skipped
         yield states

@@ -39,6 +39,7 @@ class FakeRun:
     """Lines that were sent again with something else in them: that is data lost."""
     summary: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
+    sweep: str | None = None
     tags: list[str] = field(default_factory=list)
     states: list[str] = field(default_factory=list)
     alerts: list[str] = field(default_factory=list)
@@ -220,6 +221,7 @@ class FakeWandb:
         if not run.states or run.states[-1] in ("finished", "failed"):
             run.states.append("running")
         run.config.update(json.loads(said.get("config") or "{}"))
+        run.sweep = run.sweep or said.get("sweep")
         run.tags = list(dict.fromkeys([*run.tags, *(said.get("tags") or [])]))
         bucket = {
             **_named(name),

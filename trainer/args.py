@@ -105,7 +105,9 @@ class TrainArgs:
     learning_rate: float = _flag(3e-4, "largest learning rate", type=_positive_number)
     weight_decay: float = _flag(0.01, "weight decay of AdamW", type=_number_from_0)
     warmup_steps: int = _flag(
-        10_000, "steps of rising learning rate; the default shrinks with a short run", type=_count
+        10_000,
+        "steps of rising learning rate; by default in proportion in a run below 60,000 steps",
+        type=_count,
     )
     scheduler: str = _flag(
         "cosine", "how the learning rate falls after warmup", choices=("linear", "cosine")
@@ -142,6 +144,9 @@ class TrainArgs:
     keep_checkpoints: int = _flag(0, "newest checkpoints to keep; 0 for all", type=_count)
     resume_from: str | None = _flag(
         None, "checkpoint to go on from, or `latest` of --output_dir", metavar="PATH|latest"
+    )
+    change_schedule: bool = _switch(
+        "go on although steps, warmup, learning rate or scheduler differ from the checkpoint's"
     )
     run_id: str | None = _flag(None, "name of the run in every record; generated")
 

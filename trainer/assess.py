@@ -18,17 +18,16 @@ from torch import Tensor
 
 from shared.files import write_atomically
 from trainer.args import TrainArgs
-from trainer.checkpoint import Checkpoint, read_checkpoint
+from trainer.checkpoint import Checkpoint, read_checkpoint, tokenizer_of
 from trainer.checkpoint_args import CheckpointArgs
 from trainer.corpus import load_corpus
 from trainer.data import Batch, Masking, evaluation_batches
-from trainer.device import use_device
+from trainer.device import resolve_device, use_device
 from trainer.errors import BadInput
 from trainer.evaluate import Evaluation, evaluate
 from trainer.export import export_encoder
 from trainer.model import BitNetQDyT
 from trainer.model.calibration import freeze_group_means, measure_group_means
-from trainer.prepare import resolve_device
 from trainer.processes import Place
 from trainer.progress import perplexity
 from trainer.quantization_report import make_page, print_tables
@@ -121,8 +120,8 @@ def load_own_tokenizer(checkpoint: Checkpoint, say: Say) -> LoadedTokenizer:
     Raises:
         BadInput: it cannot be had, or what has its name is another one now.
     """
-    ours = checkpoint["arguments"]
-    tokenizer = load_tokenizer(ours["tokenizer"], ours["dataset"], say)
+    dataset = checkpoint["arguments"]["dataset"]
+    tokenizer = load_tokenizer(tokenizer_of(checkpoint), dataset, say, is_chosen=True)
     found = f"{tokenizer.name} {tokenizer.sha256[:16]}"
     if found != checkpoint["identity"]["tokenizer"]:
         raise BadInput(

@@ -2,7 +2,12 @@
 
 In: the state of a run between two steps, as tensors and plain values.
 Out: OUTPUT_DIR/checkpoints/step-000500/, and the file `latest` beside it with that name.
-Never: leaves half a checkpoint under a checkpoint's name, or runs code from one it reads.
+Never: leaves half a checkpoint under a checkpoint's name, replaces one of another run, or
+runs code from one it reads.
+
+A run that begins where there are checkpoints already has its own in checkpoints/RUN_ID/; one
+that goes on writes beside the checkpoint it came from. `latest` is in checkpoints/ and names
+the newest of all of them, for example RUN_ID/step-000500.
 
 A checkpoint is a directory of these files:
 
@@ -14,6 +19,7 @@ A checkpoint is a directory of these files:
     format         2
     run_id, run_name
     step           optimizer steps done, of total_steps
+    schedule       what learning rate and stages follow from; rows_per_step
     position       rows read, in the order that the seed gives them
     best_val_loss  float or null
     identity       what must not change in mid-run: model fields, seed, hashes of text and tokens
@@ -26,9 +32,10 @@ A checkpoint is a directory of these files:
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +57,23 @@ there is none, and param_groups within "optimizer"."""
 
 
 class CheckpointDirectory:
-    """The checkpoints of one output directory."""
+    """The checkpoints of one output directory, as one run sees them.
 
-    def __init__(self, output_dir: Path, keep: int = 0) -> None:
+    run_id names the directory of a run that is not alone there; without one it is. Of
+    resumed_from only a place in this output directory counts. The run's own directory is
+    made, and thereby taken, at its first checkpoint.
+    """
+
+    def __init__(
+        self,
+        output_dir: Path,
+        keep: int = 0,
+        run_id: str | None = None,
+        resumed_from: Path | None = None,
+    ) -> None:
         self.path = output_dir / "checkpoints"
-        self._keep = keep
+        self._keep, self._run_id, self._resumed_from = keep, run_id, resumed_from
+        self._own: Path | None = None
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write a checkpoint, point `latest` at it, and delete what is more than keep.
@@ -62,10 +81,12 @@ class CheckpointDirectory:
         Raises:
             OSError: `latest` still names the one before.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        target = self.path / f"step-{checkpoint['step']:06d}"
+        if self._own is None:
+            self._own = self._take_directory()
+        target = self._own / f"step-{checkpoint['step']:06d}"
         write_directory_atomically(target, lambda directory: _write(checkpoint, directory))
-        write_atomically(self.path / LATEST, lambda file: file.write(f"{target.name}\n".encode()))
+        name = target.relative_to(self.path)
+        write_atomically(self.path / LATEST, lambda file: file.write(f"{name}\n".encode()))
         self._delete_oldest(target)
         return target
 
@@ -86,12 +107,45 @@ class CheckpointDirectory:
             ) from exc
         return self.path / name
 
+    def is_anothers(self) -> bool:
+        """True if checkpoints are here already that this run does not go on from."""
+        return self._place_of_resumed() is None and self.path.exists()
+
+    def _place_of_resumed(self) -> Path | None:
+        """The directory in this output directory that the run's checkpoint came from."""
+        if self._resumed_from is None:
+            return None
+        place, ours = self._resumed_from.resolve().parent, self.path.resolve()
+        if ours not in (place, place.parent):
+            return None
+        return self.path / place.relative_to(ours)
+
+    def _take_directory(self) -> Path:
+        place = self._place_of_resumed()
+        if place is not None:
+            return place
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # mkdir says who was first, also where two runs begin at once.
+        if _make(self.path) or self._run_id is None:
+            return self.path
+        names = (self._run_id if n == 1 else f"{self._run_id}-{n}" for n in itertools.count(1))
+        return next(self.path / name for name in names if _make(self.path / name))
+
     def _delete_oldest(self, newest: Path) -> None:
         if self._keep:
-            found = (path for path in self.path.glob("step-*") if path != newest)
+            found = (path for path in newest.parent.glob("step-*") if path != newest)
             others = sorted(found, key=lambda path: (len(path.name), path.name))
             for path in others[: max(0, len(others) + 1 - self._keep)]:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _make(path: Path) -> bool:
+    """Make a directory; False if it is there already."""
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -122,15 +176,25 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise BadInput(f"checkpoint {path} cannot be read: it is damaged; {way_out}") from exc
 
 
-def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
+def tokenizer_of(checkpoint: Checkpoint) -> str:
+    """Name of the tokenizer that a run has used, which need not be the one it asked for."""
+    name: str = checkpoint["identity"]["tokenizer"].rpartition(" ")[0]
+    return name
+
+
+def check_identity(
+    checkpoint: Checkpoint, identity: Mapping[str, Any], besides: Collection[str] = ()
+) -> None:
     """Refuse to go on with another model, other data or another seed.
+
+    besides names what is left to another check.
 
     Raises:
         BadInput: names the first difference.
     """
     saved = checkpoint["identity"]
     for name in [*identity, *(set(saved) - set(identity))]:
-        if saved.get(name) != identity.get(name):
+        if name not in besides and saved.get(name) != identity.get(name):
             raise BadInput(
                 f"the checkpoint was made with {name} {saved.get(name)!r}, this run has "
                 f"{identity.get(name)!r}; give the arguments of the first run, or start anew"

@@ -20,10 +20,8 @@ from trainer.corpus import Corpus
 from trainer.errors import BadInput
 from trainer.model import ModelConfig
 from trainer.plan import Plan
+from trainer.spans import shorten
 from trainer.tokenizer import LoadedTokenizer
-
-DEFAULT_WARMUP_SHARE_MAX = 0.5
-SHORT_WARMUP_SHARE = 0.1
 
 Say = Callable[[str], None]
 
@@ -34,7 +32,7 @@ def build_model_config(args: TrainArgs, vocabulary_size: int) -> ModelConfig:
     Raises:
         BadInput: it cannot be built, or is too short for the rows that were asked for.
     """
-    options = _parse_model_options(args.model_option)
+    options = parse_model_options(args.model_option)
     try:
         config = ModelConfig.for_size(args.model_size, vocabulary_size, **options)
     except (ValueError, TypeError) as exc:
@@ -54,17 +52,19 @@ def row_length(args: TrainArgs, config: ModelConfig, say: Say) -> int:
     return min(args.max_length, config.max_length)
 
 
-def build_plan(args: TrainArgs, training_rows: int, say: Say, world_size: int = 1) -> Plan:
+def build_plan(args: TrainArgs, training_rows: int, world_size: int = 1) -> Plan:
     """The numbers that the loop follows.
 
     Raises:
-        BadInput: a warmup that the run would never leave.
+        BadInput: a warmup that the run would never leave, or no text.
     """
+    if not training_rows:
+        raise BadInput(f"dataset {args.dataset} has no text to learn from")
     rows_per_step = args.batch_size * args.gradient_accumulation_steps * world_size
     total_steps = args.max_steps or math.ceil(args.num_epochs * training_rows / rows_per_step)
     return Plan(
         total_steps=total_steps,
-        warmup_steps=_warmup_steps(args, total_steps, say),
+        warmup_steps=_warmup_steps(args, total_steps),
         batch_size=args.batch_size,
         accumulation=args.gradient_accumulation_steps,
         rows_per_epoch=training_rows,
@@ -129,7 +129,12 @@ def run_identity(
     }
 
 
-def _parse_model_options(options: Sequence[str]) -> dict[str, Any]:
+def parse_model_options(options: Sequence[str]) -> dict[str, Any]:
+    """Fields of the model's configuration that were chosen, by name.
+
+    Raises:
+        BadInput: an option is not FIELD=VALUE.
+    """
     parsed = {}
     for option in options:
         name, equals, text = option.partition("=")
@@ -145,19 +150,12 @@ def _parse_model_options(options: Sequence[str]) -> dict[str, Any]:
     return parsed
 
 
-def _warmup_steps(args: TrainArgs, total_steps: int, say: Say) -> int:
-    warmup = args.warmup_steps
-    if "warmup_steps" in args.given:
-        if warmup >= total_steps:
-            raise BadInput(
-                f"--warmup_steps {warmup} is not less than the {total_steps} steps of this run; "
-                "give fewer, or train longer with --max_steps or --num_epochs"
-            )
-        return warmup
-    if warmup > DEFAULT_WARMUP_SHARE_MAX * total_steps:
-        warmup = round(SHORT_WARMUP_SHARE * total_steps)
-        say(
-            f"--warmup_steps is {warmup:,}, a tenth of the {total_steps:,} steps of this run, "
-            f"in place of the default {args.warmup_steps:,}."
+def _warmup_steps(args: TrainArgs, total_steps: int) -> int:
+    if "warmup_steps" not in args.given:
+        return shorten(args.warmup_steps, total_steps)
+    if args.warmup_steps >= total_steps:
+        raise BadInput(
+            f"--warmup_steps {args.warmup_steps} is not less than the {total_steps} steps of "
+            "this run; give fewer, or train longer with --max_steps or --num_epochs"
         )
-    return warmup
+    return args.warmup_steps

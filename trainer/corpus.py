@@ -3,6 +3,11 @@
 In: the name of a dataset.
 Out: a Corpus with the splits "train", "validation" and "test".
 Never: puts one dataset in the place of another.
+
+WikiText comes with marks of its own tokenization: `@-@`, `@,@` and `@.@` stand for a hyphen, a
+comma and a point within a word or number, and are written as such here. `<unk>`, in the
+datasets that are not raw, stands for a word that is not there any more; it stays, and
+tokenizers read it as their unknown token, which is never predicted.
 """
 
 from __future__ import annotations
@@ -68,6 +73,11 @@ def hash_text(parts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
+def join_wikitext(text: str) -> str:
+    """Write `role @-@ playing` as `role-playing`, `1 @,@ 000` as `1,000`, likewise `@.@`."""
+    return re.sub(r" ?@([-,.])@ ?", r"\1", text)
+
+
 def _load_wikitext(name: str, say: Callable[[str], None]) -> Corpus:
     say(f"Loading {HUB_DATASET} {name} (without a connection this takes up to a minute to fail).")
     import datasets  # here: takes a second, and only this dataset needs it
@@ -85,7 +95,7 @@ def _load_wikitext(name: str, say: Callable[[str], None]) -> Corpus:
             "check the connection, or train on the embedded text with --dataset sample"
         ) from exc
     splits = {
-        split: [text.strip() for text in loaded[split]["text"] if text.strip()]
+        split: [join_wikitext(text.strip()) for text in loaded[split]["text"] if text.strip()]
         for split in ("train", "validation", "test")
     }
     return Corpus(name, splits, hash_text(text for part in splits.values() for text in part))

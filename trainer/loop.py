@@ -24,6 +24,7 @@ from trainer.errors import TrainingDiverged
 from trainer.evaluate import evaluate
 from trainer.guidance import Guidance
 from trainer.model.flips import is_watched
+from trainer.model.precision import stage_label
 from trainer.plan import Plan
 from trainer.random_states import random_states
 from trainer.reporting import Reading, Reporter
@@ -94,9 +95,10 @@ class Training:
             stepper.work.begin()
             schedule = model.apply_schedule(self.step, plan.total_steps)
             self.guidance.begin_step(self.step, plan.total_steps)
-            if schedule.stage != stage:
-                self.reporter.stage(self.step, stage, schedule.stage)
-                stage = schedule.stage
+            label = stage_label(model.config, schedule.stage)
+            if label != stage:
+                self.reporter.stage(self.step, stage, label)
+                stage = label
             rate = self._set_learning_rate(schedule)
             is_quant_due = self._is_due(plan.quant_interval, self.step + 1)
             is_log_due = self._is_due(plan.log_interval, self.step + 1)
@@ -241,7 +243,7 @@ class Training:
         values: dict[str, Any] = {
             "train/learning_rate": rate,
             "train/qdrop_probability": schedule.qdrop_probability,
-            "train/training_stage": schedule.stage,
+            "train/training_stage": stage_label(self.model.config, schedule.stage),
             "train/epoch": self.position / self.plan.rows_per_epoch,
             "train/global_step": self.step,
             **self.window.speed(),
@@ -292,5 +294,5 @@ class Training:
             way_out = f"go on from the last good one with --resume_from {self.saved_path}"
         return TrainingDiverged(
             f"loss or gradients are no numbers any more at step {step:,}; {way_out}, "
-            "with a lower --learning_rate or --grad_clip"
+            "with a lower --grad_clip, or with a lower --learning_rate and --change_schedule"
         )

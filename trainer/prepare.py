@@ -19,16 +19,26 @@ from torch import Tensor
 from shared.connection import check_endpoint
 from shared.ids import check_run_id, new_run_id
 from trainer.args import TrainArgs
-from trainer.checkpoint import Checkpoint, CheckpointDirectory, check_identity, read_checkpoint
+from trainer.checkpoint import (
+    Checkpoint,
+    CheckpointDirectory,
+    check_identity,
+    read_checkpoint,
+    tokenizer_of,
+)
+from trainer.compare import compare_arguments, compare_schedule, schedule_of
 from trainer.configure import (
+    Say,
     build_model_config,
     build_plan,
     describe_data,
+    parse_model_options,
     row_length,
     run_identity,
 )
 from trainer.corpus import load_corpus
 from trainer.data import Masking
+from trainer.device import gpu_uuids, resolve_device
 from trainer.errors import BadInput
 from trainer.guidance import AVERAGED, load_teacher
 from trainer.model import BitNetQDyT, ModelConfig
@@ -36,8 +46,9 @@ from trainer.observe import RunFacts
 from trainer.plan import Plan
 from trainer.processes import Place, Processes
 from trainer.progress import Progress
+from trainer.spans import SPANS, fit_spans
 from trainer.token_cache import load_rows
-from trainer.tokenizer import load_tokenizer
+from trainer.tokenizer import LoadedTokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,7 @@ class Prepared:
     masking: Masking
     identity: dict[str, Any]
     data_config: dict[str, Any]
+    tokenizer_name: str
 
 
 def check_arguments(args: TrainArgs, place: Place) -> torch.device:
@@ -72,6 +84,8 @@ def check_arguments(args: TrainArgs, place: Place) -> torch.device:
     for name in ("teacher_temperature", "teacher_weight"):
         if name in args.given and args.teacher is None:
             raise BadInput(f"--{name} does nothing without --teacher; give both or neither")
+    if args.change_schedule and args.resume_from is None:
+        raise BadInput("--change_schedule does nothing without --resume_from; give both or neither")
     device = resolve_device(args.device, args.fp16, place)
     _check_telemetry_arguments(args)
     build_model_config(args, vocabulary_size=8192)  # before the slow part, to fail early
@@ -87,26 +101,47 @@ def prepare(
         BadInput: the first thing found wrong.
     """
     say = progress.say
-    checkpoints = CheckpointDirectory(args.output_dir, args.keep_checkpoints)
     checkpoint = checkpoint_path = None
     if args.resume_from:
-        checkpoint_path = checkpoints.resolve(args.resume_from)
+        checkpoint_path = CheckpointDirectory(args.output_dir).resolve(args.resume_from)
         checkpoint = read_checkpoint(checkpoint_path)
     run_id = resolve_run_id(args.run_id, checkpoint)
     run_name = resolve_run_name(args, checkpoint)
     run_id, run_name = processes.share([run_id, run_name])
     check_writable(args.output_dir)
+    checkpoints = CheckpointDirectory(
+        args.output_dir, args.keep_checkpoints, run_id, checkpoint_path
+    )
+    if checkpoints.is_anothers():
+        say(
+            f"{checkpoints.path} has checkpoints of another run: those of this run go to "
+            f"{checkpoints.path / run_id}, beside them."
+        )
 
     corpus = load_corpus(args.dataset, say)
-    tokenizer = load_tokenizer(args.tokenizer, args.dataset, say)
+    tokenizer = load_run_tokenizer(args, checkpoint, say)
     model_config = build_model_config(args, tokenizer.vocabulary_size)
     length = row_length(args, model_config, say)
     with processes.first_goes_first():  # the others find what it has put into the cache
         rows = load_rows(corpus, tokenizer, length, args.cache_dir, say)
-    plan = build_plan(args, len(rows["train"]), say, processes.world_size)
+    plan = build_plan(args, len(rows["train"]), processes.world_size)
+    goes_on = checkpoint is not None and not args.change_schedule
+    model_config = fit_spans(
+        model_config,
+        plan.total_steps,
+        chosen=parse_model_options(args.model_option),
+        before=checkpoint["model_config"] if checkpoint and goes_on else None,
+    )
     identity = run_identity(model_config, args.seed, corpus, tokenizer, length)
     if checkpoint is not None:
-        check_identity(checkpoint, identity)
+        check_identity(checkpoint, identity, besides=SPANS)
+        schedule = schedule_of(plan, model_config)
+        changes = compare_schedule(checkpoint, schedule, model_config, args.change_schedule)
+        changes += compare_arguments(
+            checkpoint, args.as_config(), plan.rows_per_step, processes.world_size
+        )
+        for sentence in changes:
+            say(sentence)
     teacher = None
     if args.teacher not in (None, AVERAGED):
         teacher = load_teacher(args.teacher, identity["tokenizer"], length)
@@ -132,41 +167,20 @@ def prepare(
         ),
         identity=identity,
         data_config=describe_data(corpus, tokenizer, rows, plan),
+        tokenizer_name=tokenizer.name,
     )
 
 
-def resolve_device(name: str, fp16: bool, place: Place) -> torch.device:
-    """The device that --device means; of several processes each has the GPU of its number.
+def load_run_tokenizer(args: TrainArgs, checkpoint: Checkpoint | None, say: Say) -> LoadedTokenizer:
+    """The tokenizer that was chosen; or the one the run has had, or the default.
 
     Raises:
-        BadInput: there is none of that name, or it has no fp16 to train with.
+        BadInput: it could not be loaded.
     """
-    has_gpu = torch.cuda.is_available()
-    chosen = ("cuda" if has_gpu else "cpu") if name == "auto" else name
-    try:
-        device = torch.device(chosen)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise BadInput(f"--device {name} is none of auto, cpu, cuda, cuda:N")
-    if device.type == "cuda" and place.world_size > 1:
-        if ":" in name:
-            raise BadInput(
-                f"--device {name} is one GPU for {place.world_size} processes; give --device cuda"
-            )
-        device = torch.device("cuda", place.local_rank)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise BadInput(
-            f"--device {name}: {device} is meant, and torch finds {count} GPUs here; give "
-            "another, or cpu"
-        )
-    if fp16 and device.type == "cpu":
-        raise BadInput(
-            "--fp16 needs a GPU, and this run is on the CPU; leave it out, or give --bf16, "
-            "which works here too"
-        )
-    return device
+    is_chosen = "tokenizer" in args.given
+    if checkpoint is None or is_chosen:
+        return load_tokenizer(args.tokenizer, args.dataset, say, is_chosen)
+    return load_tokenizer(tokenizer_of(checkpoint), args.dataset, say, is_chosen=True)
 
 
 def resolve_run_id(asked: str | None, checkpoint: Checkpoint | None) -> str:
@@ -224,7 +238,9 @@ def checkpoint_facts(prepared: Prepared) -> dict[str, Any]:
         "run_name": prepared.run_name,
         "total_steps": prepared.plan.total_steps,
         "identity": prepared.identity,
-        "arguments": prepared.args.as_config(),
+        "schedule": schedule_of(prepared.plan, prepared.model_config),
+        "rows_per_step": prepared.plan.rows_per_step,
+        "arguments": {**prepared.args.as_config(), "tokenizer": prepared.tokenizer_name},
         "model_config": asdict(prepared.model_config),
     }
 
@@ -250,20 +266,16 @@ def start_config(prepared: Prepared) -> dict[str, Any]:
     on_gpu = prepared.device.type == "cuda"
     return {
         **prepared.args.as_config(),
+        # The one that is used, which need not be the default one.
+        "tokenizer": prepared.tokenizer_name,
+        "tf32": on_gpu,
+        "evaluation_precision": "fp32",
         **prepared.data_config,
         "device": str(prepared.device),
         "device_name": torch.cuda.get_device_name(prepared.device) if on_gpu else "cpu",
         "world_size": prepared.processes.world_size,
         "torch_version": torch.__version__,
     }
-
-
-def gpu_uuids(device: torch.device) -> list[str]:
-    """The UUID of the GPU in use, as NVML writes it; empty on a CPU."""
-    if device.type != "cuda":
-        return []
-    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
-    return [f"GPU-{uuid}"] if uuid else []
 
 
 def _check_telemetry_arguments(args: TrainArgs) -> None:

@@ -89,7 +89,10 @@ class Reporter:
             values["train/straggler_ratio"] = max(work_seconds) / median
 
     def stage(self, step: int, old: str | None, new: str) -> None:
-        """Another stage is in force from a step on."""
+        """Say that another stage is in force from a step on."""
+        if new == "float":
+            self.tell("No stages: neither weights nor activations are quantized.")
+            return
         self.tell(
             f"Stage {new} from step {step:,}"
             + (f" on, after {old}." if old else ", where this session begins.")

@@ -39,6 +39,7 @@ from trainer.processes import is_peer_failure, make_processes, read_place
 from trainer.progress import Progress, perplexity
 from trainer.random_states import seed_noise
 from trainer.reporting import Reporter
+from trainer.spans import describe_schedule
 from trainer.step import Stepper
 from trainer.stop import StopRequest
 from trainer.telemetry_link import open_telemetry
@@ -125,6 +126,8 @@ def build_training(
         f"parameters on {device}{together}, {plan.total_steps:,} steps of "
         f"{plan.rows_per_step} rows, {plan.rows_per_epoch:,} rows an epoch."
     )
+    for sentence in describe_schedule(prepared.model_config, plan):
+        progress.say(sentence)
     on_gpu = device.type == "cuda"
     optimizer = torch.optim.AdamW(
         model.parameter_groups(args.weight_decay),

@@ -19,7 +19,7 @@ from trainer.corpus import Corpus
 from trainer.data import pack_rows
 from trainer.tokenizer import LoadedTokenizer
 
-FORMAT = 1
+FORMAT = 2
 
 
 def load_rows(

@@ -22,6 +22,8 @@ SHIPPED_PATH = Path(__file__).parent / "assets" / "tokenizer.json"
 SHIPPED = "shipped"
 DEFAULT = "bert-base-uncased"
 CHUNK_PARAGRAPHS = 2000
+UNKNOWN_WORD = "<unk>"
+"""What WikiText has in the place of rare words."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,11 @@ class LoadedTokenizer:
     backend: Any
 
     def encode(self, paragraphs: Sequence[str]) -> Iterator[NDArray[np.int32]]:
-        """Token ids of each paragraph, without special tokens."""
+        """Token ids of each paragraph, without special tokens; <unk> is the unknown one."""
+        unknown = self.backend.unk_token or UNKNOWN_WORD
         for start in range(0, len(paragraphs), CHUNK_PARAGRAPHS):
-            chunk = list(paragraphs[start : start + CHUNK_PARAGRAPHS])
+            part = paragraphs[start : start + CHUNK_PARAGRAPHS]
+            chunk = [text.replace(UNKNOWN_WORD, unknown) for text in part]
             encoded = self.backend(
                 chunk, add_special_tokens=False, return_attention_mask=False, verbose=False
             )
@@ -49,15 +53,18 @@ class LoadedTokenizer:
                 yield np.asarray(ids, dtype=np.int32)
 
 
-def load_tokenizer(name: str, dataset: str, say: Callable[[str], None]) -> LoadedTokenizer:
-    """Load the tokenizer of a run.
+def load_tokenizer(
+    name: str, dataset: str, say: Callable[[str], None], is_chosen: bool = False
+) -> LoadedTokenizer:
+    """Load the tokenizer of a run; in the place of the default one, perhaps the shipped one.
 
     Raises:
-        BadInput: a tokenizer other than the default one could not be loaded.
+        BadInput: a tokenizer that was chosen, or is not the default one, could not be loaded.
     """
     if name == SHIPPED:
         return _load_shipped()
-    if name == DEFAULT and dataset == "sample":
+    has_substitute = name == DEFAULT and not is_chosen
+    if has_substitute and dataset == "sample":
         say(f"Tokenizer: the shipped one (8,192 tokens, made for the sample), not {DEFAULT}.")
         return _load_shipped()
     say(f"Loading the tokenizer {name} (without a connection this takes up to a minute to fail).")
@@ -68,7 +75,7 @@ def load_tokenizer(name: str, dataset: str, say: Callable[[str], None]) -> Loade
     # Which exceptions a missing hub raises is not documented and differs between versions;
     # all of them mean that this tokenizer is not to be had now.
     except Exception as exc:
-        if name == DEFAULT:
+        if has_substitute:
             say(
                 f"Tokenizer {DEFAULT} cannot be loaded ({type(exc).__name__}): "
                 "the shipped one (8,192 tokens, trained on Jane Austen) takes its place."

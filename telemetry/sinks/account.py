@@ -27,8 +27,7 @@ from telemetry.sinks.slot import OPENING, Slot, slot_path
 log = logging.getLogger("telemetry.sink")
 
 DEATHS_MAX: Final = 2
-TRACEBACK_FRAMES: Final = 6
-TRACEBACK_MAX_CHARS: Final = 3000
+FRAMES_SHOWN: Final = 6
 _NO_ROWS_FAULT: Final = frozenset(
     {
         errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM, errno.EMFILE,
@@ -87,23 +86,26 @@ class Account:
         return [row for row in rows if row.row not in self.skips]
 
     def note_crash(self, exc: Exception) -> str:
-        """Hold an exception against the row that was announced; returns it in one line.
-
-        The traceback is shown the first time only, and not longer than a page.
-        """
+        """Hold an exception against the row that was announced; says and returns it in one line."""
         why = clean(f"{type(exc).__name__}: {exc}", 300)
-        before = self.slot.suspect
         suspect = None if _is_no_rows_fault(exc) else self.slot.note_death(why)
         where = f" at row {suspect.row}" if suspect else ""
-        log.error("sink=%s run=%s crashed%s: %s", self._sink, self._run_id, where, why)
-        if before is None or suspect is None or before.row != suspect.row:
-            text = "".join(traceback.format_exception(exc, limit=-TRACEBACK_FRAMES, chain=False))
-            log.error("%s", text[-TRACEBACK_MAX_CHARS:])
+        log.error(
+            "sink=%s run=%s crashed%s: %s (%s)",
+            self._sink, self._run_id, where, why, _places(exc),
+        )  # fmt: skip
         return why
 
     def close(self) -> None:
         """Let go of the slot. May be called twice."""
         self.slot.close()
+
+
+def _places(exc: Exception) -> str:
+    """Return where an exception came from, innermost first: a line, where a traceback of a
+    library's depth is a hundred pages."""
+    frames = traceback.extract_tb(exc.__traceback__)[-FRAMES_SHOWN:]
+    return ", ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in reversed(frames))
 
 
 def _is_no_rows_fault(exc: Exception) -> bool:

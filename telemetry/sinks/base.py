@@ -19,6 +19,10 @@ class SinkUnavailable(Exception):
     """The sink can't be had now; try again later. The position has not moved."""
 
 
+class SinkBehind(SinkUnavailable):
+    """The sink can't be had now, which it has said itself: it needs saying no second time."""
+
+
 class SinkRejected(Exception):
     """The sink will never take this; trying again is pointless. The message says why."""
 

@@ -34,7 +34,14 @@ from telemetry.recorded import open_recorded
 from telemetry.rows import Row
 from telemetry.runs import RUN_FILE
 from telemetry.sinks.account import Account
-from telemetry.sinks.base import Sink, SinkContext, SinkRejected, SinkUnavailable
+from telemetry.sinks.base import (
+    Position,
+    Sink,
+    SinkBehind,
+    SinkContext,
+    SinkRejected,
+    SinkUnavailable,
+)
 from telemetry.sinks.cursor import Cursor, CursorLocked, OtherJournal
 from telemetry.sinks.registry import make_sink
 from telemetry.sinks.slot import COMMITTING, FINISHING, IDLE
@@ -65,6 +72,13 @@ class Reporter:
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
         self._skips: Sized = ()
+        self.is_said = False
+        """The detail of what is told next was in a log line already."""
+
+    @property
+    def is_heard(self) -> bool:
+        """True if there is a supervisor, who says what is new."""
+        return self._fd is not None
 
     def count_skips(self, skips: Sized) -> None:
         """Tell of these, too: the rows that the sink steps over."""
@@ -73,7 +87,8 @@ class Reporter:
     def __call__(self, state: str, row: int, detail: str = "") -> None:
         if self._fd is None:
             return
-        told = {"state": state, "row": row, "detail": detail, "skipped": len(self._skips)}
+        told: dict[str, Any] = {"state": state, "row": row, "detail": detail}
+        told |= {"skipped": len(self._skips), "said": self.is_said}
         line = json.dumps(told) + "\n"
         try:
             os.write(self._fd, line.encode())
@@ -126,12 +141,15 @@ def _guarded(
             report.count_skips(account.skips)
             is_done = _opened(job, info, cursor, account, stop, report)
     except (SinkUnavailable, ImportError) as exc:
+        report.is_said = isinstance(exc, SinkBehind)
         report("unavailable", cursor.position.row, str(exc)[:300])
-        log.warning("sink=%s run=%s unavailable: %s", job.sink, run_id, exc)
+        if not report.is_heard:
+            log.warning("sink=%s run=%s unavailable: %s", job.sink, run_id, exc)
         return EXIT_BACKLOG
     except SinkRejected as exc:
         return _rejected(job, run_id, cursor.position.row, exc, report)
     except _Crashed as exc:
+        report.is_said = True
         report("crashed", cursor.position.row, str(exc))
         return EXIT_CRASHED
     # Who follows is stopped when it has come to the end of what is on disk.
@@ -226,6 +244,7 @@ def _carry(
                 report("finishing", reader.next_row)
                 slot.enter(FINISHING)
                 position = sink.finish(info.get("status"), info.get("exit_code"))
+                position = _behind_skips(position, reader.next_row, account)
                 cursor.commit(position, is_done=True, ending=int(info.get("endings", 0)))
                 report("done", position.row)
                 return True
@@ -239,6 +258,12 @@ def _carry(
                 if is_stopping:
                     return False
                 stop.wait(POLL_S)
+
+
+def _behind_skips(position: Position, next_row: int, account: Account) -> Position:
+    """Move a final position behind the rows at its end that the sink has not seen."""
+    is_rest_skipped = all(row in account.skips for row in range(position.row, next_row))
+    return position._replace(row=max(position.row, next_row)) if is_rest_skipped else position
 
 
 def _is_over(job: SinkJob, info: dict[str, Any]) -> bool:

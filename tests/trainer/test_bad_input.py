@@ -34,6 +34,8 @@ BAD = {
     "--telemetry_endpoint nowhere": "--telemetry_endpoint",
     "--dataset wikitext-2-v1": "--dataset sample",
     "--tokenizer no/such-tokenizer": "--tokenizer shipped",
+    "--tokenizer bert-base-uncased": "--tokenizer shipped",
+    "--change_schedule": "--change_schedule does nothing without --resume_from",
     "--output_dir /proc/nowhere": "/proc/nowhere",
     "--output_dir /dev/null/below": "/dev/null/below",
 }

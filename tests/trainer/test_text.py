@@ -9,6 +9,7 @@ import torch
 
 from trainer import token_cache
 from trainer.corpus import load_corpus, load_sample, split_paragraphs
+from trainer.data import Masking, mask_for_evaluation
 from trainer.errors import BadInput
 from trainer.token_cache import load_rows
 from trainer.tokenizer import load_tokenizer
@@ -46,6 +47,29 @@ def test_a_dataset_out_of_reach_is_an_error_with_a_way_out():
     assert "Loading Salesforce/wikitext wikitext-2-v1" in said[0]
 
 
+def test_wikitexts_marks_are_read_as_what_they_stand_for(monkeypatch):
+    """A hyphen is a hyphen, and a word that is not there is no word to be predicted."""
+    lines = ["", " A role @-@ playing <unk> of 1 @,@ 024 in 3 @.@ 5 days . \n"]
+    monkeypatch.setattr(
+        "datasets.load_dataset",
+        lambda *names: {split: {"text": lines} for split in ("train", "validation", "test")},
+    )
+    corpus = load_corpus("wikitext-2-v1", lambda text: None)
+    tokenizer = load_tokenizer("shipped", "wikitext-2-v1", lambda text: None)
+    [text] = corpus.splits["train"]
+
+    [ids] = tokenizer.encode([text])
+
+    assert text == "A role-playing <unk> of 1,024 in 3.5 days ."
+    unknown = tokenizer.backend.unk_token_id
+    assert ids.tolist().count(unknown) == 1
+    assert unknown in tokenizer.special_ids
+    assert "@" not in tokenizer.backend.decode(ids)
+    masking = Masking.of(8192, tokenizer.special_ids, tokenizer.mask_id, tokenizer.pad_id, 1.0)
+    batch = mask_for_evaluation(torch.from_numpy(ids)[None], masking)
+    assert len(batch.predicted) == len(ids) - 1
+
+
 def test_the_default_tokenizer_out_of_reach_is_replaced_aloud():
     """First what is being tried, then what takes its place."""
     said: list[str] = []
@@ -58,8 +82,16 @@ def test_the_default_tokenizer_out_of_reach_is_replaced_aloud():
     assert "the shipped one" in said[1]
 
 
-def test_a_chosen_tokenizer_out_of_reach_is_an_error():
-    """Only the default has a stand-in."""
+@pytest.mark.parametrize("dataset", ["sample", "wikitext-2-v1"])
+@pytest.mark.parametrize("name", ["no/such", "bert-base-uncased"])
+def test_a_chosen_tokenizer_out_of_reach_is_an_error(name, dataset):
+    """Only the default has a stand-in, and not where somebody chose it by its name."""
+    with pytest.raises(BadInput, match=rf"{name} cannot .*--tokenizer shipped"):
+        load_tokenizer(name, dataset, lambda text: None, is_chosen=True)
+
+
+def test_a_tokenizer_that_is_not_the_default_has_no_stand_in():
+    """Nor has one that a checkpoint names."""
     with pytest.raises(BadInput, match=r"no/such.*--tokenizer shipped"):
         load_tokenizer("no/such", "sample", lambda text: None)
 

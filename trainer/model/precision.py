@@ -35,6 +35,15 @@ class StageBits(NamedTuple):
         return bits
 
 
+def stage_label(config: ModelConfig, stage: Stage) -> str:
+    """The name of a stage for people: no weight is ternary where weights stay float."""
+    if config.weight_mode != "float":
+        return stage
+    if config.activation_mode == "float":
+        return "float"
+    return "warmup" if stage == "warmup" else "float_weights"
+
+
 UNQUANTIZED = StageBits(None, None, None)
 
 

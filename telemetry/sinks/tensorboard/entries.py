@@ -25,12 +25,6 @@ class Histogram(NamedTuple):
     counts: list[float]
 
 
-class ConfigTable(NamedTuple):
-    """What the HPARAMS tab has columns for: these names, and the main metrics."""
-
-    config: dict[str, Scalar]
-
-
 class ConfigStart(NamedTuple):
     """A session's configuration, for the HPARAMS tab."""
 
@@ -47,7 +41,7 @@ class PanelLayout(NamedTuple):
     """The panels of the Custom Scalars tab; every run has the same."""
 
 
-Extra = Text | Histogram | ConfigTable | ConfigStart | ConfigEnd | PanelLayout
+Extra = Text | Histogram | ConfigStart | ConfigEnd | PanelLayout
 
 
 class Entry(NamedTuple):

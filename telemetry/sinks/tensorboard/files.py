@@ -2,14 +2,19 @@
 
 In: serialized events with the subdirectory and row that they belong to.
 Out: event files, and how much of each is safe.
-Never: appends to a file of an earlier process, or touches files of others.
+Never: appends to a file of an earlier process, gives a file a name that was
+used before, or touches files of others.
 
-A file is named by its first row, so TensorBoard, which takes the files of a
-subdirectory in the order of their names, reads rows in order:
+A file is named by its first row and the start of the sink that wrote it, so
+TensorBoard, which takes the files of a subdirectory in the order of their
+names, reads rows in order:
 
-    <subdirectory>/events.out.tfevents.<first row, 20 digits>.telemetry
+    <subdirectory>/events.out.tfevents.<first row, 20 digits>.<start, 6 digits>.telemetry
 
-and is a sequence of records, little-endian, with masked crc32c:
+A start is counted, and the count is synced, before the first file of a process
+is written: TensorBoard's fast loader keeps a file that was removed open, and
+never sees what is written under its name again (measured). A file is a sequence
+of records, little-endian, with masked crc32c:
 
     length u64 | crc of length u32 | event | crc of event u32
 
@@ -30,10 +35,18 @@ from typing import Final
 
 import google_crc32c
 
+from telemetry.sinks.tensorboard.disk import (
+    is_link,
+    make_own_directory,
+    sync_directory,
+    write_fully,
+)
+from telemetry.sinks.tensorboard.starts import Starts
 from telemetry.sinks.tensorboard.summaries import version_event
 
 BUFFER_MAX_BYTES: Final = 4 * 1024 * 1024
-_NAME: Final = re.compile(r"events\.out\.tfevents\.(\d{20})\.telemetry")
+# Files of the first version have no start in their names.
+_NAME: Final = re.compile(r"events\.out\.tfevents\.(\d{20})(?:\.(\d{6,}))?\.telemetry")
 _LENGTH: Final = struct.Struct("<Q")
 _CRC: Final = struct.Struct("<I")
 
@@ -42,8 +55,8 @@ class DamagedFiles(Exception):
     """A file holds less than was committed; the message names it."""
 
 
-def file_name(first_row: int) -> str:
-    return f"events.out.tfevents.{first_row:020d}.telemetry"
+def file_name(first_row: int, start: int) -> str:
+    return f"events.out.tfevents.{first_row:020d}.{start:06d}.telemetry"
 
 
 def frame(event: bytes) -> bytes:
@@ -59,8 +72,9 @@ class EventFiles:
     buffers and not descriptors.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, starts: Starts) -> None:
         self._root = root
+        self._starts = starts
         self._paths: dict[str, str] = {}
         self._lengths: dict[str, int] = {}
         self._buffers: dict[str, bytearray] = {}
@@ -75,11 +89,16 @@ class EventFiles:
         """
         self.discard()
         self._check(lengths)
+        highest = 0
+        for directory in self._directories():
+            names = [path.name for path in directory.iterdir()]
+            matches = [match for name in names if (match := _NAME.fullmatch(name))]
+            highest = max([highest, *(int(match[2] or 0) for match in matches)])
+            self._remove(directory, [m.string for m in matches if int(m[1]) >= row])
+        # A count that is gone must not give a name away again.
+        self._starts.begin(highest)
         for path, length in lengths.items():
             _cut(self._root / path, length)
-        for file in self._files_since(row):
-            file.unlink()
-            _sync_directory(file.parent)
 
     def append(self, directory: str, row: int, wall_ns: int, event: bytes) -> None:
         """Take an event of a row; it reaches the disk with the next sync at the latest.
@@ -88,7 +107,7 @@ class EventFiles:
             OSError: as from the disk; only recover helps then.
         """
         if directory not in self._paths:
-            self._paths[directory] = f"{directory}/{file_name(row)}"
+            self._paths[directory] = f"{directory}/{file_name(row, self._starts.number())}"
             self._buffer(directory, frame(version_event(wall_ns)))
         self._buffer(directory, frame(event))
         if self._buffered_bytes >= BUFFER_MAX_BYTES:
@@ -119,31 +138,48 @@ class EventFiles:
     def _write(self, path: str, data: bytearray) -> None:
         full = self._root / path
         is_new = path not in self._lengths
+        flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         if is_new:
-            _make_directory(full.parent)
-        # Unbuffered, so that closing after an error writes nothing more; "x",
-        # since a file of that name can only mean two writers.
-        with full.open("xb" if is_new else "ab", buffering=0) as file:
-            view = memoryview(data)
-            while view:
-                view = view[file.write(view) :]
-            os.fdatasync(file.fileno())
+            make_own_directory(self._root)
+            make_own_directory(full.parent)
+            # O_EXCL, since a file of that name can only mean two writers.
+            flags |= os.O_CREAT | os.O_EXCL
+        descriptor = os.open(full, flags, 0o644)
+        try:
+            write_fully(descriptor, data)
+            os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
         if is_new:
-            _sync_directory(full.parent)
+            sync_directory(full.parent)
         self._lengths[path] = self._lengths.get(path, 0) + len(data)
 
     def _check(self, lengths: dict[str, int]) -> None:
         for path, length in lengths.items():
             full = self._root / path
+            is_own = _NAME.fullmatch(full.name) and full.parent.parent == self._root
+            if not is_own or is_link(self._root) or is_link(full.parent) or is_link(full):
+                raise DamagedFiles(f"{full} is no event file of this sink")
             size = full.stat().st_size if full.exists() else 0
             if size < length:
                 raise DamagedFiles(f"{full} has {size} of {length} bytes")
 
-    def _files_since(self, row: int) -> Iterator[Path]:
-        for path in sorted(self._root.glob("*/events.out.tfevents.*")):
-            match = _NAME.fullmatch(path.name)
-            if match and int(match[1]) >= row:
+    def _directories(self) -> Iterator[Path]:
+        if is_link(self._root) or not self._root.is_dir():
+            return
+        for path in sorted(self._root.iterdir()):
+            if path.is_dir() and not is_link(path):
                 yield path
+
+    def _remove(self, directory: Path, names: list[str]) -> None:
+        """Remove files for good, and with the last of them the directory."""
+        if not names:
+            return
+        for name in names:
+            (directory / name).unlink()
+        sync_directory(directory)
+        if not list(directory.iterdir()):
+            directory.rmdir()
 
 
 def _masked_crc(data: bytes) -> bytes:
@@ -153,24 +189,10 @@ def _masked_crc(data: bytes) -> bytes:
 
 
 def _cut(path: Path, length: int) -> None:
-    with path.open("r+b") as file:
-        if file.seek(0, os.SEEK_END) > length:
-            file.truncate(length)
-            os.fsync(file.fileno())
-
-
-def _make_directory(path: Path) -> None:
-    """Create a directory and its parents, so that a power cut leaves none of them out."""
-    if path.is_dir():
-        return
-    _make_directory(path.parent)
-    path.mkdir(exist_ok=True)
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        if os.fstat(descriptor).st_size > length:
+            os.ftruncate(descriptor, length)
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -11,49 +11,57 @@ Never: depends on anything but the rows, so live, resumed and replayed runs agre
     run finished
     run started, config updated    a text `config`; for rank 0 also the panels of Custom Scalars
                                    and, with its first metrics, a line of the HPARAMS tab
+    whatever lacks a part          a text `messages/left_out`, once a reason
 
-The step is the training step. The step of hardware is its sample number, and
-of anything else without one its number in its session. `train/global_step`
-says again what the step axis says, so it is written once a step.
+The step is the training step, never another. The step of hardware is the second
+of the run, and of anything else without one its number in its session, or in the
+journal where a stream has several sessions. `train/global_step` says again what
+the step axis says, so it is written once a step. The same value again at the
+same step is not written; where else it goes is the placement's. What the
+telemetry counts of itself (`telemetry/...`) has a subdirectory of its own.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
 
 from shared.events import (
+    HARDWARE,
     ConfigUpdated,
     DecodeError,
     Event,
     Gap,
     HistogramLogged,
     MessageLogged,
+    PartialEvent,
     RunFinished,
     RunStarted,
+    Scalar,
 )
-from telemetry.rows import STEP, Point, Row, RunContext, point_of
+from telemetry.rows import ELAPSED, STEP, Point, Row, RunContext, point_of
 from telemetry.sinks.tensorboard import words
-from telemetry.sinks.tensorboard.config import flat_config, table
+from telemetry.sinks.tensorboard.config import flat_config, hparams_of, table
 from telemetry.sinks.tensorboard.entries import (
     ConfigEnd,
     ConfigStart,
-    ConfigTable,
     Entry,
     Extra,
     Histogram,
     PanelLayout,
     Text,
 )
-from telemetry.sinks.tensorboard.streams import Stream, Streams, StreamsState
+from telemetry.sinks.tensorboard.lastsfile import SessionChange
+from telemetry.sinks.tensorboard.names import END_TAG, LAYOUT_TAG, START_TAG
+from telemetry.sinks.tensorboard.placement import TEXT, LeftOut
+from telemetry.sinks.tensorboard.streams import REASONS_MAX, Stream, Streams, StreamsState
+from telemetry.sinks.tensorboard.units import OWN_PREFIX, shown_hardware
 
 CONFIG_TAG: Final = "config"
-LAYOUT_TAG: Final = "custom_scalars__config__"
-TABLE_TAG: Final = "_hparams_/experiment"
-START_TAG: Final = "_hparams_/session_start_info"
-END_TAG: Final = "_hparams_/session_end_info"
 RANK0: Final = "rank0"
 
 _log = logging.getLogger(__name__)
@@ -69,12 +77,37 @@ class PolicyState(msgspec.Struct):
 class Policy:
     """Entries of rows. Not thread-safe."""
 
-    def __init__(self, state: PolicyState) -> None:
+    def __init__(
+        self,
+        state: PolicyState,
+        lasts: list[SessionChange] | None = None,
+        *,
+        has_cores: bool = False,
+    ) -> None:
+        """Go on from a state. has_cores: with a chart for each processor core.
+
+        Raises:
+            ValueError: lasts are of another state.
+        """
         self._context = state.context
-        self._streams = Streams(state.streams)
+        self._streams = Streams(state.streams, lasts)
+        self._has_cores = has_cores
 
     def state(self) -> PolicyState:
         return PolicyState(self._context, self._streams.state())
+
+    def take_changes(self) -> list[SessionChange]:
+        """What is new of the last steps since the last call."""
+        return self._streams.take_changes()
+
+    def everything(self) -> Iterator[SessionChange]:
+        """All that is remembered of last steps."""
+        return self._streams.everything()
+
+    @property
+    def left_out(self) -> LeftOut:
+        """What found no place so far."""
+        return self._streams.left_out
 
     def entries(self, row: Row) -> list[Entry]:
         """What a row becomes. A row that can't be understood here becomes nothing."""
@@ -98,37 +131,93 @@ class Policy:
                 entries += _config(row, stream, config)
             case RunFinished():
                 entries += _finished(row, stream, event)
+        if isinstance(event, PartialEvent) and event.left_out_count:
+            entries += _left_out(row, stream, event)
         return entries
 
     def _metrics(self, row: Row, stream: Stream, point: Point) -> list[Entry]:
-        scalars: dict[str, float] = {}
-        texts: dict[str, str] = {}
-        for name, value in point.values.items():
-            if isinstance(value, str):
-                texts[stream.tag(name, "text")] = value
-            else:
-                # stream.tag costs as much as all the rest: ask it only where it may object.
-                scalars[stream.tag(name, "scalar") if name in stream.kinds else name] = float(value)
-        repeats_step = point.step is not None and point.values.get(STEP) == point.step
-        if repeats_step:
-            scalars.pop(STEP, None)
-        step = stream.step_of(row.seq, point.kind, point.step)
-        step = self._streams.place(stream, row.seq, step, [*scalars, *texts])
-        if repeats_step and stream.rises(step, (STEP,)):
-            stream.take(step, (STEP,))
-            scalars[STEP] = float(point.step or 0)
-        changed = [(tag, Text(text)) for tag, text in texts.items() if stream.has_new(tag, text)]
-        start = _config_start(row, stream)
-        if not scalars and not changed:
-            return start
-        return [*start, Entry(stream.directory, step, row.envelope.wall_ns, scalars, [*changed])]
+        values = point.values
+        step = stream.number_of(row) if point.step is None else point.step
+        is_sampled = point.kind == HARDWARE
+        if is_sampled:
+            step = stream.second_of(float(values.get(ELAPSED, 0.0)))
+            values = shown_hardware(values, has_cores=self._has_cores)
+        numbers, texts, own = _sorted_out(stream, values)
+        repeats_step = point.step is not None and values.get(STEP) == point.step
+        if repeats_step and not stream.placement.rises(STEP, step):
+            numbers.pop(STEP, None)
+        entries = self._numbers(row, stream, step, numbers, is_sampled)
+        for name, text in texts.items():
+            entries += self._text(row, stream, step, name, text)
+        if own:
+            entries += self._own(row, own)
+        return [*_config_start(row, stream), *entries]
+
+    def _numbers(
+        self, row: Row, stream: Stream, step: int, numbers: dict[str, float], is_sampled: bool
+    ) -> list[Entry]:
+        before = stream.placement.tags
+        placed = stream.placement.numbers(step, numbers, is_sampled=is_sampled)
+        grown = stream.placement.tags - before
+        if grown:
+            self._streams.grew(stream, grown)
+        return [
+            _entry(row, self._streams.directory(stream, level), step, values)
+            for level, values in placed.items()
+            if values
+        ]
+
+    def _text(self, row: Row, stream: Stream, step: int, name: str, text: str) -> list[Entry]:
+        tag = stream.tag(name, "text")
+        short = text if len(text) <= 64 else hashlib.sha256(text.encode()).hexdigest()
+        return self._extra(row, stream, step, tag, f"{TEXT}{short}", Text(text))
 
     def _histogram(self, row: Row, stream: Stream, event: HistogramLogged) -> list[Entry]:
         tag = stream.tag(event.name, "histogram")
-        step = stream.step_of(row.seq, event.kind, event.step)
-        step = self._streams.place(stream, row.seq, step, (tag,))
-        extra = Histogram(event.edges, event.counts)
-        return [Entry(stream.directory, step, row.envelope.wall_ns, {}, [(tag, extra)])]
+        step = stream.number_of(row) if event.step is None else event.step
+        content = msgspec.msgpack.encode((event.edges, event.counts))
+        short = f"histogram:{hashlib.sha256(content).hexdigest()[:16]}"
+        return self._extra(row, stream, step, tag, short, Histogram(event.edges, event.counts))
+
+    def _extra(
+        self, row: Row, stream: Stream, step: int, tag: str, short: str, extra: Extra
+    ) -> list[Entry]:
+        before = stream.placement.tags
+        level = stream.placement.other(tag, step, short)
+        self._streams.grew(stream, stream.placement.tags - before)
+        if level is None:
+            return []
+        directory = self._streams.directory(stream, level)
+        return [Entry(directory, step, row.envelope.wall_ns, {}, [(tag, extra)])]
+
+    def _own(self, row: Row, values: dict[str, float]) -> list[Entry]:
+        """What the telemetry counts of itself, whoever says it."""
+        stream = self._streams.of_own(row)
+        tagged = {stream.tag(name, "scalar"): value for name, value in values.items()}
+        return self._numbers(row, stream, stream.number_of(row), tagged, False)
+
+
+def _sorted_out(
+    stream: Stream, values: Mapping[str, Scalar]
+) -> tuple[dict[str, float], dict[str, str], dict[str, float]]:
+    """Numbers by tag, texts by name, and numbers that the telemetry counts of itself by name."""
+    numbers: dict[str, float] = {}
+    texts: dict[str, str] = {}
+    own: dict[str, float] = {}
+    known = stream.scalar_tags
+    for name, value in values.items():
+        tag = known.get(name)
+        if type(value) is float and tag is not None:  # nearly all of them
+            numbers[tag] = value
+        elif isinstance(value, str):
+            texts[name] = value
+        elif tag is not None:
+            numbers[tag] = float(value)
+        elif name.startswith(OWN_PREFIX):
+            own[name] = float(value)
+        else:
+            numbers[stream.tag(name, "scalar")] = float(value)
+    return numbers, texts, own
 
 
 def _event_of(row: Row) -> Event | None:
@@ -141,19 +230,42 @@ def _event_of(row: Row) -> Event | None:
         return None
 
 
+def _entry(row: Row, directory: str, step: int, scalars: dict[str, float]) -> Entry:
+    return Entry(directory, step, row.envelope.wall_ns, scalars, [])
+
+
 def _said(row: Row, stream: Stream, tag: str, extra: Extra) -> Entry:
-    """Something without a training step. Its tags are its own, so its seq always rises."""
-    return Entry(stream.directory, row.seq, row.envelope.wall_ns, {}, [(tag, extra)])
+    """Something without a training step. Its tags are its own, so its number always rises."""
+    number = stream.number_of(row)
+    return Entry(stream.directory, number, row.envelope.wall_ns, {}, [(tag, extra)])
+
+
+def _said_text(row: Row, stream: Stream, name: str, text: str) -> list[Entry]:
+    tag = stream.tag(name, "message")
+    return [_said(row, stream, tag, Text(text))] if stream.placement.note(tag, "message:") else []
 
 
 def _message(row: Row, stream: Stream, level: str, text: str) -> list[Entry]:
-    return [_said(row, stream, stream.tag(f"messages/{level}", "message"), Text(text))]
+    return _said_text(row, stream, f"messages/{level}", text)
+
+
+def _left_out(row: Row, stream: Stream, event: PartialEvent) -> list[Entry]:
+    """Which parts of an event are missing, for each reason that was not told before."""
+    told = stream.state.reasons
+    fresh = [each for each in dict.fromkeys(event.left_out.values()) if each not in told]
+    fresh = fresh[: REASONS_MAX - len(told)]
+    told += fresh
+    entries = []
+    for reason in fresh:
+        names = [name for name, why in event.left_out.items() if why == reason]
+        entries += _message(row, stream, "left_out", words.left_out(names, reason, event))
+    return entries
 
 
 def _started(row: Row, stream: Stream, event: RunStarted) -> list[Entry]:
     entries = _message(row, stream, "run", words.started(event))
     if row.source == RANK0:
-        stream.config = {}
+        stream.state.config = {}
         entries.append(_said(row, stream, LAYOUT_TAG, PanelLayout()))
     return entries + _config(row, stream, words.description(event) | event.config)
 
@@ -163,11 +275,10 @@ def _config(row: Row, stream: Stream, config: dict[str, Any]) -> list[Entry]:
     if row.source.startswith("rank") and row.source != RANK0:
         return []
     flat = flat_config(config)
-    if stream.config is not None:
-        stream.config |= flat
-        flat = stream.config
-    tag = stream.tag(CONFIG_TAG, "message")
-    return [_said(row, stream, tag, Text(table(flat)))]
+    if stream.state.config is not None:
+        stream.state.config |= flat
+        flat = stream.state.config
+    return _said_text(row, stream, CONFIG_TAG, table(flat))
 
 
 def _config_start(row: Row, stream: Stream) -> list[Entry]:
@@ -176,13 +287,10 @@ def _config_start(row: Row, stream: Stream) -> list[Entry]:
     The tab keeps the first one that a subdirectory states; what is known only
     after the model is built would never get there.
     """
-    if stream.config is None:
+    if stream.state.config is None:
         return []
-    config, stream.config = stream.config, None
-    return [
-        _said(row, stream, TABLE_TAG, ConfigTable(config)),
-        _said(row, stream, START_TAG, ConfigStart(config)),
-    ]
+    config, stream.state.config = stream.state.config, None
+    return [_said(row, stream, START_TAG, ConfigStart(hparams_of(config)))]
 
 
 def _finished(row: Row, stream: Stream, event: RunFinished) -> list[Entry]:

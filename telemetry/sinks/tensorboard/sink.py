@@ -3,52 +3,80 @@
 In: rows of one run.
 Out: event files under `tensorboard/`, and a position that they bear out.
 Never: holds a position that is not on disk.
+
+A position is made in this order, and each step is synced before the next: event
+files, the file of last steps, and then (by who holds the cursor) the position
+that names how much of both is meant. So after a crash at any point the position
+on disk names files that hold at least what it says, and `open` goes back to just
+that.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from telemetry.rows import Row
 from telemetry.sinks.base import START, Position, SinkContext, SinkUnavailable
 from telemetry.sinks.tensorboard.files import DamagedFiles, EventFiles
+from telemetry.sinks.tensorboard.lastsfile import DamagedLasts, LastsCommit, LastsFile
+from telemetry.sinks.tensorboard.placement import LEVELS_MAX, TAGS_MAX, LeftOut
 from telemetry.sinks.tensorboard.policy import Policy, PolicyState
+from telemetry.sinks.tensorboard.starts import Starts
 from telemetry.sinks.tensorboard.summaries import encode_entry
 
+POLICY_VERSION: Final = "2"
+"""Of what rows become; files of another version are written anew. The first had none."""
+CORES_OPTION: Final = "per_core"
+
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+class OtherPolicy(Exception):
+    """The files were written by another policy, so their points are not these."""
 
 
 class SinkState(msgspec.Struct):
-    """Position.state: the commit of the files, and what the policy knows."""
+    """Position.state: the commits of the files, and what the policy knows but for the tags."""
 
+    version: str = ""
     files: dict[str, int] = {}
+    lasts: LastsCommit = LastsCommit()
     policy: PolicyState = msgspec.field(default_factory=PolicyState)
+    # Rows or parts of them at which something broke.
+    broken: int = 0
 
 
 class TensorBoardSink:
     """One run as event files. Not thread-safe."""
 
     def __init__(self, context: SinkContext) -> None:
-        self._files = EventFiles(context.out_dir / "tensorboard")
+        self._has_cores = bool(context.options.get(CORES_OPTION))
+        self._version = POLICY_VERSION + ("+cores" if self._has_cores else "")
+        self._starts = Starts(context.out_dir)
+        self._files = EventFiles(context.out_dir / "tensorboard", self._starts)
+        self._lasts = LastsFile(context.out_dir)
         self._policy = Policy(PolicyState())
         self._next_row = 0
+        self._broken = 0
+        self._told = LeftOut()
         self._is_open = False
 
     def open(self, position: Position) -> int:
         """Cut what a crash left behind the position; the first row to write is its row.
 
-        Where committed files are damaged or gone, everything is written anew
-        from the first row.
+        Where committed files are damaged or gone, or were written by another
+        policy, everything is written anew from the first row.
         """
         with self._translated():
             try:
                 self._recover(position)
-            except (DamagedFiles, msgspec.ValidationError) as exc:
+            except (DamagedFiles, DamagedLasts, OtherPolicy, ValueError) as exc:
                 _log.warning("TensorBoard files are written anew from row 0: %s", exc)
                 self._recover(START)
         self._is_open = True
@@ -63,9 +91,16 @@ class TensorBoardSink:
     def commit(self) -> Position:
         self._require_open()
         with self._translated():
+            # 1. The points themselves.
             lengths = self._files.sync()
-        state: dict[str, Any] = msgspec.to_builtins(SinkState(lengths, self._policy.state()))
-        return Position(self._next_row, state)
+            # 2. What is remembered of them. The position names both, so it comes last.
+            changes = self._policy.take_changes()
+            start = self._starts.number() if changes else 0
+            lasts = self._lasts.commit(changes, self._policy.everything(), start)
+        self._tell_left_out()
+        state = SinkState(self._version, lengths, lasts, self._policy.state(), self._broken)
+        built: dict[str, Any] = msgspec.to_builtins(state)
+        return Position(self._next_row, built)
 
     def finish(self, status: str | None, exit_code: int | None) -> Position:
         """The run's end is a row like any other, so there is nothing to add to it."""
@@ -76,17 +111,44 @@ class TensorBoardSink:
         self._files.discard()
 
     def _recover(self, position: Position) -> None:
+        # Of a later version all the rest may be something else: look at this first.
+        if position.state and position.state.get("version") != self._version:
+            raise OtherPolicy("they are of another version of the sink")
         state = msgspec.convert(position.state, SinkState)
+        changes = self._lasts.open(state.lasts)
+        policy = Policy(state.policy, changes, has_cores=self._has_cores)
         self._files.recover(position.row, state.files)
-        self._policy = Policy(state.policy)
-        self._next_row = position.row
+        self._policy, self._broken, self._next_row = policy, state.broken, position.row
+        self._told = msgspec.structs.replace(policy.left_out)
 
     def _write_row(self, row: Row) -> None:
         if row.row < self._next_row:
             return
-        for entry in self._policy.entries(row):
-            self._files.append(entry.directory, row.row, entry.wall_ns, encode_entry(entry))
+        for entry in self._guarded(row, lambda: self._policy.entries(row)) or ():
+            event = self._guarded(row, lambda: encode_entry(entry))  # noqa: B023
+            if event is not None:
+                self._files.append(entry.directory, row.row, entry.wall_ns, event)
         self._next_row = row.row + 1
+
+    def _guarded(self, row: Row, make: Callable[[], _T]) -> _T | None:
+        """Call make; whatever breaks in it costs what it would have made, and is counted."""
+        try:
+            return make()
+        except Exception:  # values are a stranger's, and the rows behind are as good as ever
+            self._broken += 1
+            if self._broken == 1:
+                _log.warning("a part of row %d is left out", row.row, exc_info=True)
+            return None
+
+    def _tell_left_out(self) -> None:
+        now, told = self._policy.left_out, self._told
+        if now.levels and not told.levels:
+            _log.warning(
+                "values are left out whose step went back more than %d times", LEVELS_MAX - 1
+            )
+        if now.tags and not told.tags:
+            _log.warning("values are left out beyond the first %d tags", TAGS_MAX)
+        self._told = msgspec.structs.replace(now)
 
     def _require_open(self) -> None:
         if not self._is_open:

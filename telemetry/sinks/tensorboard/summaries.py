@@ -21,13 +21,13 @@ from shared.events import FAILED, FINISHED, LOST, Scalar
 from telemetry.sinks.tensorboard.entries import (
     ConfigEnd,
     ConfigStart,
-    ConfigTable,
     Entry,
     Extra,
     Histogram,
     PanelLayout,
     Text,
 )
+from telemetry.sinks.tensorboard.scalars import encode_scalars
 
 FILE_VERSION: Final = "brain.Event:2"
 
@@ -51,9 +51,6 @@ PANELS: Final = {
 }
 """Category and panel to the tags it draws, as regular expressions of whole tags."""
 
-TABLE_METRICS: Final = ("train/loss", "val/loss", "val/perplexity")
-"""What the HPARAMS tab shows beside a configuration. Left alone it takes every tag there is."""
-
 _STATUSES: Final = {
     FINISHED: api_pb2.STATUS_SUCCESS,
     FAILED: api_pb2.STATUS_FAILURE,
@@ -69,6 +66,11 @@ def version_event(wall_ns: int) -> bytes:
 
 def encode_entry(entry: Entry) -> bytes:
     """The event of an entry."""
+    if not entry.extras and entry.scalars:
+        try:
+            return encode_scalars(entry.wall_ns / 1e9, entry.step, entry.scalars)
+        except OverflowError:
+            pass  # the library makes infinity of it
     event = event_pb2.Event(wall_time=entry.wall_ns / 1e9, step=entry.step)
     add = event.summary.value.add
     for tag, value in entry.scalars.items():
@@ -84,8 +86,6 @@ def _fill(value: Any, extra: Extra, wall_s: float) -> None:
             _set_text(value, "text", text.encode())
         case Histogram():
             _set_histogram(value, extra)
-        case ConfigTable(config):
-            _set_hparams(value, experiment=_experiment(config, wall_s))
         case ConfigStart(config):
             _set_hparams(value, session_start_info=_session_start(config, wall_s))
         case ConfigEnd(status):
@@ -125,22 +125,6 @@ def _set_hparams(value: Any, **content: Any) -> None:
     # No reader takes a value without a tensor, so here is an empty one.
     value.tensor.dtype = types_pb2.DT_FLOAT
     value.tensor.tensor_shape.dim.add(size=0)
-
-
-def _experiment(config: dict[str, Scalar], wall_s: float) -> Any:
-    experiment = api_pb2.Experiment(time_created_secs=wall_s)
-    for name, value in config.items():
-        # No domain: the tab would hide the runs whose value is not in it.
-        experiment.hparam_infos.add(name=name, type=_data_type(value))
-    for tag in TABLE_METRICS:
-        experiment.metric_infos.add().name.tag = tag
-    return experiment
-
-
-def _data_type(value: Scalar) -> int:
-    if isinstance(value, bool):
-        return int(api_pb2.DATA_TYPE_BOOL)
-    return int(api_pb2.DATA_TYPE_STRING if isinstance(value, str) else api_pb2.DATA_TYPE_FLOAT64)
 
 
 def _session_start(config: dict[str, Scalar], wall_s: float) -> Any:

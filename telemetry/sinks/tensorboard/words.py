@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shared.events import Gap, RunFinished, RunStarted
+from shared.events import Gap, PartialEvent, RunFinished, RunStarted
 from telemetry.sinks.tensorboard.config import flat_config
 
 
@@ -33,6 +33,14 @@ def finished(event: RunFinished) -> str:
     code = "" if event.exit_code is None else f", exit code {event.exit_code}"
     summary = ", ".join(f"{name} {value}" for name, value in flat_config(event.summary).items())
     return f"{event.status}{code}{f'; {summary}' if summary else ''}"
+
+
+def left_out(names: list[str], reason: str, event: PartialEvent) -> str:
+    """`left out: loss, lr (None is not a number)`"""
+    shown = ", ".join(names)
+    unnamed = event.left_out_count - len(event.left_out)
+    more = f", and {unnamed:,} more without their names" if unnamed > 0 else ""
+    return f"left out: {shown} ({reason}){more}"
 
 
 def description(event: RunStarted) -> dict[str, Any]:

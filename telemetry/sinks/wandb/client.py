@@ -24,7 +24,9 @@ from telemetry.sinks.wandb.core import (
     translated,
     without_secrets,
 )
-from telemetry.sinks.wandb.policy import AXES, RESERVED, Alert, Histogram, Values, plain
+from telemetry.sinks.wandb.identity import JOURNAL, bare_identity, identity
+from telemetry.sinks.wandb.policy import AXES, RESERVED, Alert, Histogram, Values
+from telemetry.sinks.wandb.values import exit_code as held_exit_code
 
 Mode = Literal["online", "offline"]
 INIT_TIMEOUT_S: Final = 10
@@ -69,6 +71,11 @@ class Client:
         """The `.wandb` file that wandb-core writes."""
         return Path(self._run.settings.sync_file)
 
+    @property
+    def journal(self) -> str:
+        """The journal whose rows the run has, as its config says; empty where it does not."""
+        return str(self._run.config.get(JOURNAL) or "")
+
     def answer(self) -> Answer:
         return Answer(bool(self._run.resumed), int(self._run.starting_step or 0))
 
@@ -77,24 +84,25 @@ class Client:
 
         Raises:
             Refused: the server has refused the upload.
+            RowRefused: wandb does not take this row.
             SinkUnavailable: wandb-core is gone.
         """
         self.check()
-        with translated():
+        with translated(of_row=True):
             if STEP in values:
                 self._define_new(values)
             self._run.log(self._wandb_values(values), step=row, commit=True)
 
     def update_config(self, config: dict[str, Any]) -> None:
-        with translated():
+        with translated(of_row=True):
             self._run.config.update(config, allow_val_change=True)
 
     def update_summary(self, summary: dict[str, Any]) -> None:
-        with translated():
+        with translated(of_row=True):
             self._run.summary.update(summary)
 
     def alert(self, alert: Alert) -> None:
-        with translated():
+        with translated(of_row=True):
             self._run.alert(alert.title, alert.text, level=alert.level)
 
     def add_tag(self, tag: str) -> None:
@@ -117,7 +125,7 @@ class Client:
             SinkUnavailable: it could not be flushed in time.
         """
         with translated(), core_killed_after(limit_s or FINISH_LIMIT_S):
-            self._run.finish(exit_code=exit_code)
+            self._run.finish(exit_code=held_exit_code(exit_code))
         self.check()
         if self._gave_up():
             raise Refused("the W&B server has refused the run's last data")
@@ -165,12 +173,19 @@ class Client:
                 self._define(name, STEP)
 
     def _define(self, name: str, axis: str | None) -> None:
+        """Give a name its x axis, where wandb can: it takes a `*` for all names that follow."""
+        if name not in AXES and "*" in name:
+            return
         # step_sync=False: else wandb invents an x of 0, or the last one, for rows without.
         self._run.define_metric(name, step_metric=axis, step_sync=False if axis else None)
 
 
-def start(context: SinkContext, mode: Mode, directory: Path | None = None) -> Client:
+def start(
+    context: SinkContext, mode: Mode, directory: Path | None = None, bare_for: str = ""
+) -> Client:
     """Begin, or begin again, the run in wandb; its files go below directory (out_dir).
+
+    bare_for: why wandb is told as little of the run as it can be called by.
 
     Raises:
         SinkUnavailable: wandb is not installed, or the server not to be had.
@@ -183,21 +198,24 @@ def start(context: SinkContext, mode: Mode, directory: Path | None = None) -> Cl
     with translated():
         try:
             run = wandb.init(
-                **_identity(context),
+                **(bare_identity(context, bare_for) if bare_for else identity(context)),
                 dir=str(directory),
                 mode=mode,
                 resume="allow",
                 reinit="create_new",
                 settings=wandb.Settings(
                     **_SETTINGS,
+                    sweep_id=context.run.get("wandb_sweep_id") or None,
                     # The journal is the log. A second one could be synced a second time.
                     x_skip_transaction_log=mode == "online",
                     stop_on_fatal_error=mode == "online",
                     stop_fn=functools.partial(refused.append, True),
                 ),
             )
-        # ValueError: pydantic's, for a setting; UsageError: all that wandb checks itself.
-        except (wandb.errors.UsageError, wandb.errors.AuthenticationError, ValueError) as exc:
+        # All that wandb checks itself, and what its code does with what it did not expect.
+        except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as exc:
+            raise RefusedSettings(without_secrets(exc)) from exc
+        except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as exc:
             raise RefusedSettings(without_secrets(exc)) from exc
         except wandb.errors.CommError as exc:
             if _GONE.search(str(exc)):
@@ -218,6 +236,8 @@ _SETTINGS: Final[dict[str, Any]] = {
     "console": "off",
     "silent": True,
     "disable_git": True,
+    # It would take the run's id from a training job's environment.
+    "sagemaker_disable": True,
     "save_code": False,
     "init_timeout": INIT_TIMEOUT_S,
     "finish_timeout": FINISH_TIMEOUT_S,
@@ -230,19 +250,3 @@ _SETTINGS: Final[dict[str, Any]] = {
     # 15 s by default: commits would lag as far behind, and a crash repeat as much.
     "x_transaction_log_flush_interval": FLUSH_INTERVAL_S,
 }
-
-
-def _identity(context: SinkContext) -> dict[str, Any]:
-    """Who the run is, for wandb.init; what nobody said is left to wandb's own settings."""
-    run = context.run
-    said = {
-        "project": run.get("project"),
-        "entity": context.options.get("entity"),
-        "name": run.get("name"),
-        "group": run.get("group"),
-        "notes": run.get("notes"),
-        # wandb refuses the whole run for one tag over 64 characters.
-        "tags": [tag[:64] for tag in run.get("tags", []) if tag],
-        "config": plain(run.get("config", {})),
-    }
-    return {"id": context.run_id} | {name: value for name, value in said.items() if value}

@@ -67,18 +67,31 @@ def core_killed_after(limit_s: float) -> Iterator[None]:
         timer.cancel()
 
 
+class RowRefused(Exception):
+    """The library raised on what one row holds. Another row may be fine."""
+
+
 @contextmanager
-def translated() -> Iterator[None]:
-    """Turn what wandb raises into SinkUnavailable.
+def translated(*, of_row: bool = False) -> Iterator[None]:
+    """Turn what wandb raises into SinkUnavailable; of a row's content, into RowRefused.
 
     Raises:
         SinkUnavailable: wandb-core is gone, too slow, or says no.
+        RowRefused: anything else was raised, and of_row says that a row was handed over.
     """
     failures = _failures()
     try:
         yield
+    except (SinkUnavailable, RowRefused):
+        raise
     except failures as exc:
         raise SinkUnavailable(without_secrets(exc)) from exc
+    except MemoryError:
+        raise
+    except Exception as exc:
+        if not of_row:
+            raise
+        raise RowRefused(without_secrets(exc)) from exc
 
 
 def without_secrets(exc: BaseException) -> str:

@@ -29,7 +29,8 @@ class Link(msgspec.Struct, frozen=True):
     is_open: rows above last_row may have been sent. last_row, count: the last
     row and the number of rows that the server has shown. why: what is wrong with
     the server, once that was said; failures, retry_wall_ns: when to try again.
-    is_refused: it answers, and does not take the rows.
+    is_refused: it answers, and does not take the rows. mode: online or offline, as
+    it was decided when the sink first started; empty before.
     """
 
     is_open: bool = False
@@ -39,6 +40,7 @@ class Link(msgspec.Struct, frozen=True):
     failures: int = 0
     retry_wall_ns: int = 0
     is_refused: bool = False
+    mode: str = ""
 
     def failed(self, why: str, now_ns: int, *, is_refused: bool) -> Link:
         """One more failure, and a later time for the next try."""
@@ -59,9 +61,13 @@ class Link(msgspec.Struct, frozen=True):
         """Whether to try the server again. A clock that was set back does not put it off."""
         return not now_ns < self.retry_wall_ns <= now_ns + int(RETRY_MAX_S * 1e9)
 
+    def decided(self, mode: str) -> Link:
+        """The same with the mode that is kept from here on."""
+        return msgspec.structs.replace(self, mode=mode)
+
     def worked(self) -> Link:
         """The server has taken rows."""
-        return Link(is_open=self.is_open, last_row=self.last_row, count=self.count)
+        return Link(is_open=self.is_open, last_row=self.last_row, count=self.count, mode=self.mode)
 
     def shown(self, last_row: int, count: int, *, is_open: bool) -> Link:
         """The server has shown so much."""

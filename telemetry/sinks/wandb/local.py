@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -94,6 +94,7 @@ class LocalRun:
 
         Raises:
             SinkUnavailable: another process still writes, or the disk refuses.
+            SinkRejected: the files hold rows of another journal.
         """
         run_id = self._context.run_id
         # A row that is vouched for must not go with the name of its directory.
@@ -101,6 +102,7 @@ class LocalRun:
         paths = offline.fragment_paths(self._dir, run_id)
         offline.wait_for_writers(paths, self._clock, self._pause)
         fragments = self._read()
+        self._check_journal(fragments)
         if offline.first_row(fragments) < first_row:
             # The server has rows of these files by now: synced (again) they would be doubled.
             offline.supersede(self._dir, run_id)
@@ -126,10 +128,10 @@ class LocalRun:
         Raises:
             SinkUnavailable: wandb-core is gone.
             SinkRejected: wandb does not take this run.
+            RowRefused: wandb does not take this row.
         """
-        if selected.history is not None and row >= self._first_row:
-            self._ledger = self._ledger.plus([row])
         if row < self._first_new_row:
+            self._count(row, selected)
             return
         # History last: once the row is in the file, so is all that came with it.
         if selected.config is not None:
@@ -145,6 +147,12 @@ class LocalRun:
             self._needed_row = row
         elif selected.config is not None or selected.summary is not None:
             self._needed_row = row + 1
+        # Only now: a row that wandb has refused is in no file, and not expected there.
+        self._count(row, selected)
+
+    def _count(self, row: int, selected: Selected) -> None:
+        if selected.history is not None and row >= self._first_row:
+            self._ledger = self._ledger.plus([row])
 
     def commit(self, here: Spot) -> LocalPart | None:
         """How far the rows were read back and synced."""
@@ -164,12 +172,12 @@ class LocalRun:
         """
         if self._client is not None or not self._is_ended(ending.code):
             running = self._running()
-            say_ending(running, ending)
+            say_ending(running, ending, is_of_sweep=bool(self._context.run.get("wandb_sweep_id")))
             running.finish(ending.code)
             self._client = None
             if self._confirmation is not None:
                 self._confirmation.wait_for_end(self._clock, self._pause)
-        found = Ledger().plus(offline.rows_of(self._read()))
+        found = Ledger().plus(self._rows_of(self._read()))
         if found != self._ledger:
             raise SinkUnavailable(
                 f"run {self._context.run_id}: {found.count} rows are in {self._dir}, "
@@ -201,8 +209,17 @@ class LocalRun:
             self._dir, self._context.run_id, lambda: self._context.wait(0)
         )
 
+    def _check_journal(self, fragments: list[offline.Fragment]) -> None:
+        own = self._context.journal
+        for fragment in fragments:
+            if own and fragment.journal not in ("", own):
+                raise SinkRejected(
+                    f"{fragment.path} has rows of journal {fragment.journal}, and this is "
+                    f"journal {own}: a row number means nothing in another journal"
+                )
+
     def _check_rows_before(self, row: int, fragments: list[offline.Fragment]) -> None:
-        held = Ledger().plus(r for r in offline.rows_of(fragments) if r < row)
+        held = Ledger().plus(r for r in self._rows_of(fragments) if r < row)
         if held == self._ledger:
             return
         log.warning(
@@ -217,15 +234,35 @@ class LocalRun:
         # again would double them.
         self._ledger = held
 
+    def _rows_of(self, fragments: list[offline.Fragment]) -> Iterator[int]:
+        """Yield the rows in the files that are selected: one at which a process died may have
+        come into a file all the same."""
+        skipped = self._context.skipped
+        return (row for row in offline.rows_of(fragments) if row not in skipped)
+
     def _running(self) -> client.Client:
-        """The run in wandb. It begins with the first thing to say, in a new fragment."""
+        """Return the run in wandb. It begins with the first thing to say, in a new fragment."""
         if self._client is None:
-            try:
-                self._client = client.start(self._context, "offline", self._parent)
-            except client.RefusedSettings as exc:
-                raise SinkRejected(f"wandb refuses run {self._context.run_id}: {exc}") from exc
+            self._client = self._started()
             self._confirmation = Confirmation(self._client.file)
         return self._client
+
+    def _started(self) -> client.Client:
+        """Start the run; if wandb refuses what it is called, under its id alone.
+
+        Raises:
+            SinkRejected: wandb refuses that, too.
+        """
+        run_id = self._context.run_id
+        try:
+            return client.start(self._context, "offline", self._parent)
+        except client.RefusedSettings as exc:
+            why = str(exc)
+        log.warning("sink=wandb run=%s is called by its id alone: %s", run_id, why)
+        try:
+            return client.start(self._context, "offline", self._parent, bare_for=why)
+        except client.RefusedSettings as exc:
+            raise SinkRejected(f"wandb refuses run {run_id}: {exc}") from exc
 
     def _part_at(self, spot: Spot) -> LocalPart:
         return LocalPart(spot, self._ledger, self._place, self._superseded)

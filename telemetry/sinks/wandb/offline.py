@@ -11,6 +11,7 @@ order neither across a clock set back nor in a shared second: rows do.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import struct
@@ -27,6 +28,7 @@ from shared.clock import Clock
 from shared.files import write_atomically
 from telemetry.journal.layout import sync_directory
 from telemetry.sinks.base import SinkUnavailable
+from telemetry.sinks.wandb.identity import JOURNAL
 from telemetry.sinks.wandb.wandb_file import HEADER, DamagedFile, RecordTail
 
 _FRAGMENT = re.compile(r"offline-run-\d{8}_\d{6}-.+")
@@ -58,12 +60,14 @@ class Fragment(NamedTuple):
     """One `.wandb` file, the rows in it, ascending, and where its last whole record ends.
 
     names_run: it has the record that says what run it is. `wandb sync` fails without.
+    journal: the uuid of the journal that its rows came from, empty where it does not say.
     """
 
     path: Path
     rows: array[int]
     end: int = 0
     names_run: bool = True
+    journal: str = ""
 
 
 def fragment_paths(wandb_dir: Path, run_id: str) -> list[Path]:
@@ -92,17 +96,23 @@ def read_fragments(
 
 
 def _read_fragment(path: Path, pulse: Callable[[], object]) -> Fragment:
-    rows, tail, names_run = array("q"), RecordTail(path), False
+    rows, tail, names_run, journal = array("q"), RecordTail(path), False, ""
     try:
         for number, record in enumerate(tail.read()):
             if record.HasField("history"):
                 rows.append(record.history.step.num)
-            names_run |= record.HasField("run")
+            if record.HasField("run"):
+                names_run, journal = True, journal or _journal_of(record.run)
             if number % PULSE_RECORDS == 0:
                 pulse()
     except DamagedFile:
         pass  # What is behind it can't be reached by `wandb sync` either.
-    return Fragment(path, rows, tail.offset, names_run)
+    return Fragment(path, rows, tail.offset, names_run, journal)
+
+
+def _journal_of(run: Any) -> str:
+    named = (item for item in run.config.update if item.key == JOURNAL)
+    return next((str(json.loads(item.value_json)) for item in named), "")
 
 
 def cut_torn(fragment: Fragment) -> None:

@@ -71,6 +71,7 @@ class OnlineRun:
         self._asked_ns = self._answered_ns = clock.monotonic_ns()
         self._is_mismatch_said = False
         self._is_lost = False
+        self._is_of_sweep = bool(context.run.get("wandb_sweep_id"))
 
     def start(self, view: View) -> None:
         """Go on behind what the server shows, which has stood still.
@@ -104,6 +105,7 @@ class OnlineRun:
 
         Raises:
             Refused: the server has refused the upload.
+            RowRefused: wandb does not take this row.
             SinkUnavailable: wandb-core is gone.
         """
         running = self._running()
@@ -152,7 +154,7 @@ class OnlineRun:
         running = self._running()
         self._context.wait(0)
         with self._losing():
-            say_ending(running, ending)
+            say_ending(running, ending, is_of_sweep=self._is_of_sweep)
             running.finish(ending.code)
         self._client = None
         self._confirm()
@@ -168,7 +170,8 @@ class OnlineRun:
         try:
             if self._is_lost:
                 raise SinkUnavailable("the session has failed")
-            running.mark_preempting()
+            if not self._is_of_sweep:
+                running.mark_preempting()
             running.finish(INTERRUPTED, CLOSE_LIMIT_S)
             self._confirm()
         except SinkUnavailable as exc:
@@ -203,7 +206,7 @@ class OnlineRun:
         self._last_row = max(self._last_row, view.last_row)
         shown = bisect_right(self._sent, self._last_row)
         expected = self._base.row_count + shown
-        self._base = View(True, expected, self._last_row)
+        self._base = View(True, expected, self._last_row, view.journal)
         del self._sent[:shown]
         if view.row_count != expected and not self._is_mismatch_said:
             self._is_mismatch_said = True
@@ -239,7 +242,7 @@ class OnlineRun:
         if view.last_row >= last_sent:
             self._heed(view, is_open=False)
             self._settle()
-        elif view == View(exists=True):
+        elif view._replace(journal="") == View(exists=True):
             log.warning(
                 "sink=wandb run=%s: the server does not tell what it has; nothing failed",
                 self._context.run_id,

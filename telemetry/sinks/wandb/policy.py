@@ -26,18 +26,30 @@ from shared.events import (
     Event,
     HistogramLogged,
     MessageLogged,
+    PartialEvent,
     RunFinished,
     RunStarted,
     Scalar,
 )
+from shared.text import clean
 from telemetry.rows import ELAPSED, STEP, Point, Row, RunContext, point_of
+from telemetry.sinks.wandb.identity import LEFT_OUT
+from telemetry.sinks.wandb.values import EMPTY_NAME, plain
 
+POLICY_VERSION: Final = 1
+"""Changes when other rows are selected for the same journal: a sink that is at work on a run
+goes on with the new one at the row where it is."""
+
+LEFT_OUT_MAX: Final = 64
 WINDOW_NS: Final = 15_000_000_000
 SESSION: Final = "train/session"
 TIMESTAMP: Final = "_timestamp"
 ALERT_LEVELS: Final = {"warning": "WARN", "error": "ERROR", "critical": "ERROR"}
 # Names that are wandb's own: a metric called so would move a row or vanish.
 RESERVED: Final = frozenset({"_step", "_timestamp", "_runtime", "_wandb", ""})
+
+OWN_NAME: Final = "W&B has this name for something of its own"
+LISTED_MAX_CHARS: Final = 8000
 
 AXES: Final = {
     "train/*": STEP,
@@ -129,19 +141,34 @@ class Policy(msgspec.Struct, frozen=True):
 
     context: RunContext = RunContext()
     windows: dict[str, Window] = {}
+    left_out: dict[str, str] = {}
+    """What could not be recorded, or shown here, so far: names with the reason of each."""
 
     def after(self, row: Row) -> tuple[Policy, Selected]:
         """Fold one row: the policy for the rows behind it, and what to send for it."""
         event = event_of(row)
         context = self.context.after(row, event)
         point = point_of(row, event, context)
+        policy, selected = self._selected(row, event, context, point)
+        news = _new_left_out(self.left_out, event, point)
+        if not news:
+            return policy, selected
+        left_out = self.left_out | news
+        summary = {**(selected.summary or {}), LEFT_OUT: _listed(left_out)}
+        policy = msgspec.structs.replace(policy, left_out=left_out)
+        return policy, selected._replace(summary=summary)
+
+    def _selected(
+        self, row: Row, event: Event | None, context: RunContext, point: Point | None
+    ) -> tuple[Policy, Selected]:
         if point is not None and point.kind == HARDWARE:
             windows, history = _sampled(self.windows, row.source, point)
-            return Policy(context, windows), Selected(history=history)
+            return Policy(context, windows, self.left_out), Selected(history=history)
         if isinstance(event, RunFinished) and _ends_run(row.source):
             summary = {**plain(event.summary), "telemetry/run_status": event.status}
-            return Policy(context), Selected(history=_closed(self.windows), summary=summary)
-        return Policy(context, self.windows), _select(row, event, point)
+            ended = Policy(context, left_out=self.left_out)
+            return ended, Selected(history=_closed(self.windows), summary=summary)
+        return Policy(context, self.windows, self.left_out), _select(row, event, point)
 
     def to_json(self) -> dict[str, Any]:
         built: dict[str, Any] = msgspec.to_builtins(self)
@@ -165,15 +192,21 @@ def event_of(row: Row) -> Event | None:
         return None
 
 
-def plain(value: Any) -> Any:
-    """A value as JSON can have it, whatever a producer put into its config."""
-    if isinstance(value, dict):
-        return {str(name): plain(item) for name, item in value.items() if name != "_wandb"}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if value is None or isinstance(value, str | int | float):
-        return value
-    return str(value)
+def _new_left_out(
+    known: dict[str, str], event: Event | None, point: Point | None
+) -> dict[str, str]:
+    """Return what an event is the first to leave out, as long as there is room to tell."""
+    told = event.left_out if isinstance(event, PartialEvent) else {}
+    if point is not None and not RESERVED.isdisjoint(point.values):
+        own = {name or EMPTY_NAME: OWN_NAME for name in point.values if name in RESERVED}
+        told = {**told, **own}
+    news = {name: reason for name, reason in told.items() if name not in known}
+    return dict(list(news.items())[: max(0, LEFT_OUT_MAX - len(known))])
+
+
+def _listed(left_out: dict[str, str]) -> str:
+    text = "; ".join(f"{clean(name, 80)}: {clean(why, 80)}" for name, why in left_out.items())
+    return text[:LISTED_MAX_CHARS]
 
 
 def _select(row: Row, event: Event | None, point: Point | None) -> Selected:

@@ -19,8 +19,12 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from shared.clock import Clock
+from shared.wandb_limits import cleaned
 from telemetry.sinks.base import SinkContext, SinkUnavailable
 from telemetry.sinks.wandb import core
+from telemetry.sinks.wandb.identity import JOURNAL
+from telemetry.sinks.wandb.identity import said as said_by
+from telemetry.sinks.wandb.mode import NO_KEY, Account
 
 ASK_TIMEOUT_S: Final = 10.0
 STILL_S: Final = 30.0
@@ -31,7 +35,7 @@ RESTLESS_S: Final = 300.0
 _QUERY: Final = """
 query RunResumeStatus($project: String, $entity: String, $name: String!) {
   model(name: $project, entityName: $entity) {
-    bucket(name: $name, missingOk: true) { id historyLineCount historyTail }
+    bucket(name: $name, missingOk: true) { id historyLineCount historyTail config }
   }
 }
 """
@@ -42,11 +46,15 @@ class Stopped(SinkUnavailable):
 
 
 class View(NamedTuple):
-    """What the server shows of a run: how many history rows, and the last one's number."""
+    """What the server shows of a run: how many history rows, and the last one's number.
+
+    journal: the uuid of the journal that the rows came from, empty where that is not told.
+    """
 
     exists: bool = False
     row_count: int = 0
     last_row: int = -1
+    journal: str = ""
 
 
 class Server:
@@ -100,6 +108,26 @@ class Server:
             raise Stopped("stopped while waiting for the W&B server")
 
 
+def account() -> Account:
+    """Return the server that wandb is set up for, and whether wandb finds a key for it.
+
+    Raises:
+        SinkUnavailable: wandb is not to be had.
+    """
+    wandb = core.library()
+    with core.translated():
+        settings = wandb.setup(wandb.Settings(silent=True)).settings
+        wbauth = importlib.import_module("wandb.sdk.lib.wbauth")
+        try:
+            auth = wbauth.authenticate_session(
+                host=settings.base_url, source="telemetry", prompt=False, update_session=False
+            )
+        except wandb.errors.AuthenticationError:
+            # There is one, if a bad one: whoever set it meant to be online.
+            return Account(settings.base_url, True)
+    return Account(settings.base_url, auth is not None)
+
+
 def resume_query(context: SinkContext) -> View:
     """Ask the server that wandb is set up for, with the key that wandb would use.
 
@@ -107,19 +135,20 @@ def resume_query(context: SinkContext) -> View:
         SinkUnavailable: no key, no server, or no answer that can be used.
     """
     wandb = core.library()
+    fields = cleaned(said_by(context)).fields
     with core.translated():
         settings = wandb.setup(wandb.Settings(silent=True)).settings
         auth = importlib.import_module("wandb.sdk.lib.wbauth").authenticate_session(
             host=settings.base_url, source="telemetry", prompt=False
         )
         if auth is None:
-            raise SinkUnavailable("there is no W&B API key: set WANDB_API_KEY or run `wandb login`")
+            raise SinkUnavailable(NO_KEY)
         service = importlib.import_module("wandb.apis.public.service_api")
         # Anew each time: a key may have been replaced, and wandb-core restarted.
         api = service.ServiceApi(wandb.setup().settings)
         said = {
-            "project": context.run.get("project") or settings.project or "uncategorized",
-            "entity": context.options.get("entity") or settings.entity,
+            "project": fields["project"] or settings.project or "uncategorized",
+            "entity": fields["entity"] or settings.entity,
             "name": context.run_id,
         }
         try:
@@ -164,7 +193,17 @@ def view_of(data: dict[str, Any]) -> View:
         return View()
     tail = json.loads(bucket.get("historyTail") or "[]") or []
     steps = [json.loads(line).get("_step", -1) for line in tail]
-    return View(True, int(bucket.get("historyLineCount") or 0), max(map(int, steps), default=-1))
+    count = int(bucket.get("historyLineCount") or 0)
+    return View(True, count, max(map(int, steps), default=-1), _journal_in(bucket.get("config")))
+
+
+def _journal_in(config: Any) -> str:
+    """Return the journal that a run's config names; a server need not tell of it."""
+    try:
+        value = json.loads(config or "{}").get(JOURNAL, "")
+        return str(value.get("value", "") if isinstance(value, dict) else value)
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return ""
 
 
 def _reason(exc: Any) -> str:

@@ -28,19 +28,28 @@ from typing import Any, Final
 import msgspec
 
 from shared.clock import Clock, SystemClock
+from shared.wandb_variables import DISABLED, OFFLINE, ONLINE
 from telemetry.rows import Row
-from telemetry.sinks.base import Position, SinkContext, SinkRejected, SinkUnavailable
-from telemetry.sinks.wandb import client, core, offline
+from telemetry.sinks.base import (
+    Position,
+    SinkBehind,
+    SinkContext,
+    SinkRejected,
+    SinkUnavailable,
+)
+from telemetry.sinks.wandb import client, core, mode, offline
+from telemetry.sinks.wandb.identity import say_changes
 from telemetry.sinks.wandb.link import LinkFile
 from telemetry.sinks.wandb.local import PLACE, UNRESOLVED, LocalPart, LocalRun, Spot, part_from
 from telemetry.sinks.wandb.online import Away, OnlineRun
-from telemetry.sinks.wandb.policy import Policy
-from telemetry.sinks.wandb.server import Server, Stopped, View
+from telemetry.sinks.wandb.policy import POLICY_VERSION, Policy
+from telemetry.sinks.wandb.server import Server, Stopped, View, account
 from telemetry.sinks.wandb.status import ending_of
 
 log = logging.getLogger(__name__)
 
-MODES: Final = ("online", "offline", "disabled")
+REFUSED_IN_A_ROW_MAX: Final = 20
+"""More rows than this are not refused one after the other because of what is in them."""
 
 
 class WandbSink:
@@ -52,11 +61,14 @@ class WandbSink:
         clock: Clock | None = None,
         pause: Callable[[float], object] = time.sleep,
         ask: Callable[[SinkContext], View] | None = None,
+        account: Callable[[], mode.Account] = account,
     ) -> None:
         self._context = context
         self._clock = clock or SystemClock()
         self._pause = pause
-        self._mode = context.options.get("mode") or context.run.get("wandb_mode") or "online"
+        self._mode = ""
+        self._ask_account = account
+        self._refused_in_a_row = 0
         self._link = LinkFile(context.out_dir / "wandb", context.run_id)
         self._server = Server(context, self._clock, ask)
         self._server_spot = Spot()
@@ -65,11 +77,11 @@ class WandbSink:
         self._local: LocalRun | None = None
         self._row = 0
         self._policy = Policy()
+        self._versions: list[list[int]] = []
 
     def open(self, position: Position) -> int:
         """Find what the files and the server have; start wandb online, offline when needed."""
-        if self._mode not in MODES:
-            raise SinkRejected(f"wandb mode {self._mode!r} is none of {', '.join(MODES)}")
+        self._mode = self._decided_mode(position)
         self._go_on_from(position)
         if self._mode == "disabled":
             return self._row
@@ -84,12 +96,7 @@ class WandbSink:
     def write(self, rows: Sequence[Row]) -> None:
         for row in rows:
             if self._mode != "disabled":
-                self._policy, selected = self._policy.after(row)
-                if self._online is not None:
-                    with self._noting_refusals():
-                        self._online.take(row.row, selected)
-                elif self._local is not None:
-                    self._local.take(row.row, selected)
+                self._take(row)
             self._row = row.row + 1
 
     def commit(self) -> Position:
@@ -120,7 +127,7 @@ class WandbSink:
         elif self._local is not None:
             self._local_part = self._local.finish(self._here(), ending)
             if self._mode == "online":
-                raise SinkUnavailable(
+                raise SinkBehind(
                     f"{self._link.value.why}; all of the run is on this disk, "
                     f"the server has it up to row {self._server_spot.row}"
                 )
@@ -145,7 +152,51 @@ class WandbSink:
         ]
         return "; ".join(commands) or None
 
+    def _take(self, row: Row) -> None:
+        """Carry one row; one that the library refuses is stepped over, counted and said.
+
+        Raises:
+            SinkUnavailable: as for write; or so many rows were refused one after the other
+                that it can't be the rows.
+        """
+        before = self._policy
+        self._policy, selected = before.after(row)
+        try:
+            if self._online is not None:
+                with self._noting_refusals():
+                    self._online.take(row.row, selected)
+            elif self._local is not None:
+                self._local.take(row.row, selected)
+        except core.RowRefused as exc:
+            self._refused_in_a_row += 1
+            if self._refused_in_a_row > REFUSED_IN_A_ROW_MAX:
+                raise SinkUnavailable(f"wandb takes no row any more: {exc}") from exc
+            # As in a replay, which does not see the row at all.
+            self._policy = before
+            self._context.skip(row.row, str(exc))
+        else:
+            self._refused_in_a_row = 0
+
     # --- where to go on
+
+    def _decided_mode(self, position: Position) -> str:
+        """Return the mode as it was decided when the sink first started; decide it now if not.
+
+        Raises:
+            SinkUnavailable: wandb, which knows of keys, is not to be had.
+        """
+        asked = self._context.options.get("mode") not in (None, "", mode.AUTO)
+        decided = self._link.value.mode or str(position.state.get("mode") or "")
+        if decided in (ONLINE, OFFLINE) and not asked:
+            return decided
+        choice = mode.choose(self._context, self._ask_account)
+        if choice.mode == DISABLED:
+            return DISABLED
+        if choice.why:
+            log.warning("sink=wandb run=%s stays offline: %s", self._context.run_id, choice.why)
+        say_changes(self._context)
+        self._link.set(self._link.value.decided(choice.mode))
+        return choice.mode
 
     def _go_on_from(self, position: Position) -> None:
         state = position.state
@@ -153,6 +204,7 @@ class WandbSink:
             if "server" in state:
                 self._server_spot = msgspec.convert(state["server"], Spot)
             self._local_part = part_from(state.get("local"))
+            self._versions = _versions_of(state, position.row)
         except (ValueError, TypeError) as exc:
             raise SinkRejected(f"the position at row {position.row} is not ours: {exc}") from exc
         self._row = position.row if self._mode == "disabled" else self._server_spot.row
@@ -211,6 +263,12 @@ class WandbSink:
             # Not ours alone: somebody may have synced the fragments.
             self._link.set(link.shown(link.last_row, link.count, is_open=True))
             view = self._server.still_view()
+        own = self._context.journal
+        if own and view.journal and view.journal != own:
+            raise SinkRejected(
+                f"run {self._context.run_id} on the W&B server has rows of journal "
+                f"{view.journal}, and this is journal {own}: give this run another id"
+            )
         if not view.exists and (link.last_row >= 0 or self._server_spot.row > 0):
             raise SinkRejected(
                 f"run {self._context.run_id} is on the W&B server no more, which had rows of it; "
@@ -242,7 +300,8 @@ class WandbSink:
 
     def _note_failure(self, why: str, *, is_refused: bool = False) -> None:
         link = self._link.value
-        say = log.info if link.why else log.warning
+        # Once, and again when it is something else: the tries go on for days.
+        say = log.debug if link.why == why else log.warning
         say("sink=wandb run=%s goes on offline: %s", self._context.run_id, why)
         self._link.set(link.failed(why, self._clock.wall_ns(), is_refused=is_refused))
 
@@ -273,7 +332,7 @@ class WandbSink:
         return Spot(self._row, self._policy)
 
     def _position(self) -> Position:
-        state: dict[str, Any] = {"mode": self._mode}
+        state: dict[str, Any] = {"mode": self._mode, "policy_versions": self._versions}
         if self._mode == "disabled":
             return Position(self._row, state)
         state["server"] = msgspec.to_builtins(self._server_spot)
@@ -282,3 +341,11 @@ class WandbSink:
             state["local"] = msgspec.to_builtins(self._local_part)
             row = self._local_part.spot.row if self._mode == "offline" else row
         return Position(row, state)
+
+
+def _versions_of(state: dict[str, Any], row: int) -> list[list[int]]:
+    """Return from which row on which version of the policy decides: this one from here on."""
+    versions = [[int(first), int(version)] for first, version in state.get("policy_versions", [])]
+    if not versions:
+        return [[0, POLICY_VERSION]]
+    return versions if versions[-1][1] == POLICY_VERSION else [*versions, [row, POLICY_VERSION]]

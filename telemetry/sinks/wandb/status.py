@@ -10,9 +10,10 @@ then another than 0). A lost run is failed, with a tag that says so.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from telemetry.sinks.wandb.client import Client
+from telemetry.sinks.wandb.values import exit_code
 
 LOST: Final = "lost"
 PREEMPTED: Final = "preempted"
@@ -33,14 +34,19 @@ def ending_of(status: str | None, exit_code: int | None) -> Ending:
     return Ending(status, exit_code or (0 if status == "finished" else 1))
 
 
-def say_ending(client: Client, ending: Ending) -> None:
-    """What has to be said before the run is finished with the exit code.
+def say_ending(client: Client, ending: Ending, *, is_of_sweep: bool = False) -> None:
+    """Say what has to be said before the run is finished with the exit code.
+
+    A sweep's run is never announced as preempted: its agent would be given it once more.
 
     Raises:
         SinkUnavailable: wandb-core is gone.
     """
     if ending.status == LOST:
         client.add_tag(LOST)
-    if ending.status == PREEMPTED:
+    if ending.status == PREEMPTED and not is_of_sweep:
         client.mark_preempting()
-    client.update_summary({"telemetry/run_status": ending.status})
+    summary: dict[str, Any] = {"telemetry/run_status": ending.status}
+    if exit_code(ending.code) != ending.code:
+        summary["telemetry/exit_code"] = ending.code
+    client.update_summary(summary)

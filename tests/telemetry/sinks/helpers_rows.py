@@ -31,23 +31,34 @@ class RowMaker:
         session: str = "s1",
         *,
         wall_ns: int | None = None,
+        mono_ns: int | None = None,
         seq: int | None = None,
     ) -> Row:
-        """Journal an event, one second after the one before unless wall_ns says otherwise."""
+        """Journal an event, a second after the one before on both clocks unless told otherwise."""
         number = len(self.rows)
         stream = (source, session)
         if seq is not None:
             self._seqs[stream] = seq
         wall_ns = START_WALL_NS + number * SECOND_NS if wall_ns is None else wall_ns
-        envelope = decode_envelope(encode_event(event, wall_ns, number))
+        mono_ns = number * SECOND_NS if mono_ns is None else mono_ns
+        envelope = decode_envelope(encode_event(event, wall_ns, mono_ns))
         row = Row(number, source, session, self._seqs[stream], envelope)
         self._seqs[stream] += 1
         self.rows.append(row)
         return row
 
-    def start(self, source: str = "rank0", session: str = "s1", **fields: Any) -> Row:
+    def start(
+        self,
+        source: str = "rank0",
+        session: str = "s1",
+        *,
+        wall_ns: int | None = None,
+        mono_ns: int | None = None,
+        **fields: Any,
+    ) -> Row:
         defaults: dict[str, Any] = {"project": "p", "name": "n", "host": "node1", "pid": 7}
-        return self.append(RunStarted(**(defaults | fields)), source, session)
+        event = RunStarted(**(defaults | fields))
+        return self.append(event, source, session, wall_ns=wall_ns, mono_ns=mono_ns)
 
     def metrics(
         self,

@@ -15,6 +15,7 @@ import pytest
 
 from telemetry.sinks.base import START, Position, SinkContext, SinkRejected, SinkUnavailable
 from telemetry.sinks.wandb import WandbSink, client, offline, wandb_file
+from telemetry.sinks.wandb.identity import REFUSED
 from telemetry.sinks.wandb.offline import fragment_paths
 
 from .conftest import RUN_ID, ManualClock, make_context, teardown_wandb
@@ -64,6 +65,7 @@ def test_what_is_read_back_is_what_the_policy_selects(context: SinkContext) -> N
         "model": {"layers": 2},
         "parameters": 2**40,
         "dims": [1, 2],
+        "telemetry/given": {"tags": ["tiny", "t" * 80]},
     }
     assert wandb_file.summary(path)["val/best"] == 1.5
     assert wandb_file.exit_code(path) == 0
@@ -264,9 +266,30 @@ def test_no_key_gets_into_any_file(context: SinkContext, monkeypatch: pytest.Mon
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
 
 
-def test_a_run_that_wandb_refuses_is_rejected(tmp_path: Path) -> None:
-    """Trying again would not make the name of the project any better."""
-    sink = WandbSink(make_context(tmp_path / "run", project="a/b"))
+def test_a_run_whose_names_wandb_refuses_goes_there_under_its_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit that we do not know of costs the names, not the rows."""
+    monkeypatch.setattr(
+        client, "identity", lambda context: {"id": context.run_id, "project": "a/b"}
+    )
+    context = make_context(tmp_path / "run")
+    rows = mixed_journal(30)
+
+    run_whole(context, rows)
+
+    assert written_history(context.out_dir) == expected_history(rows)
+    assert "Invalid project name" in wandb_file.config(fragments(context)[0])[REFUSED]
+
+
+def test_a_run_that_wandb_refuses_altogether_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trying again would not make it any better."""
+    bad = {"id": "x", "project": "a/b"}
+    monkeypatch.setattr(client, "identity", lambda context: bad)
+    monkeypatch.setattr(client, "bare_identity", lambda context, why: bad)
+    sink = WandbSink(make_context(tmp_path / "run"))
     sink.open(START)
 
     with pytest.raises(SinkRejected, match="Invalid project name"):

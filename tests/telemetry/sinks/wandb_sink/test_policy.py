@@ -21,7 +21,8 @@ from shared.events import (
     RunStarted,
 )
 from telemetry.rows import ELAPSED, STEP, Row
-from telemetry.sinks.wandb.policy import NOTHING, WINDOW_NS, Histogram, Policy, Selected, plain
+from telemetry.sinks.wandb.policy import NOTHING, WINDOW_NS, Histogram, Policy, Selected
+from telemetry.sinks.wandb.values import plain
 from tests.telemetry.sinks.helpers_rows import SECOND_NS, START_WALL_NS, RowMaker
 
 from .journal import mixed_journal, select
@@ -95,7 +96,11 @@ def test_hardware_windows_are_the_means_of_their_samples(
     """Each stretch of samples with one wall_ns // 15 s becomes one row, at the row behind it."""
     made = RowMaker()
     for second, value in samples:
-        made.hardware({"load": value}, wall_ns=ALIGNED_NS + second * SECOND_NS)
+        made.hardware(
+            {"load": value},
+            wall_ns=ALIGNED_NS + second * SECOND_NS,
+            mono_ns=second * SECOND_NS,
+        )
 
     stretches: list[list[tuple[int, float]]] = []
     for second, value in samples:

@@ -63,9 +63,17 @@ assert "wandb" not in sys.modules
     assert list((tmp_path / "run").iterdir()) == []
 
 
-def test_an_unknown_mode_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(SinkRejected, match="'shared'"):
-        WandbSink(make_context(tmp_path / "run", "shared")).open(START)
+def test_with_an_unknown_mode_a_run_stays_offline_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A typing error neither uploads anything nor costs the run."""
+    sink = WandbSink(make_context(tmp_path / "run", "onlin"))
+    sink.open(START)
+    position = sink.commit()
+    sink.close()
+
+    assert position.state["mode"] == "offline"
+    assert "'onlin' is none of online, offline, disabled" in caplog.text
 
 
 def test_a_position_of_something_else_is_rejected(tmp_path: Path) -> None:

@@ -1,0 +1,176 @@
+"""The file of last steps: what the placement remembers, beside the cursor and not in it.
+
+In: what changed of each session since the last commit.
+Out: the same on disk, and after a restart all that was remembered at a commit.
+Never: writes into a file of an earlier process, or removes one that a cursor may name.
+
+A commit is the name and length of the file, taken after it was synced; the
+position that names it is durable later. So at any moment the file that the
+durable position names is on disk with at least that length, and its bytes up
+to there say exactly what was remembered at that position: they are only ever
+appended to, and a file goes only when neither of the last two positions names it.
+
+    <out dir>/cursors/tensorboard.lasts.<start, 6 digits>.<number, 6 digits>
+
+is a sequence of records, little-endian:
+
+    length u32 | crc32c of payload u32 | payload
+
+and a payload is a MessagePack array, a change a line:
+
+    [session number, [level, is cleared, {tag: [step, value]}]]
+
+Each process begins with a record of everything; a file that has grown to four
+times that is followed by a further one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import google_crc32c
+import msgspec
+
+from telemetry.sinks.tensorboard.disk import make_directory, sync_directory, write_fully
+from telemetry.sinks.tensorboard.placement import Change
+
+COMPACT_MIN_BYTES: Final = 1024 * 1024
+_NAME: Final = re.compile(r"tensorboard\.lasts\.\d{6,}\.\d{6,}")
+_HEADER: Final = struct.Struct("<II")
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(list[tuple[int, Change]]).decode
+
+SessionChange = tuple[int, Change]
+
+
+class DamagedLasts(Exception):
+    """The file does not hold what was committed; the message names it."""
+
+
+class LastsCommit(msgspec.Struct, array_like=True, frozen=True):
+    """A file, and how much of it is meant. No name: nothing is remembered."""
+
+    name: str = ""
+    length: int = 0
+
+
+class LastsFile:
+    """The present file of one run under out_dir/cursors. Not thread-safe."""
+
+    def __init__(self, out_dir: Path) -> None:
+        self._directory = out_dir / "cursors"
+        self._commit = LastsCommit()
+        self._kept: tuple[str, str] = ("", "")
+        self._base_bytes = 0
+        self._number = 0
+        self._is_own = False
+
+    def open(self, commit: LastsCommit) -> list[SessionChange]:
+        """Return what was remembered at a commit, oldest first, and remove what is of no use.
+
+        Raises:
+            DamagedLasts: some of it is gone, or is something else.
+            OSError: as from the disk.
+        """
+        self._commit, self._is_own, self._number = commit, False, 0
+        changes = list(self._read(commit)) if commit.name else []
+        self._kept = (commit.name, commit.name)
+        self._remove_others()
+        return changes
+
+    def commit(
+        self, changes: list[SessionChange], everything: Iterable[SessionChange], start: int
+    ) -> LastsCommit:
+        """Bring changes to the disk; everything is taken instead where a file begins.
+
+        Raises:
+            OSError: as from the disk; only open helps then.
+        """
+        if not changes:
+            return self._commit
+        is_full = self._commit.length > max(COMPACT_MIN_BYTES, 4 * self._base_bytes)
+        if not self._is_own or is_full:
+            self._begin(list(everything), start)
+        else:
+            self._append(_record(changes))
+        self._kept = (self._kept[1], self._commit.name)
+        self._remove_others()
+        return self._commit
+
+    def _begin(self, everything: list[SessionChange], start: int) -> None:
+        make_directory(self._directory)
+        self._number += 1
+        name = f"tensorboard.lasts.{start:06d}.{self._number:06d}"
+        record = _record(everything)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        _write(self._directory / name, record, flags)
+        # Its name has to be as durable as the position that will speak of it.
+        sync_directory(self._directory)
+        self._commit, self._is_own = LastsCommit(name, len(record)), True
+        self._base_bytes = len(record)
+
+    def _append(self, record: bytes) -> None:
+        path = self._directory / self._commit.name
+        _write(path, record, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
+        self._commit = LastsCommit(self._commit.name, self._commit.length + len(record))
+
+    def _read(self, commit: LastsCommit) -> Iterator[SessionChange]:
+        path = self._directory / commit.name
+        if not _NAME.fullmatch(commit.name):
+            raise DamagedLasts(f"{commit.name!r} is no file of last steps")
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "rb") as file:
+                data = file.read(commit.length)
+        except OSError as exc:
+            raise DamagedLasts(f"{path} can't be read: {exc.strerror}") from exc
+        if len(data) < commit.length:
+            raise DamagedLasts(f"{path} has {len(data)} of {commit.length} bytes")
+        at = 0
+        while at < len(data):
+            payload = _payload(data, at, path)
+            at += _HEADER.size + len(payload)
+            yield from _changes(payload, path)
+
+    def _remove_others(self) -> None:
+        if not self._directory.is_dir():
+            return
+        for path in list(self._directory.iterdir()):
+            if _NAME.fullmatch(path.name) and path.name not in self._kept:
+                path.unlink()
+
+
+def _record(changes: list[SessionChange]) -> bytes:
+    payload = _encode(changes)
+    return _HEADER.pack(len(payload), google_crc32c.value(payload)) + payload
+
+
+def _payload(data: bytes, at: int, path: Path) -> bytes:
+    if at + _HEADER.size <= len(data):
+        length, crc = _HEADER.unpack_from(data, at)
+        payload = data[at + _HEADER.size : at + _HEADER.size + length]
+        if len(payload) == length and google_crc32c.value(payload) == crc:
+            return payload
+    raise DamagedLasts(f"{path} is damaged at byte {at}")
+
+
+def _changes(payload: bytes, path: Path) -> list[SessionChange]:
+    try:
+        changes: list[Any] = _decode(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
+        raise DamagedLasts(f"{path} is damaged: {exc}") from exc
+    return changes
+
+
+def _write(path: Path, data: bytes, flags: int) -> None:
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
+    try:
+        write_fully(descriptor, data)
+        os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,41 @@
+"""Starts: the number of each process of a sink that writes, which no other process has had.
+
+In: nothing but the file of the count.
+Out: a number above that of every earlier process.
+Never: gives a number before it is on disk, or counts a process that writes nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from telemetry.files import read_json, write_json
+from telemetry.sinks.tensorboard.disk import make_directory
+
+
+class Starts:
+    """The count of one sink of one run, in out_dir/cursors. Not thread-safe."""
+
+    def __init__(self, out_dir: Path) -> None:
+        self._path = out_dir / "cursors" / "tensorboard.starts"
+        self._least = 0
+        self._number: int | None = None
+
+    def begin(self, least: int) -> None:
+        """Begin anew: the next number is above least, and above all that were counted."""
+        self._least, self._number = least, None
+
+    def number(self) -> int:
+        """The number of this process, counted and synced when it is first asked for.
+
+        Raises:
+            OSError: as from the disk; nothing was counted.
+        """
+        if self._number is None:
+            counted = (read_json(self._path) or {}).get("starts", 0)
+            known = counted if isinstance(counted, int) else 0
+            make_directory(self._path.parent)
+            number = max(known, self._least, 0) + 1
+            write_json(self._path, {"starts": number})
+            self._number = number
+        return self._number

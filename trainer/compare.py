@@ -1,0 +1,114 @@
+"""Comparison: what a session changes of the run that it goes on with.
+
+In: a checkpoint, and the schedule and arguments of the session that goes on from it.
+Out: sentences about what is another now; a refusal where that would bend the schedule.
+Never: looks at what makes it another run altogether; that is check_identity's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from trainer.checkpoint import Checkpoint
+from trainer.errors import BadInput
+from trainer.model import ModelConfig
+from trainer.plan import Plan
+from trainer.schedule import last_trained, schedule_state
+from trainer.spans import SPANS
+
+# Arguments that decide how a step is taken, and not which step it is.
+TRAINING_ARGUMENTS = (
+    "batch_size", "gradient_accumulation_steps", "weight_decay", "grad_clip", "mlm_probability",
+    "fp16", "bf16", "teacher", "teacher_temperature", "teacher_weight",
+)  # fmt: skip
+
+
+def schedule_of(plan: Plan, config: ModelConfig) -> dict[str, Any]:
+    """All that the learning rate and the stages of a step follow from, as a checkpoint has it."""
+    return {
+        "total_steps": plan.total_steps,
+        "learning_rate": plan.learning_rate,
+        "scheduler": plan.scheduler,
+        "warmup_steps": plan.warmup_steps,
+        **{name: getattr(config, name) for name in SPANS},
+    }
+
+
+def compare_schedule(
+    checkpoint: Checkpoint, schedule: Mapping[str, Any], config: ModelConfig, is_allowed: bool
+) -> list[str]:
+    """Sentences about a schedule that is another than the checkpoint's.
+
+    Raises:
+        BadInput: it is another, and that is not allowed.
+    """
+    saved = _saved_schedule(checkpoint)
+    changes = [
+        f"{name} {saved[name]} is {value} now"
+        for name, value in schedule.items()
+        if name in saved and saved[name] != value
+    ]
+    if not changes:
+        return []
+    text = ", ".join(changes) + _stage_change(checkpoint, schedule, config)
+    if not is_allowed:
+        raise BadInput(
+            f"the checkpoint's run has another schedule: {text}; give the arguments of the "
+            "first run, or --change_schedule to go on with these"
+        )
+    return [f"The schedule is another than the checkpoint's: {text}."]
+
+
+def compare_arguments(
+    checkpoint: Checkpoint, arguments: Mapping[str, Any], rows_per_step: int, world_size: int
+) -> list[str]:
+    """A sentence about arguments of training that are others than the session's before."""
+    saved = checkpoint["arguments"]
+    changes = [
+        f"--{name} {_shown(saved.get(name))} is {_shown(arguments.get(name))} now"
+        for name in TRAINING_ARGUMENTS
+        if saved.get(name) != arguments.get(name)
+    ]
+    before = checkpoint.get("rows_per_step", rows_per_step)
+    if before != rows_per_step:
+        changes.append(f"a step had {before} rows and has {rows_per_step}")
+    changes += _place_changes(checkpoint["random"], world_size)
+    return [f"Other than before the checkpoint: {', '.join(changes)}."] if changes else []
+
+
+def _place_changes(random: Sequence[Mapping[str, Any]], world_size: int) -> list[str]:
+    """What keeps the noise of training from going on where it was; random is by rank."""
+    changes = []
+    if len(random) != world_size:
+        changes.append(f"{len(random)} processes are {world_size} now")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    had = len(random[0]["cuda"])
+    if had != gpus:
+        changes.append(f"{had} visible GPUs are {gpus} now, so their noise begins anew")
+    return changes
+
+
+def _saved_schedule(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What is known of it; a checkpoint of an older version knows less."""
+    names = ("learning_rate", "scheduler")
+    found = {name: checkpoint["arguments"][name] for name in names}
+    found |= {name: checkpoint["model_config"][name] for name in SPANS}
+    found["total_steps"] = checkpoint["total_steps"]
+    found.update(checkpoint.get("schedule", {}))
+    return found
+
+
+def _stage_change(checkpoint: Checkpoint, schedule: Mapping[str, Any], config: ModelConfig) -> str:
+    step = last_trained(checkpoint["step"])
+    was, now = (
+        schedule_state(config, step, total).stage
+        for total in (checkpoint["total_steps"], schedule["total_steps"])
+    )
+    return "" if was == now else f"; its last step was in stage {was}, and would be in {now}"
+
+
+def _shown(value: Any) -> str:
+    return "not given" if value in (None, False) else "given" if value is True else str(value)
