@@ -6,19 +6,31 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# A directory of its own for each run: a second one leaves the first one's checkpoints alone.
+RUN := outputs/$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: run test test-faults lint clean
+.PHONY: run test test-faults lint clean say-run say-test
 
-run: $(VENV)/.run
-	$(BIN)/python -m telemetry run --data-dir outputs/telemetry -- \
+run: say-run $(VENV)/.run
+	@mkdir -p $(RUN) && ln -sfn $(notdir $(RUN)) outputs/latest
+	@$(BIN)/python -m telemetry run --data-dir outputs/telemetry -- \
 	    $(BIN)/python -m trainer --model_size tiny --dataset sample --max_length 128 \
 	    --batch_size 8 --learning_rate 3e-3 --max_steps 300 --log_interval 10 \
-	    --eval_interval 100 --quant_interval 50 --output_dir outputs --wandb_mode offline
+	    --eval_interval 100 --quant_interval 50 --output_dir $(RUN) --wandb_mode offline
+	@echo "make: checkpoints are in $(RUN)/checkpoints, which is outputs/latest/checkpoints as well"
 
-test: $(VENV)/.test lint
+say-run:
+	@echo "make: trains the tiny model for 300 steps, with its sidecar, into $(RUN);"
+	@echo "make: about two minutes on two cores; the first time it installs 2 GB of packages before that"
+
+test: say-test $(VENV)/.test lint
 	$(BIN)/python -m pytest
 
+say-test:
+	@echo "make: lint, types and about 2,000 tests, ten to twenty minutes on two cores"
+
 test-faults: $(VENV)/.test
+	@echo "make: the slow tests of faults, ten minutes at most"
 	timeout --signal=INT 600 $(BIN)/python -m pytest -m faults
 
 lint: $(VENV)/.test

@@ -74,6 +74,11 @@ class Backlog:
     def __len__(self) -> int:
         return len(self._items)
 
+    @property
+    def held_bytes(self) -> int:
+        """What the events in it take."""
+        return self._bytes
+
     def add(self, kind: str, packed: bytes) -> None:
         """Take an event; drop others where that is one too many."""
         self._push(_Item(kind, packed))

@@ -10,14 +10,18 @@ Not thread-safe: the sender thread owns it.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 import zmq
 
 from shared.events import DecodeError
+from shared.scalars import type_name
+from shared.text import clean
 from shared.wire import FRAME_MAX_BYTES, Message, decode, encode
 
 log = logging.getLogger("telemetry.emitter")
@@ -26,15 +30,18 @@ log = logging.getLogger("telemetry.emitter")
 _OPTIONS: Final = (
     (zmq.LINGER, 0),  # -1 hangs at an explicit close
     (zmq.SNDTIMEO, 0),
+    # No ZMTP heartbeats: libzmq aborts where one meets an engine whose reading has
+    # stopped. A frozen or vanished peer shows by answers that do not come.
     (zmq.IMMEDIATE, 1),  # queue only to a peer that is there
-    (zmq.HEARTBEAT_IVL, 2_000),  # a frozen or vanished peer shows as one
-    (zmq.HEARTBEAT_TIMEOUT, 10_000),
     (zmq.RECONNECT_IVL, 100),
     (zmq.RECONNECT_IVL_MAX, 5_000),
     (zmq.HANDSHAKE_IVL, 5_000),
     (zmq.MAXMSGSIZE, FRAME_MAX_BYTES),
 )
 
+IPC_PATH_MAX_BYTES: Final = 107
+NAME_IN_DIRECTORY_MAX_BYTES: Final = 76
+"""Of a socket's own name, so that it fits behind `/proc/PID/fd/FD/`."""
 
 OPEN_RETRY_S: Final = 1.0
 """Between two tries to make a socket: a process may be out of file descriptors for a while."""
@@ -43,7 +50,8 @@ OPEN_RETRY_S: Final = 1.0
 class Connection:
     """A DEALER socket that can be rebuilt, and that may not be there for a while."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str | None) -> None:
+        """Begin without a socket; with no endpoint there never is one."""
         self.endpoint = endpoint
         self.malformed = 0
         self.failures = 0
@@ -51,6 +59,7 @@ class Connection:
         self._socket: zmq.Socket[bytes] | None = None
         self._poller = zmq.Poller()
         self._retry_at_s = 0.0
+        self._directory: SocketDirectory | None = None
 
     def __enter__(self) -> Connection:
         return self
@@ -73,6 +82,15 @@ class Connection:
         except zmq.ZMQError:
             return False
         return True
+
+    @property
+    def is_connected(self) -> bool:
+        """True if somebody is there to take a message."""
+        try:
+            events = 0 if self._socket is None else self._socket.getsockopt(zmq.EVENTS)
+        except zmq.ZMQError:
+            return False
+        return isinstance(events, int) and bool(events & zmq.POLLOUT)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until a message can be received, at most timeout_s."""
@@ -103,6 +121,9 @@ class Connection:
             self._poller.unregister(self._socket)
             self._socket.close(0)
             self._socket = None
+        if self._directory is not None:
+            self._directory.close()
+            self._directory = None
 
     def close(self) -> None:
         """Close socket and context. May be called twice."""
@@ -112,20 +133,31 @@ class Connection:
 
     def _open(self) -> zmq.Socket[bytes] | None:
         """The socket, made anew where there is none; None where that can't be done now."""
+        if self.endpoint is None:
+            return None
         if self._socket is None and time.monotonic() >= self._retry_at_s:
             self._retry_at_s = time.monotonic() + OPEN_RETRY_S
             try:
-                self._socket = _connected(self._context, self.endpoint)
+                self._socket = _connected(self._context, self._short_address(self.endpoint))
                 # One poller for the socket's life: socket.poll() makes one each time.
                 self._poller.register(self._socket, zmq.POLLIN)
                 self._retry_at_s = 0.0
-            except zmq.ZMQError as exc:
+            except FileNotFoundError:
+                pass  # the directory of the socket will come with the sidecar
+            except (zmq.ZMQError, OSError) as exc:
                 if self.failures == 0:
-                    log.warning(
-                        "no socket for %s, retry_s=%g: %s", self.endpoint, OPEN_RETRY_S, exc
-                    )
+                    shown = clean(self.endpoint, 200), OPEN_RETRY_S, exc
+                    log.warning("no socket for %s, retry_s=%g: %s", *shown)
                 self.failures += 1
         return self._socket
+
+    def _short_address(self, endpoint: str) -> str:
+        """Return an address of the same socket that fits into the 107 bytes of an ipc path."""
+        path = endpoint.removeprefix("ipc://")
+        if path == endpoint or len(os.fsencode(path)) <= IPC_PATH_MAX_BYTES:
+            return endpoint
+        self._directory = SocketDirectory(Path(path).parent)
+        return f"ipc://{self._directory.path}/{Path(path).name}"
 
 
 def _connected(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
@@ -133,6 +165,8 @@ def _connected(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.So
     try:
         for option, value in _OPTIONS:
             socket.setsockopt(option, value)
+        if "[" in endpoint:
+            socket.setsockopt(zmq.IPV6, 1)
         socket.connect(endpoint)
     except zmq.ZMQError:
         socket.close(0)
@@ -140,20 +174,62 @@ def _connected(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.So
     return socket
 
 
-def check_endpoint(endpoint: str) -> str:
-    """Return endpoint unchanged.
+class SocketDirectory:
+    """An open directory, by which a socket in it has a short path."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open it.
+
+        Raises:
+            OSError: it is not there, or can't be searched.
+        """
+        self._fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # Followed by the kernel, however long the path of the directory is.
+        self.path = f"/proc/{os.getpid()}/fd/{self._fd}"
+
+    def close(self) -> None:
+        """Let go of it. May be called twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def check_address(endpoint: Any) -> str:
+    """Return an address that can be connected to, unchanged.
 
     Raises:
         ValueError: it is neither `ipc://PATH` nor `tcp://HOST:PORT`.
     """
-    transport, _, address = endpoint.partition("://")
-    if transport == "ipc" and address:
-        if len(address.encode()) > 107:
+    endpoint_text = endpoint if isinstance(endpoint, str) else ""
+    transport, _, address = endpoint_text.partition("://")
+    if transport == "ipc" and address and "\0" not in address:
+        if len(os.fsencode(Path(address).name)) > NAME_IN_DIRECTORY_MAX_BYTES:
             raise ValueError(
-                f"endpoint {endpoint!r}: an ipc path has at most 107 bytes; choose a shorter one"
+                f"endpoint {_shown(endpoint)}: the name of an ipc socket has at most "
+                f"{NAME_IN_DIRECTORY_MAX_BYTES} bytes; choose a shorter one"
             )
-        return endpoint
+        return endpoint_text
     host, _, port = address.rpartition(":")
-    if transport == "tcp" and host and port.isdigit() and 0 < int(port) < 65536:
-        return endpoint
-    raise ValueError(f"endpoint {endpoint!r} is neither 'ipc://PATH' nor 'tcp://HOST:PORT'")
+    is_port = port.isascii() and port.isdigit() and 0 < int(port) < 65536
+    if transport == "tcp" and host and is_port and len(endpoint_text) < 300:
+        return endpoint_text
+    raise ValueError(f"endpoint {_shown(endpoint)} is neither 'ipc://PATH' nor 'tcp://HOST:PORT'")
+
+
+def check_endpoint(endpoint: str) -> str:
+    """Return an address that can be bound, unchanged.
+
+    Raises:
+        ValueError: as check_address; or an ipc path of more than 107 bytes.
+    """
+    path = check_address(endpoint).removeprefix("ipc://")
+    if path != endpoint and len(os.fsencode(path)) > IPC_PATH_MAX_BYTES:
+        raise ValueError(
+            f"endpoint {_shown(endpoint)}: an ipc path has at most {IPC_PATH_MAX_BYTES} bytes; "
+            "choose a shorter one"
+        )
+    return endpoint
+
+
+def _shown(endpoint: object) -> str:
+    return repr(clean(endpoint, 150)) if isinstance(endpoint, str) else type_name(endpoint)

@@ -17,8 +17,10 @@ from typing import Final
 
 from shared.clock import Clock
 from shared.connection import Connection
+from shared.ids import WORKER, main_source
 from shared.outgoing import Frame, FrameLost, OutgoingStream, State
 from shared.spool import Spool, SpoolDamaged, adopt_orphans
+from shared.text import clean
 from shared.wire import Ack, FinAck, Message, Nack, Welcome
 
 log = logging.getLogger("telemetry.emitter")
@@ -58,7 +60,7 @@ class Conversation:
         self._clock = clock
         self._on_released = on_released
         self._on_refused = on_refused
-        self._unanswered_since_ns: int | None = None
+        self.unanswered_since_ns: int | None = None
 
     def turn(self, peers: Iterable[Peer]) -> None:
         """Take in what has come, and say what is due. Of one source only one session
@@ -75,7 +77,7 @@ class Conversation:
         self._rebuild_if_silent(peers, now)
 
     def _on_message(self, message: Message, peers: dict[int, Peer]) -> None:
-        self._unanswered_since_ns = None
+        self.unanswered_since_ns = None
         peer = peers.get(getattr(message, "stream", -1))
         if peer is None:
             return
@@ -95,9 +97,14 @@ class Conversation:
         if message.seq >= 0:
             if is_news:
                 self._on_refused(peer)
+        elif message.reason.startswith("source ") and WORKER in peer.stream.source:
+            # An older sidecar knows no workers: their sessions are told apart all the same.
+            log.info("source %s is sent as %s", peer.stream.source, main_source(peer.stream.source))
+            peer.stream.source = main_source(peer.stream.source)
+            peer.asked_ns = 0
         elif message.reason != peer.refusal:
             peer.refusal = message.reason
-            log.info("stream of run %s: %s", peer.stream.run_id, message.reason)
+            log.info("stream of run %s: %s", peer.stream.run_id, clean(message.reason, 300))
 
     def _ask(self, peer: Peer, now: int) -> None:
         """HELLO: to open, when acknowledgements are overdue, or to say we are alive."""
@@ -132,14 +139,14 @@ class Conversation:
                 peer.asked_ns = now
 
     def _expect_answer(self, now: int) -> None:
-        if self._unanswered_since_ns is None:
-            self._unanswered_since_ns = now
+        if self.unanswered_since_ns is None:
+            self.unanswered_since_ns = now
 
     def _rebuild_if_silent(self, peers: list[Peer], now: int) -> None:
-        since = self._unanswered_since_ns
+        since = self.unanswered_since_ns
         if since is not None and now - since > SILENCE_NS:
             self._connection.rebuild()
-            self._unanswered_since_ns = None
+            self.unanswered_since_ns = None
             for peer in peers:
                 peer.stream.lost()
 

@@ -9,12 +9,10 @@ calling thread.
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import threading
 import time
-import weakref
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,37 +20,31 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol
 
-import msgspec
-
-from shared.backlog import DROPPED_FIRST, QUEUE_FULL
+from shared import process
+from shared.backlog import DROPPED_FIRST, DROPPED_NEVER, QUEUE_FULL
 from shared.clock import Clock, SystemClock
-from shared.connection import check_endpoint
-from shared.events import (
-    ConfigUpdated,
-    Event,
-    HistogramLogged,
-    MessageLogged,
-    MetricsLogged,
-    RunFinished,
-    RunStarted,
-    Scalar,
-)
+from shared.events import Event, MetricsLogged, RunStarted, Scalar
+from shared.held import EVENT_COST_BYTES, VALUE_COST_BYTES, held_event
 from shared.ids import check_run_id, check_source, new_session
 from shared.launches import with_launch_id
 from shared.outgoing import OutgoingStream
 from shared.packing import kind_of
-from shared.sender import BY_SIDECAR, QUEUE_SHARE, Queued, Sender, SenderOptions
+from shared.rows import held_row
+from shared.sender import BY_SIDECAR, NOT_AN_EVENT, Queued, Sender, SenderOptions
 from shared.wandb_variables import filled_in
+from shared.whereabouts import endpoint_of, spool_dir_of
 
 log = logging.getLogger("telemetry.emitter")
 
-EVENT_COST_BYTES: Final = 300
-VALUE_COST_BYTES: Final = 100
-NOT_AN_EVENT: Final = "refused: not an event"
 SPOOL_DAMAGED: Final = "spool damaged"
-LAST_CLOSE_S: Final = 0.2
-RESERVED_SHARE: Final = 0.25
-"""Share of the queue that only events which are never dropped lightly may fill."""
+RESERVED_SHARE: Final = 1 / 32
+"""Share of the memory that only events which are never dropped lightly may fill."""
+BEYOND_BYTES: Final = 1024 * 1024
+"""What the few events that are never dropped may take beyond the bound."""
+YIELD_SHARE: Final = 0.5
+"""Above this share of the room for the queue, emit() lets the sender thread have a turn:
+at most the interpreter's switch interval (5 ms), and never for I/O."""
+YIELD_EVERY: Final = 64
 
 
 @dataclass(frozen=True)
@@ -109,15 +101,17 @@ class NullEmitter:
 
 class Emitter:
     """One source of events of one run. Safe to use from any thread and after a fork:
-    a child process has a session of its own from its first event on."""
+    a child process has a session of its own from its first event on, as a worker of the
+    source (`rank0.worker0`). Pickled or copied, it comes up with a session of its own too.
+    """
 
     def __init__(
         self,
-        endpoint: str,
+        endpoint: str | None = None,
         *,
         run_id: str,
-        source: str,
-        spool_dir: Path | None = None,
+        source: str = "rank0",
+        spool_dir: str | os.PathLike[str] | None = None,
         close_timeout_s: float = 5.0,
         queue_max_bytes: int = SenderOptions.queue_max_bytes,
         series_interval_s: float = SenderOptions.series_interval_s,
@@ -125,18 +119,23 @@ class Emitter:
     ) -> None:
         """Start the sender thread; a sidecar need not be there yet, or ever.
 
+        Without an endpoint or a spool_dir those of the environment are taken
+        (TELEMETRY_ENDPOINT, TELEMETRY_SPOOL_DIR). An address that only the environment
+        gives and that can't be used is logged; the emitter then spools.
+
         Raises:
             ValueError: a bad endpoint, run id or source; nothing was started.
         """
-        self.endpoint = check_endpoint(endpoint)
+        self.endpoint = endpoint_of(endpoint)
         self.run_id = check_run_id(run_id)
-        self.source = check_source(source)
+        self._source = check_source(source)
         self.close_timeout_s = close_timeout_s
         self._options = SenderOptions(
             queue_max_bytes=queue_max_bytes,
-            spool_dir=spool_dir,
+            spool_dir=spool_dir_of(spool_dir),
             series_interval_s=series_interval_s,
         )
+        self._is_worker = False
         self._clock = clock or SystemClock()
         self._reset()
         try:
@@ -144,28 +143,42 @@ class Emitter:
         except RuntimeError as exc:
             # No thread to be had now: the first event tries again.
             log.warning("telemetry sender did not start: %s", exc)
-        _LIVE.add(self)
+
+    @property
+    def source(self) -> str:
+        """Under which this process speaks: known for a worker once it has said something."""
+        return self._source if self._sender is None else self._sender.main.stream.source
+
+    @property
+    def spool_dir(self) -> Path | None:
+        """Where events are kept while no sidecar acknowledges them."""
+        return self._options.spool_dir
 
     def emit(self, event: Event) -> None:
         """Queue an event, stamped now; its containers are copied, so they may change after."""
         try:
-            if type(event) is MetricsLogged:
-                values = dict(event.values)
+            if type(event) is MetricsLogged and not event.left_out:
+                values = held_row(event.values)
                 cost = EVENT_COST_BYTES + VALUE_COST_BYTES * len(values)
                 event = MetricsLogged(kind=event.kind, step=event.step, values=values)
             else:
-                event, cost = _copied(event)
-            if self._sender is None and not self._is_closed:
-                self._start()
-            if type(event) is RunStarted:
-                # Here the run begins: a script may set these variables until now.
-                event = filled_in(event, os.environ, self.run_id)
-                event = with_launch_id(event, os.environ)
-            if self._is_closed or self._is_full(event, cost):
+                event, cost = held_event(event)
+                if type(event) is RunStarted:
+                    # Here the run begins: a script may set these variables until now.
+                    event = filled_in(event, os.environ, self.run_id)
+                    event = with_launch_id(event, os.environ)
+            sender = self._sender
+            if sender is None or self._is_closed:
+                if self._is_closed:
+                    self._note_missing(QUEUE_FULL, kind_of(event))
+                    return
+                sender = self._start()
+            queued = self._cost_in - self._cost_out + cost
+            if queued > sender.room * YIELD_SHARE and not self._has_room(event, queued, sender):
                 self._note_missing(QUEUE_FULL, kind_of(event))
                 return
             self._cost_in += cost
-            self._queue.append(Queued(self._clock.wall_ns(), self._clock.monotonic_ns(), event))
+            self._queue.append((self._wall_ns(), self._mono_ns(), event, cost))
         except Exception:
             # Not an event at all, or no thread to be had: training must not notice.
             self._note_missing(NOT_AN_EVENT, "unknown")
@@ -178,7 +191,7 @@ class Emitter:
         stream = sender.main.stream
         dropped, refused = self._given_up.copy(), Counter(dict(sender.refused))
         not_events = dropped.pop(NOT_AN_EVENT, 0)
-        taken_in = sender.taken + dropped.total() + not_events
+        taken_in = sender.taken + sender.split + dropped.total() + not_events
         refused["not an event"] = not_events
         dropped[QUEUE_FULL] += sender.backlog.dropped.total()
         dropped[SPOOL_DAMAGED] = stream.lost_events
@@ -202,7 +215,7 @@ class Emitter:
         rest is in the spool, if there is one. May be called twice.
         """
         self._is_closed = True
-        _LIVE.discard(self)
+        process.LIVE.discard(self)
         if self._sender is None:
             return True
         return self._sender.close(self.close_timeout_s if timeout_s is None else timeout_s)
@@ -218,13 +231,35 @@ class Emitter:
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> Any:
+        """Pickle what the emitter was made of: a copy begins with a session of its own."""
+        made_of = {
+            "endpoint": self.endpoint,
+            "run_id": self.run_id,
+            "_source": self._source,
+            "close_timeout_s": self.close_timeout_s,
+            "_options": self._options,
+            "_clock": self._clock,
+        }
+        return _revived, (type(self), made_of, self._is_worker, process.token())
+
+    def begin_again_in_child(self) -> None:
+        """Called in a forked child: its parent's socket, queue and threads are not ours."""
+        # Kept from being closed here.
+        _INHERITED.append((self._sender, self._queue))
+        if self._sender is not None:
+            self._sender.abandon()
+        self._is_worker = True
+        self._reset()
+
     def _reset(self) -> None:
         self.session = new_session()
+        self._wall_ns, self._mono_ns = self._clock.wall_ns, self._clock.monotonic_ns
         self._queue: deque[Queued] = deque()
         self._sender: Sender | None = None
         self._is_closed = False
-        # Written by the emitting threads only, read by the sender; an update lost
-        # to a race is made good when the sender has taken the queue.
+        # What the queue holds: the first is written by the emitting threads only, the
+        # second by the sender; an update lost to a race is made good when the queue is empty.
         self._cost_in = 0
         self._cost_out = 0
         # Held for an increment or to start a thread, never across I/O; re-entrant,
@@ -234,29 +269,36 @@ class Emitter:
         """Events that never came into the queue, by reason."""
         self._missing: dict[str, Counter[str]] = {}
         """Those of them that no Gap tells of yet: by reason, the kinds."""
+        process.LIVE.add(self)
 
-    def _start(self) -> None:
+    def _start(self) -> Sender:
         with self._lock:
             if self._sender is not None:
-                return
+                return self._sender
             sender = Sender(
                 self.endpoint,
-                OutgoingStream(1, self.run_id, self.session, self.source),
+                OutgoingStream(1, self.run_id, self.session, self._source),
                 self._queue,
                 self._note_taken,
                 self._take_missing,
                 self._series,
                 self._options,
                 self._clock,
+                is_worker=self._is_worker,
             )
             threading.Thread(target=sender.run, name="telemetry-sender", daemon=True).start()
             self._sender = sender
+            process.end_with_process()
+            return sender
 
-    def _is_full(self, event: Event, cost: int) -> bool:
-        limit = self._options.queue_max_bytes * QUEUE_SHARE
-        if kind_of(event) in DROPPED_FIRST:
-            limit *= 1 - RESERVED_SHARE
-        return self._cost_in - self._cost_out + cost > limit
+    def _has_room(self, event: Event, queued: int, sender: Sender) -> bool:
+        """Decide about an event where the queue is more than half full."""
+        if len(self._queue) % YIELD_EVERY == 0:
+            time.sleep(0)
+        kind = kind_of(event)
+        if kind in DROPPED_FIRST:
+            return queued <= sender.room - self._options.queue_max_bytes * RESERVED_SHARE
+        return queued <= sender.room + (BEYOND_BYTES if kind in DROPPED_NEVER else 0)
 
     def _note_missing(self, reason: str, kind: str) -> None:
         """Count an event that does not go into the queue, and mark its place there."""
@@ -265,12 +307,14 @@ class Emitter:
             if self._is_closed:
                 return
             if not self._missing:
-                self._queue.append(Queued(0, 0, None))
+                self._queue.append((0, 0, None, 0))
             self._missing.setdefault(reason, Counter())[kind] += 1
 
-    def _note_taken(self) -> None:
-        """Runs on the sender thread, which takes the whole queue right after."""
-        self._cost_out = self._cost_in
+    def _note_taken(self, cost: int) -> None:
+        """Runs on the sender thread, after it took events out of the queue."""
+        self._cost_out += cost
+        if not self._queue:
+            self._cost_out = self._cost_in
 
     def _series(self) -> dict[str, Scalar]:
         """The statistics as metrics. Runs on the sender thread."""
@@ -294,67 +338,16 @@ class Emitter:
             taken, self._missing = self._missing, {}
         return taken
 
-    def _after_fork_in_child(self) -> None:
-        # The parent's socket, queue and threads are not ours: keep them from being
-        # closed here, and begin again.
-        _INHERITED.append((self._sender, self._queue))
-        if self._sender is not None:
-            self._sender.abandon()
-        self._reset()
+
+def _revived(
+    kind: type[Emitter], made_of: Mapping[str, Any], was_worker: bool, token: str
+) -> Emitter:
+    """Make an emitter of a pickled one: a worker where it arrives in another process."""
+    emitter = kind.__new__(kind)
+    vars(emitter).update(made_of)
+    emitter._is_worker = was_worker or token != process.token()
+    emitter._reset()
+    return emitter
 
 
-def _copied(event: Event) -> tuple[Event, int]:
-    """An event whose containers nobody else changes, and about what it takes in memory."""
-    cost = 4 * EVENT_COST_BYTES
-    if isinstance(event, HistogramLogged):
-        copy = HistogramLogged(
-            kind=event.kind,
-            step=event.step,
-            name=event.name,
-            edges=list(event.edges),
-            counts=list(event.counts),
-        )
-        return copy, cost + 40 * (len(copy.edges) + len(copy.counts))
-    if isinstance(event, RunStarted):
-        changes = {"tags": list(event.tags), "gpu_uuids": list(event.gpu_uuids)}
-        started = msgspec.structs.replace(event, config=_copied_config(event.config), **changes)
-        return started, cost + VALUE_COST_BYTES * len(event.config)
-    if isinstance(event, ConfigUpdated):
-        updated = ConfigUpdated(config=_copied_config(event.config))
-        return updated, cost + VALUE_COST_BYTES * len(event.config)
-    if isinstance(event, RunFinished):
-        return msgspec.structs.replace(event, summary=_copied_config(event.summary)), cost
-    if isinstance(event, MessageLogged):
-        return event, cost + len(event.text)
-    if not isinstance(event, Event):
-        raise TypeError(f"not an event: {type(event).__name__}")
-    return event, cost
-
-
-def _copied_config(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copied_config(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_copied_config(item) for item in value]
-    return value
-
-
-_LIVE: weakref.WeakSet[Emitter] = weakref.WeakSet()
-_INHERITED: list[object] = []
-
-
-def _close_all() -> None:
-    """At exit: all of them together get the time that one would."""
-    began_s = time.monotonic()
-    for emitter in list(_LIVE):
-        left_s = emitter.close_timeout_s - (time.monotonic() - began_s)
-        emitter.close(max(left_s, LAST_CLOSE_S))
-
-
-def _reset_all() -> None:
-    for emitter in list(_LIVE):
-        emitter._after_fork_in_child()
-
-
-atexit.register(_close_all)
-os.register_at_fork(after_in_child=_reset_all)
+_INHERITED: Final[list[object]] = []

@@ -181,15 +181,9 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
 
 _DECODERS: Final = {tag: msgspec.msgpack.Decoder(cls) for tag, cls in EVENT_TYPES.items()}
 _ENCODER: Final = msgspec.msgpack.Encoder()
-_LATER_FIELDS: Final = (
-    "left_out",
-    "left_out_count",
-    "entity",
-    "job_type",
-    "wandb_base_url",
-    "launch_id",
-    "wandb_sweep_id",
-)
+LATER_TEXTS: Final = ("entity", "job_type", "wandb_base_url", "launch_id", "wandb_sweep_id")
+"""Of RunStarted. A field that is added later is packed only where it is not empty."""
+_LATER_FIELDS: Final = ("left_out", "left_out_count", *LATER_TEXTS)
 
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True):

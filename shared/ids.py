@@ -14,7 +14,8 @@ import uuid
 from collections.abc import Mapping, MutableMapping
 
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-SOURCE = re.compile(r"(rank[0-9]{1,6}(\.worker[0-9]{1,6})?|sidecar|hardware:[A-Za-z0-9._-]{1,128})")
+SOURCE = re.compile(r"(rank[0-9]{1,6}(\.worker[0-9]{1,7})?|sidecar|hardware:[A-Za-z0-9._-]{1,128})")
+WORKER = ".worker"
 SESSION = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
@@ -83,6 +84,16 @@ def sanitized_host(host: str) -> str:
 def host_run_id(host: str) -> str:
     """The run that holds a host's hardware while nothing trains there."""
     return re.sub(r"[^A-Za-z0-9_-]", "-", f"host-{host}")[:64]
+
+
+def main_source(source: str) -> str:
+    """The source of the process that a worker belongs to; any other source unchanged."""
+    return source.partition(WORKER)[0]
+
+
+def worker_source(source: str, number: int) -> str:
+    """The source of a worker process of a rank; only ranks have workers."""
+    return f"{main_source(source)}{WORKER}{number}" if source.startswith("rank") else source
 
 
 def _check(value: str, pattern: re.Pattern[str], what: str, allowed: str) -> str:

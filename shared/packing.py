@@ -1,56 +1,75 @@
-"""Packing: what a producer handed over, checked and turned into bytes.
+"""Packing: what a producer handed over, as far as it can be recorded, turned into bytes.
 
 In: an event with the values that a training script put into it.
-Out: its envelope, packed with msgpack as any client in any language could.
+Out: its envelope (several of a wide row), packed with msgpack as any client in any language
+could, and what to say about that which was left out.
 Never: runs on the training thread, or reads a value that lives on a device.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import enum
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgpack
-import msgspec
 
+from shared.configuration import configuration_of
 from shared.events import (
-    CONFIG_MAX_BYTES,
     CUSTOM,
     EVENT_MAX_BYTES,
-    HISTOGRAM_MAX_BINS,
+    FAILED,
+    FINISHED,
     KINDS,
+    LATER_TEXTS,
     NAME_MAX_BYTES,
-    VALUES_MAX,
     ConfigUpdated,
     DecodeError,
     Event,
+    Gap,
     HistogramLogged,
+    MessageLogged,
     MetricsLogged,
+    PartialEvent,
     RunFinished,
     RunStarted,
     decode_envelope,
 )
-from shared.redact import redacted
+from shared.fields import number_of, text_of, texts_of
+from shared.frozen import CONFIG_BUDGET, ROW_BUDGET, freeze, name_of
+from shared.histograms import NoHistogram, histogram_of
+from shared.leftout import LeftOuts
+from shared.redact import redacted_text
+from shared.rows import rows_of, simple_row, step_of
+from shared.scalars import INT_MAX, INT_MIN, Odd, type_name
 
-CONFIG_MAX_DEPTH: Final = 16
-_TEXT_MAX: Final = 1000
-_INT_MIN: Final = -(2**63)
-_INT_MAX: Final = 2**63 - 1
-_SCALARS: Final = frozenset((float, bool, str))
+NOTES_MAX_BYTES: Final = 16 * 1024
+MESSAGE_MAX_BYTES: Final = 64 * 1024
+LINE_MAX_BYTES: Final = 1024
+LABEL_MAX_BYTES: Final = 256
+LABELS_MAX: Final = 64
+
+_PACK: Final = msgpack.packb
+Body = dict[str, Any]
 
 
 class Refused(Exception):
-    """An event that breaks the bounds. reason is short and stable, for counting."""
+    """An event of which nothing can be recorded. reason is short and stable, for counting."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
 
 
+class Packed(NamedTuple):
+    """An event in bytes."""
+
+    pieces: list[bytes]
+    """One, or several of one moment where it had more values than an event may have."""
+    advice: dict[str, str]
+    """By reason, what to say about values that were left out."""
+
+
 def kind_of(event: Event) -> str:
-    """What an event is counted as: the kind of its metrics, or else its tag.
+    """Return what an event is counted as: the kind of its metrics, or else its tag.
 
     One of a fixed few, whatever a script calls its kind: counts stay bounded.
     """
@@ -60,185 +79,164 @@ def kind_of(event: Event) -> str:
     return event.kind if type(event.kind) is str and event.kind in KINDS else CUSTOM
 
 
-def pack_event(event: Event, wall_ns: int, mono_ns: int) -> bytes:
-    """The envelope of an event, checked against every bound the sidecar enforces:
-    what this returns decodes there to the same values.
+def pack_event(event: Event, wall_ns: int, mono_ns: int, run_id: str = "") -> Packed:
+    """Pack an event within every bound that the sidecar enforces.
+
+    What this returns decodes there to what can be recorded of the event's values.
 
     Raises:
-        Refused: not a scalar, a name too long, too many values, an int beyond
-            int64, a field of the wrong type, or too large altogether.
+        Refused: nothing of the event can be recorded.
     """
+    left_out = LeftOuts()
     try:
-        packed: bytes = msgpack.packb((event.TAG, wall_ns, mono_ns, _body(event)))
-    except Refused:
-        raise
+        bodies = _bodies(event, run_id, left_out)
+        pieces: list[bytes] = [_PACK((event.TAG, wall_ns, mono_ns, body)) for body in bodies]
+    except (Refused, NoHistogram) as exc:
+        raise Refused(exc.reason, f"{event.TAG}: {exc}") from exc
     except Exception as exc:
-        # A value's own methods may raise anything at all.
-        raise Refused("not serializable", f"{event.TAG}: {exc}") from exc
+        # Its containers may be of a stranger's making, and raise anything at all.
+        raise Refused("not serializable", f"{event.TAG}: {type_name(exc)}") from exc
+    for packed in pieces:
+        _check(packed, event)
+    return Packed(pieces, left_out.advice)
+
+
+def _check(packed: bytes, event: Event) -> None:
     if len(packed) > EVENT_MAX_BYTES:
-        raise Refused(
-            "event too large", f"{event.TAG} of {len(packed)} bytes, at most {EVENT_MAX_BYTES}"
-        )
-    if not isinstance(event, MetricsLogged | HistogramLogged):
-        _check_fields(packed)
-    return packed
-
-
-def _check_fields(packed: bytes) -> None:
-    """Decode as the sidecar will: these events are rare, and structs check no types."""
+        size = f"{len(packed)} bytes, at most {EVENT_MAX_BYTES}"
+        raise Refused("event too large", f"{event.TAG} of {size}")
+    if isinstance(event, MetricsLogged):
+        return
+    # Decode as the sidecar will: these events are rare, and structs check no types.
     try:
         decode_envelope(packed).event()
     except DecodeError as exc:
         raise Refused("bad field", str(exc)) from exc
 
 
-def _body(event: Event) -> dict[str, Any]:
+def _bodies(event: Event, run_id: str, left_out: LeftOuts) -> list[Body]:
     if isinstance(event, MetricsLogged):
-        return {
-            "kind": _name(event.kind),
-            "step": _step(event.step),
-            "values": _values(event.values),
-        }
+        return _metrics(event, left_out)
     if isinstance(event, HistogramLogged):
-        return _histogram(event)
-    body = {field: _plain(getattr(event, field)) for field in event.__struct_fields__}
-    if isinstance(event, RunStarted | ConfigUpdated):
-        body["config"] = _config(redacted(body["config"]))
+        return [_histogram(event, left_out)]
+    if isinstance(event, RunStarted):
+        body = _started(event, run_id, left_out)
+    elif isinstance(event, ConfigUpdated):
+        body = {"config": _config(event.config, left_out)}
+        if left_out.count and not body["config"]:
+            raise Refused("not a configuration", "nothing of it can be recorded")
     elif isinstance(event, RunFinished):
-        body["summary"] = _config(redacted(body["summary"]))
-    return body
+        body = _finished(event, left_out)
+    elif isinstance(event, MessageLogged):
+        body = _message(event, left_out)
+    else:
+        body = _foreign(event)
+    return [body | _told(event, left_out)]
 
 
-def _values(values: dict[str, Any]) -> dict[str, Any]:
-    if len(values) > VALUES_MAX:
-        raise Refused("too many values", f"{len(values)} values in one event, at most {VALUES_MAX}")
+def _told(event: Event, left_out: LeftOuts) -> Body:
+    """What a body says of that which was left out, by us or by the producer itself."""
+    if isinstance(event, PartialEvent) and type(event.left_out) is dict and event.left_out:
+        names = freeze(event.left_out, ROW_BUDGET)
+        texts = {name: why for name, why in names.items() if type(why) is str}
+        count = event.left_out_count if type(event.left_out_count) is int else 0
+        left_out.merge(texts, max(count, len(texts)))
+    return left_out.fields()
+
+
+def _metrics(event: MetricsLogged, left_out: LeftOuts) -> list[Body]:
+    kind, step, values = event.kind, event.step, event.values
+    is_step = step is None or (type(step) is int and INT_MIN <= step <= INT_MAX)
+    is_plain = type(kind) is str and kind in KINDS and is_step and not event.left_out
+    if is_plain and (row := simple_row(values)) is not None:
+        return [{"kind": kind, "step": step, "values": row}]
+    head = {"kind": _kind(kind, left_out), "step": step_of(step, left_out)}
+    rows = rows_of(dict(values), left_out)
+    if not rows and left_out.names and values:
+        name, reason = next(iter(left_out.names.items()))
+        raise Refused(reason, left_out.advice.get(reason, f"{name!r} can't be recorded"))
+    bodies = [{**head, "values": row} for row in rows or [{}]]
+    bodies[0] |= _told(event, left_out)
+    return bodies
+
+
+def _kind(kind: Any, left_out: LeftOuts) -> str:
+    found = text_of("kind", kind, left_out, CUSTOM)
+    return found if len(found.encode()) <= NAME_MAX_BYTES else CUSTOM
+
+
+def _histogram(event: HistogramLogged, left_out: LeftOuts) -> Body:
+    edges, counts = histogram_of(event.edges, event.counts)
     return {
-        _name(name): value if type(value) in _SCALARS else _number(name, value)
-        for name, value in values.items()
+        "kind": _kind(event.kind, left_out),
+        "step": step_of(event.step, left_out),
+        "name": name_of(event.name) if event.name is not None else "histogram",
+        "edges": edges,
+        "counts": counts,
+    } | _told(event, left_out)
+
+
+def _started(event: RunStarted, run_id: str, left_out: LeftOuts) -> Body:
+    def line(name: str, max_bytes: int = LINE_MAX_BYTES) -> str:
+        return text_of(name, getattr(event, name), left_out, "", max_bytes)
+
+    return {
+        "project": line("project"),
+        "name": line("name") or run_id,
+        "tags": texts_of("tags", event.tags, left_out, LABELS_MAX, LABEL_MAX_BYTES),
+        "notes": redacted_text(line("notes", NOTES_MAX_BYTES)),
+        "wandb_mode": line("wandb_mode"),
+        "group": line("group"),
+        "config": _config(event.config, left_out),
+        "host": line("host"),
+        **{
+            name: number_of(name, getattr(event, name), left_out, default)
+            for name, default in (("rank", 0), ("world_size", 1), ("pid", 0))
+        },
+        "process_start_ns": number_of("process_start_ns", event.process_start_ns, left_out, 0),
+        "gpu_uuids": texts_of("gpu_uuids", event.gpu_uuids, left_out, LABELS_MAX, LABEL_MAX_BYTES),
+        "resumed_from_step": step_of(event.resumed_from_step, left_out),
+        **_later_fields(event, left_out),
     }
 
 
-def _number(name: str, value: Any) -> int | float | bool | str:
-    """A Python scalar for an int, a NumPy scalar or a subclass of one.
-
-    Tensors are refused, even those of one element: reading one waits for the
-    device, and by now it may hold another step's value.
-    """
-    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
-        value = value.item()
-    if isinstance(value, bool | float | str):
-        return value
-    if isinstance(value, int):
-        if not _INT_MIN <= value <= _INT_MAX:
-            raise Refused("int beyond 64 bits", f"{name!r} is an int beyond 64 bits")
-        return int(value)
-    raise Refused(
-        "not a scalar",
-        f"{name!r} is a {_type_name(value)}, not a Python or NumPy scalar; copy tensors to the "
-        "host first, all of an interval in one asynchronous copy, and emit the numbers when it "
-        "has arrived",
-    )
+def _later_fields(event: RunStarted, left_out: LeftOuts) -> Body:
+    """Pack what W&B's variables and `telemetry run` said of the run: texts, where there are any."""
+    texts = {name: text_of(name, getattr(event, name), left_out, "") for name in LATER_TEXTS}
+    return {name: text for name, text in texts.items() if text}
 
 
-def _step(step: Any) -> int | None:
-    if step is None:
-        return None
-    number = _number("step", step)
-    if isinstance(number, int) and not isinstance(number, bool):
-        return number
-    raise Refused("bad step", f"step is a {_type_name(step)}, not an int")
-
-
-def _name(name: Any) -> str:
-    if type(name) is not str:
-        raise Refused("bad name", f"a name is a {_type_name(name)}, not a str")
-    # Characters first: they are counted without a copy.
-    if len(name) > NAME_MAX_BYTES or len(name.encode()) > NAME_MAX_BYTES:
-        raise Refused("bad name", f"{name[:40]!r}... is longer than {NAME_MAX_BYTES} bytes")
-    return name
-
-
-def _histogram(event: HistogramLogged) -> dict[str, Any]:
-    if len(event.counts) > HISTOGRAM_MAX_BINS:
-        raise Refused(
-            "too many values",
-            f"{len(event.counts)} bins in one histogram, at most {HISTOGRAM_MAX_BINS}",
-        )
+def _finished(event: RunFinished, left_out: LeftOuts) -> Body:
+    code = number_of("exit_code", event.exit_code, left_out, None)
+    default = FAILED if code else FINISHED
     return {
-        "kind": _name(event.kind),
-        "step": _step(event.step),
-        "name": _name(event.name),
-        "edges": [_real("edge", edge) for edge in event.edges],
-        "counts": [_real("count", count) for count in event.counts],
+        "status": text_of("status", event.status, left_out, default, LABEL_MAX_BYTES),
+        "exit_code": code,
+        "summary": _config(event.summary, left_out),
     }
 
 
-def _real(name: str, value: Any) -> float:
-    number = value if type(value) is float else _number(name, value)
-    if isinstance(number, str):
-        raise Refused("not a scalar", f"a histogram's {name} is a str, not a number")
-    return float(number)
+def _message(event: MessageLogged, left_out: LeftOuts) -> Body:
+    text = text_of("text", event.text, left_out, "", MESSAGE_MAX_BYTES)
+    if not text and (left_out.count or event.text is None):
+        reason, advice = next(iter(left_out.advice.items()), ("not a text", "its text is None"))
+        raise Refused(reason, advice)
+    return {
+        "level": text_of("level", event.level, left_out, "info", LABEL_MAX_BYTES),
+        "text": redacted_text(text),
+    }
 
 
-def _config(config: Any) -> Any:
-    """config, or a word in its place where it is too large: a run without its
-    RunStarted would not be shown at all."""
-    size = len(msgpack.packb(config))
-    if size <= CONFIG_MAX_BYTES:
-        return config
-    return {"telemetry_refused": f"{size} bytes, at most {CONFIG_MAX_BYTES}"}
+def _foreign(event: Event) -> Body:
+    """An event that few scripts make: a Gap, or one of a type of their own."""
+    if isinstance(event, Gap) and not (type(event.count) is int and event.count >= 0):
+        raise Refused("bad field", "a Gap counts what is missing: 0 or more")
+    found = {name: freeze(getattr(event, name), ROW_BUDGET) for name in event.__struct_fields__}
+    for name, value in found.items():
+        if isinstance(value, Odd):
+            raise Refused(value.reason, f"{name}: {value.advice}")
+    return found
 
 
-def _plain(value: Any, depth: int = 0) -> Any:
-    """value in terms of MessagePack; what has none there becomes its own text.
-
-    A run is worth showing with any config, so nothing in here is refused.
-    """
-    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
-        value = value.item()
-    if isinstance(value, enum.Enum):
-        value = value.value
-    if value is None or isinstance(value, bool | float):
-        return value
-    if isinstance(value, str):
-        return _utf8(value)
-    if isinstance(value, int):
-        return int(value) if _INT_MIN <= value <= _INT_MAX else _described(value)
-    if depth >= CONFIG_MAX_DEPTH:
-        return _described(value) if not isinstance(value, Mapping | list | tuple) else "..."
-    return _plain_container(value, depth + 1)
-
-
-def _plain_container(value: Any, depth: int) -> Any:
-    if isinstance(value, Mapping):
-        return {
-            key if type(key) is str and key.isascii() else _utf8(_described(key)): _plain(v, depth)
-            for key, v in value.items()
-        }
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item, depth) for item in value]
-    if isinstance(value, msgspec.Struct):
-        return _plain(msgspec.structs.asdict(value), depth)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        return _plain({field.name: getattr(value, field.name) for field in fields}, depth)
-    return _described(value)
-
-
-def _described(value: Any) -> str:
-    """value as text; of an array or a tensor only its type, for its text would read it."""
-    if hasattr(type(value), "__array__"):
-        return _type_name(value)
-    try:
-        return _utf8(str(value)[:_TEXT_MAX])
-    except Exception:
-        return _type_name(value)
-
-
-def _utf8(text: str) -> str:
-    """text without the lone surrogates that Python's file names may hold."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _type_name(value: Any) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+def _config(config: Any, left_out: LeftOuts) -> Body:
+    return configuration_of(freeze(config, CONFIG_BUDGET), left_out)

@@ -9,21 +9,25 @@ through the queue and counters that are read without blocking.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from shared.backlog import Backlog
+from shared.claims import Claim, ClaimTaken, claim_worker
 from shared.clock import Clock
 from shared.connection import Connection
 from shared.conversation import Conversation, Peer, adopted_peers, loader
 from shared.events import CUSTOM, Event, MetricsLogged, Scalar
+from shared.ids import main_source, worker_source
 from shared.outgoing import Frame, OutgoingStream, State
 from shared.packing import Refused, kind_of, pack_event
 from shared.spool import Spool, SpoolUnavailable
+from shared.text import clean
 
 log = logging.getLogger("telemetry.emitter")
 
@@ -35,20 +39,25 @@ FINAL_SPOOL_MARGIN_S: Final = 0.3
 QUIET_NS: Final = 250_000_000
 """Between turns while there is nothing to send, to hear or to spool."""
 
-# The bound of an emitter's memory is shared out between the queue that emit()
-# fills, the events that have no number yet and may be given up, and the frames.
-QUEUE_SHARE: Final = 0.25
-BACKLOG_SHARE: Final = 0.5
+NOT_AN_EVENT: Final = "refused: not an event"
+CHUNK_EVENTS: Final = 4096
+"""Taken out of the queue in one turn; then what is due is sent and spooled."""
+
+# One bound holds for the queue that emit() fills, the events that have no number yet
+# and may be given up, and the frames; the last two leave a little to the first.
+HELD_SHARE: Final = 15 / 16
 FRAMES_SHARE: Final = 0.25
+PRESSED_SHARE: Final = 0.25
+"""With more than this in memory, frames are made and spooled before they are overdue."""
 
+LEAVE_NS: Final = 200_000_000
+"""At the end, from the last write to the spool until nobody is waited for who is not there."""
+ANSWER_NS: Final = 2_000_000_000
+"""A sidecar that leaves a question unanswered for so long is not there."""
 
-class Queued(NamedTuple):
-    """What emit() leaves for the sender thread."""
-
-    wall_ns: int
-    mono_ns: int
-    event: Event | None
-    """None marks where events are missing: the queue was full, or they were none."""
+Queued = tuple[int, int, Event | None, int]
+"""What emit() leaves for the sender thread: wall_ns, mono_ns, the event and its cost. None
+marks where events are missing: the queue was full, or they were none."""
 
 
 @dataclass(frozen=True)
@@ -69,22 +78,36 @@ class Sender:
 
     def __init__(
         self,
-        endpoint: str,
+        endpoint: str | None,
         stream: OutgoingStream,
         queue: deque[Queued],
-        note_taken: Callable[[], None],
+        note_taken: Callable[[int], None],
         take_missing: Callable[[], Mapping[str, Counter[str]]],
         series: Callable[[], dict[str, Scalar]],
         options: SenderOptions,
         clock: Clock,
+        *,
+        is_worker: bool = False,
     ) -> None:
         self.taken = 0
         """Events that were taken out of the queue."""
+        self.split = 0
+        """Events that there are more, since wide rows became several."""
+        self.room = options.queue_max_bytes
+        """What the queue may hold: the bound without that which is held here. Read by emit()."""
         self.refused: Counter[str] = Counter()
-        self.backlog = Backlog(int(options.queue_max_bytes * BACKLOG_SHARE), clock)
+        self.backlog = Backlog(int(options.queue_max_bytes * HELD_SHARE), clock)
         self.main = Peer(stream)
         self.crashed = 0
         self._endpoint = endpoint
+        self._is_worker = is_worker
+        self._claim: Claim | None = None
+        self._is_claimed = False
+        self._spooled_ns = 0
+        """When the spool was last written."""
+        self._ending_ns = 0
+        """When the end began."""
+        self._has_looked_again = False
         self._queue = queue
         self._note_taken = note_taken
         self._take_missing = take_missing
@@ -100,6 +123,7 @@ class Sender:
         self._idle_until_ns = 0
         self._warned: set[str] = set()
         self._deadline_ns: int | None = None
+        self._talk: Conversation | None = None
         self._closed = threading.Event()
 
     @property
@@ -115,7 +139,9 @@ class Sender:
         """Ask the thread to finish within timeout_s. True if all was acknowledged."""
         # What has to be written at the end needs some of the time, too.
         margin_s = min(FINAL_SPOOL_MARGIN_S, timeout_s / 4)
-        self._deadline_ns = self._clock.monotonic_ns() + int((timeout_s - margin_s) * 1e9)
+        now = self._clock.monotonic_ns()
+        self._deadline_ns = now + int((timeout_s - margin_s) * 1e9)
+        self._ending_ns = self._ending_ns or now
         self._closed.wait(timeout_s)
         return self.is_drained
 
@@ -124,22 +150,28 @@ class Sender:
         for peer in (self.main, *self._orphans):
             if peer.spool is not None:
                 peer.spool.abandon()
+        if self._claim is not None:
+            self._claim.abandon()
 
     def run(self) -> None:
         """The thread: until close, and a little beyond."""
         try:
             with Connection(self._endpoint) as connection:
-                talk = Conversation(
+                talk = self._talk = Conversation(
                     connection, self._clock, self._release, self._note_refused_event
                 )
+                # A worker's source is part of its first HELLO.
+                if self._is_worker:
+                    self._guarded(self._claim_worker)
                 self._guarded(self._adopt_orphans)
                 has_news = True
-                while not self._is_over():
+                while not self._is_over(connection):
                     if (has_news or self._has_work()) and not self._guarded(
-                        lambda: self._turn(talk)
+                        lambda: self._turn(talk, connection)
                     ):
                         connection.wait(0.1)
-                    has_news = connection.wait(self._options.flush_interval_s)
+                    is_behind = len(self._queue) > CHUNK_EVENTS
+                    has_news = connection.wait(0 if is_behind else self._options.flush_interval_s)
         finally:
             self._guarded(self._leave)
             self._closed.set()
@@ -153,10 +185,24 @@ class Sender:
             or self._clock.monotonic_ns() >= self._idle_until_ns
         )
 
-    def _is_over(self) -> bool:
+    def _is_over(self, connection: Connection) -> bool:
         if self._deadline_ns is None:
             return False
-        return self.is_drained or self._clock.monotonic_ns() >= self._deadline_ns
+        now = self._clock.monotonic_ns()
+        if self.is_drained or now >= self._deadline_ns:
+            return True
+        # All is in the spool, and nobody is there to take it: waiting is of no use.
+        is_kept = not (self._queue or len(self.backlog) or self.main.stream.in_memory)
+        return (
+            is_kept
+            and self.main.stream.spooled_events > 0
+            and now - max(self._spooled_ns, self._ending_ns) >= LEAVE_NS
+            and not (connection.is_connected and self._is_answered(now))
+        )
+
+    def _is_answered(self, now: int) -> bool:
+        since = self._talk.unanswered_since_ns if self._talk is not None else None
+        return since is None or now - since < ANSWER_NS
 
     def _guarded(self, act: Callable[[], None]) -> bool:
         """Run a part of the thread; whatever goes wrong in it, the thread goes on."""
@@ -169,7 +215,7 @@ class Sender:
             return False
         return True
 
-    def _turn(self, talk: Conversation) -> None:
+    def _turn(self, talk: Conversation, connection: Connection) -> None:
         self._take_queue()
         now = self._clock.monotonic_ns()
         self._tell_of_itself(now)
@@ -179,32 +225,106 @@ class Sender:
         )
         talk.turn([*self._orphans, self.main])
         self._forget_finished_orphans()
-        self._spool_overdue(now)
+        # At the end nobody waits for what is not there: it is kept at once.
+        is_last = self._deadline_ns is not None and not connection.is_connected
+        if is_last:
+            self._make_frames(now, everything=True)
+            self._look_again(connection)
+        self._spool_overdue(now, everything=is_last or self._is_pressed)
+        self._note_room()
         stream = self.main.stream
         is_quiet = not stream.frames and not self._orphans
         self._idle_until_ns = now + (QUIET_NS if is_quiet else 0)
 
+    def _look_again(self, connection: Connection) -> None:
+        """Try once more to connect, now: the next try may be seconds away."""
+        if not self._has_looked_again:
+            self._has_looked_again = True
+            connection.rebuild()
+
+    # --- under which name
+
+    def _claim_worker(self) -> None:
+        """Become a worker of the source, with the lowest number that is free, or the pid."""
+        stream, number = self.main.stream, os.getpid()
+        if self._options.spool_dir is not None:
+            try:
+                directory, source = self._options.spool_dir, main_source(stream.source)
+                number, self._claim = claim_worker(directory, stream.run_id, source)
+            except OSError:
+                number = os.getpid()  # no locks to be had there: still a name of its own
+        stream.source = worker_source(stream.source, number)
+        self._is_claimed = True
+
+    def _claim_source(self) -> None:
+        """Say where somebody else records under the same name; both are recorded."""
+        self._is_claimed = True
+        stream = self.main.stream
+        if self._options.spool_dir is None:
+            return
+        try:
+            self._claim = Claim(self._options.spool_dir, f"{stream.run_id}.{stream.source}")
+        except ClaimTaken as exc:
+            log.warning(
+                "run %s is already being recorded as %s by process %s; both are recorded, "
+                "each as a session of its own",
+                stream.run_id, stream.source, exc.pid,
+            )  # fmt: skip
+        except OSError:
+            pass  # no locks to be had there: the spool says so when it is needed
+
     # --- from the queue to frames
 
-    def _take_queue(self) -> None:
-        self._note_taken()
-        for _ in range(len(self._queue)):
-            item = self._queue.popleft()
-            if item.event is None:
-                for reason, kinds in self._take_missing().items():
-                    self.backlog.add_missing(reason, kinds)
+    def _take_queue(self, most: int = CHUNK_EVENTS) -> None:
+        cost = 0
+        for _ in range(min(most, len(self._queue))):
+            wall_ns, mono_ns, event, cost_of_one = self._queue.popleft()
+            cost += cost_of_one
+            if event is None:
+                self._take_missing_events()
             else:
                 self.taken += 1
-                self._pack(item.event, item.wall_ns, item.mono_ns)
+                self._pack(event, wall_ns, mono_ns)
+        if self.taken and not self._is_claimed:
+            self._claim_source()
+        self._note_room()
+        self._note_taken(cost)
+
+    def _take_missing_events(self) -> None:
+        for reason, kinds in self._take_missing().items():
+            self.backlog.add_missing(reason, kinds)
+            if reason == NOT_AN_EVENT:
+                text = "telemetry refused an event: it is none, or has no values"
+            else:
+                text = f"telemetry dropped events of run {self.main.stream.run_id}: {reason}"
+            self._warn_once(reason, text)
+
+    def _note_room(self) -> None:
+        frames = self.main.stream.memory_bytes
+        # Never less than a sixteenth, or nothing would be given up for what is newer.
+        most = int(self._options.queue_max_bytes * HELD_SHARE)
+        self.backlog.max_bytes = max(most - frames, most // 4)
+        self.room = self._options.queue_max_bytes - frames - self.backlog.held_bytes
+
+    @property
+    def _is_pressed(self) -> bool:
+        held = self.main.stream.memory_bytes + self.backlog.held_bytes
+        return held > self._options.queue_max_bytes * PRESSED_SHARE
 
     def _pack(self, event: Event, wall_ns: int, mono_ns: int) -> None:
         kind = kind_of(event)
         try:
-            self.backlog.add(kind, pack_event(event, wall_ns, mono_ns))
+            packed = pack_event(event, wall_ns, mono_ns, self.main.stream.run_id)
         except Refused as exc:
             self.refused[exc.reason] += 1
             self.backlog.add_missing(f"refused: {exc.reason}", [kind])
-            self._warn_once(exc.reason, f"telemetry refused an event: {exc}")
+            self._warn_once(exc.reason, f"telemetry refused an event: {clean(str(exc), 600)}")
+            return
+        for piece in packed.pieces:
+            self.backlog.add(kind, piece)
+        self.split += len(packed.pieces) - 1
+        for reason, advice in packed.advice.items():
+            self._warn_once(reason, f"telemetry left out a value ({reason}): {clean(advice, 600)}")
 
     def _tell_of_itself(self, now: int) -> None:
         """What became of the events so far, as an event of its own."""
@@ -225,7 +345,8 @@ class Sender:
             return
         since = self._waiting_since_ns = self._waiting_since_ns or now
         stream = self.main.stream
-        if not (everything or stream.can_send_now or now - since >= self._spool_after_ns):
+        is_due = stream.can_send_now or self._is_pressed or now - since >= self._spool_after_ns
+        if not (everything or is_due):
             return
         window = self._options.queue_max_bytes * FRAMES_SHARE
         while len(self.backlog) and (everything or stream.memory_bytes < window):
@@ -258,6 +379,7 @@ class Sender:
             self._warn_once("spool", f"telemetry {exc}; events stay in memory")
             return False
         self.main.stream.moved_to_spool(loader(spool, at, len(body)))
+        self._spooled_ns = self._clock.monotonic_ns()
         return True
 
     def _open_spool(self) -> Spool:
@@ -297,13 +419,32 @@ class Sender:
         """The end: what is not acknowledged goes to the spool."""
         now = self._clock.monotonic_ns()
         self._spool_retry_ns = now
-        self._take_queue()
+        # 1. All that was said gets a number, and a place in the spool.
+        while self._queue:
+            self._take_queue()
         self._make_frames(now, everything=True)
         self._spool_overdue(now, everything=True)
+        self._say_what_is_left()
+        # 2. Files are let go of: from here on they are orphans, for others to send.
         for peer in (self.main, *self._orphans):
             if peer.spool is not None:
                 # An orphan that is all sent stays until FIN_ACK: somebody has to end it.
                 peer.spool.close(delete=peer is self.main and not peer.stream.frames)
+        if self._claim is not None:
+            self._claim.release()
+
+    def _say_what_is_left(self) -> None:
+        stream, spool = self.main.stream, self.main.spool
+        if stream.spooled_events and spool is not None:
+            log.warning(
+                "%d events of run %s are not with the sidecar yet; they are in %s, and are sent "
+                "by the next emitter or sidecar that uses this spool directory",
+                stream.spooled_events, stream.run_id, spool.path,
+            )  # fmt: skip
+        left = sum(frame.count for frame in stream.in_memory)
+        if left:
+            log.warning("%d events of run %s are lost: nobody took them, and no spool could", left,
+                        stream.run_id)  # fmt: skip
 
     def _warn_once(self, key: str, text: str) -> None:
         if key not in self._warned:

@@ -13,6 +13,7 @@ that the emitter is gone and its frames wait for somebody to send them.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -83,7 +84,7 @@ class Spool:
                 os.close(fd)
                 with contextlib.suppress(OSError):
                     making.unlink()
-            raise SpoolUnavailable(f"spool {path}: {exc.strerror}") from exc
+            raise SpoolUnavailable(f"spool {path}: {_why(exc)}") from exc
         return cls(fd, path, entry, len(header))
 
     @property
@@ -226,6 +227,13 @@ def _read_header(fd: int) -> tuple[StreamEntry, int]:
     check_session(entry.session)
     check_source(entry.source)
     return entry, header.size
+
+
+def _why(exc: OSError) -> str:
+    """An error in words; that a file system has no locks is told as that."""
+    if exc.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+        return f"its file system can't lock files ({exc.strerror}); choose another directory"
+    return exc.strerror or type(exc).__name__
 
 
 def _write(fd: int, data: bytes, at: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -10,8 +11,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__" and not sys.flags.safe_path and Path(sys.path[0]).resolve() != ROOT:
     del sys.path[0]
+found = importlib.util.find_spec("shared")
+places = [] if found is None else list(found.submodule_search_locations or [])
+if places and Path(places[0]).resolve() != ROOT / "shared":
+    sys.exit(f"telemetry: {places[0]} hides our package `shared`; take it out of PYTHONPATH")
 
-from telemetry.cli import main  # noqa: E402
+try:
+    from telemetry.cli import main
+except KeyboardInterrupt:
+    sys.exit(130)
 
 if __name__ == "__main__":
     sys.exit(main())

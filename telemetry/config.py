@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from shared.socket_path import socket_path
+from shared.wandb_variables import wandb_mode
 from telemetry.errors import CommandError
 from telemetry.sinks.registry import SINK_NAMES
 
@@ -45,7 +46,8 @@ class ServeConfig:
     sample_hz: float = _setting(1.0, "hardware samples a second, 0 for none", 0, 20)
     host: str = _setting("", "name of this host in the metrics (default: its own)")
     host_run: bool = _setting(True, "record the hardware as a run of its own while nothing trains")
-    wandb_mode: str = _setting("disabled", "of the host's own run: disabled, offline or online")
+    wandb_mode: str = _setting("disabled", "of the host's own run: disabled, offline or online; "
+                               "WANDB_MODE where nothing else says it")  # fmt: skip
     insecure_network: bool = _setting(False, "allow an address that other machines can reach")
     command_form: str = _setting("", "how to run the commands that are printed at the end, with "
                                  "{program} and {arguments}, where that is not here")  # fmt: skip
@@ -84,6 +86,8 @@ def load(
         CommandError: an unknown or bad value, with its name, value and range.
     """
     values: dict[str, Any] = dict(defaults or {})
+    if mode := wandb_mode(environ):
+        values["wandb_mode"] = mode
     from_file = _read_file(file) if file else {}
     for field in dataclasses.fields(ServeConfig):
         variable = PREFIX + field.name.upper()
@@ -158,7 +162,7 @@ def _parsed(field: dataclasses.Field[Any], value: Any, name: str) -> Any:
         if low is not None and not low <= parsed <= high:
             raise ValueError(value)
     except (ValueError, TypeError, OverflowError, RuntimeError) as exc:
-        what = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "text")
+        what = _WORDS.get(kind, "text")
         bounds = "" if low is None else f" from {low} to {high}"
         raise CommandError(f"{name}={value!r} must be {what}{bounds}") from exc
     _check_choice(field.name, name, parsed)
@@ -236,6 +240,12 @@ def _as_names(value: Any) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts if part.strip())
 
 
+_WORDS: Final = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    type(Path()): "the path of a directory, as text",
+}
 _TYPES: Final[dict[type, Any]] = {
     bool: _as_bool,
     int: _as_number(int),

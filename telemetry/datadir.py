@@ -50,9 +50,11 @@ class DataDir:
             make_durably(path / "runs")
             self._fd = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
+            why = getattr(exc, "strerror", exc)
+            if isinstance(exc, FileExistsError | NotADirectoryError):
+                why = "there is a file in its place"
             raise CommandError(
-                f"data directory {path} can't be written: {getattr(exc, 'strerror', exc)}; "
-                "choose another with --data-dir"
+                f"data directory {path} can't be written: {why}; choose another with --data-dir"
             ) from exc
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -89,6 +91,14 @@ def holder_of(path: Path) -> tuple[str, str]:
     except OSError:
         return "unknown", ""
     return pid or "unknown", address
+
+
+def was_used(path: Path) -> bool:
+    """True if a sidecar has ever held this directory."""
+    try:
+        return (path / LOCK_NAME).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def is_held(path: Path) -> bool:

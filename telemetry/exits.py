@@ -13,7 +13,6 @@ started tomorrow.
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from pathlib import Path
 from typing import Final
@@ -21,20 +20,19 @@ from typing import Final
 from shared.ids import SESSION
 from telemetry.files import read_json, write_json
 
-log = logging.getLogger("telemetry.launch")
-
 KEPT_S: Final = 7 * 86_400.0
 """After so long nobody will come who waited for it."""
 
 
 def tell_exit(data_dir: Path, launch_id: str, exit_code: int) -> None:
-    """Leave word of how a command has ended; what can't be left is logged."""
-    try:
-        directory = _directory(data_dir)
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / f"{launch_id}.json", {"exit_code": exit_code})
-    except OSError as exc:
-        log.warning("exit code %d can't be recorded: %s", exit_code, exc)
+    """Leave word of how a command has ended.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    directory = _directory(data_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / f"{launch_id}.json", {"exit_code": exit_code})
 
 
 class Exits:

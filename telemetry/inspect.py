@@ -7,6 +7,7 @@ Never: changes anything.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from telemetry.rows import Row
 from telemetry.sinkprocess import state_path
 from telemetry.sinks.cursor import sink_is_done
 from telemetry.sinks.skips import read_skips
+from telemetry.sinks.wandb.check import missing_rows
 
 TROUBLED = ("unavailable", "rejected", "crashed", "killed")
 """States of a sink that somebody who looks at a run should know of."""
@@ -173,6 +175,9 @@ def _print_sinks(page: Page, recorded: Recorded, contents: Contents) -> list[str
         if not of_cursor:
             skipped = len(read_skips(run_dir / "cursors" / f"{sink}.skipped"))
             words = _sink_words(cursor, told, recorded.info, contents.rows, skipped)
+            if gone := _gone_from(run_dir, sink):
+                damaged.append(f"sink {sink}: {gone}")
+                words = words.replace("has all of it", gone)
             page.line(f"sink {sink}: {words}")
     return damaged
 
@@ -193,6 +198,18 @@ def _sink_words(
     if told.get("state") in TROUBLED:
         words += f", {told['state']}: {told.get('detail', '')}"
     return words
+
+
+def _gone_from(run_dir: Path, sink: str) -> str:
+    """Say what a sink has no more of what it had; empty where nothing is gone, or nobody can tell.
+
+    Only W&B's files are read back here: a sink that is done is not started again.
+    """
+    if sink != "wandb":
+        return ""
+    with contextlib.suppress(ImportError):
+        return missing_rows(run_dir)
+    return ""
 
 
 def _loaded(path: Path) -> tuple[dict[str, Any], list[str]]:

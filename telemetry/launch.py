@@ -25,7 +25,7 @@ from shared.launches import LAUNCH_VARIABLE
 from shared.programs import module_command, module_environ
 from shared.text import clean
 from telemetry.config import ServeConfig, as_flags
-from telemetry.datadir import holder_of, is_held
+from telemetry.datadir import holder_of, is_held, was_used
 from telemetry.errors import EXIT_RUNNING, EXIT_USAGE
 from telemetry.exits import tell_exit
 from telemetry.summary import launched_runs, print_summary
@@ -157,7 +157,7 @@ def launch(command: Sequence[str], config: ServeConfig) -> int:
     try:
         started = _start(config)
         code = _run_command(command, started, before)
-        tell_exit(config.data_dir, started.launch_id, code)
+        _tell_exit(started, code)
         _conclude(started, code)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -228,6 +228,16 @@ def _close_with_word(process: subprocess.Popen[bytes], exit_code: int | None) ->
         process.stdin.close()
     except BrokenPipeError:
         log.warning("sidecar ended before it was told how the command did")
+
+
+def _tell_exit(started: Launch, code: int) -> None:
+    data_dir = started.config.data_dir
+    try:
+        tell_exit(data_dir, started.launch_id, code)
+    except OSError as exc:
+        # Where no sidecar could begin, it has said so itself.
+        if was_used(data_dir):
+            log.warning("exit code %d can't be recorded: %s", code, exc)
 
 
 def _conclude(started: Launch, code: int) -> None:

@@ -16,10 +16,12 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from shared.text import clean
 from telemetry.errors import CommandError
 from telemetry.sinkprocess import SinkStatus
 
 LOOP_MAX_AGE_S: Final = 10.0
+LABEL_MAX_CHARS: Final = 200
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,9 @@ class _Collector:
             "telemetry_gap_events", "Events that are missing", labels=["kind", "reason"]
         )
         for (kind, reason), count in health.gaps.items():
-            missing.add_metric([kind, reason], count)
+            missing.add_metric(
+                [clean(kind, LABEL_MAX_CHARS), clean(reason, LABEL_MAX_CHARS)], count
+            )
         yield missing
         yield from self._per_run(health)
 

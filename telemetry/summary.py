@@ -68,9 +68,20 @@ def launched_runs(runs_dir: Path, launch_id: str) -> dict[str, dict[str, Any]]:
 
 
 def unsynced_wandb_runs(run_dir: Path) -> list[Path]:
-    """Offline runs of wandb that were not uploaded, in order of their start."""
+    """Return the offline runs of wandb that are still to be uploaded, in order of their start.
+
+    One without anything in it, as a kill may leave it, is not.
+    """
     found = sorted((run_dir / "wandb").glob("offline-run-*"))
-    return [path for path in found if not any(path.glob("*.synced"))]
+    return [p for p in found if not any(p.glob("*.synced")) and not _is_empty(p)]
+
+
+def _is_empty(fragment: Path) -> bool:
+    """Return True if nothing of a run came into a fragment's file."""
+    from telemetry.sinks.wandb.wandb_file import holds_a_run
+
+    files = list(fragment.glob("*.wandb"))
+    return bool(files) and not any(map(holds_a_run, files))
 
 
 def _lines(run_dir: Path, info: dict[str, Any], behind: set[str], commands: Commands) -> list[str]:

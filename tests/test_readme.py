@@ -92,7 +92,8 @@ def test_the_example_of_an_own_training_script_works(
     with FakeSidecar(endpoint) as sidecar:
         exec(compile(example, "README.md", "exec"), {})
 
-        said = sidecar.disk.typed(sidecar.disk.key_of("my-run"))
+        (key,) = sidecar.disk.events
+        said = sidecar.disk.typed(key)
 
     assert [type(event).__name__ for event in said] == [
         "RunStarted",

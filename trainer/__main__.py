@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__" and not sys.flags.safe_path and Path(sys.path[0]).resolve() != ROOT:
     del sys.path[0]
+found = importlib.util.find_spec("shared")
+places = [] if found is None else list(found.submodule_search_locations or [])
+if places and Path(places[0]).resolve() != ROOT / "shared":
+    sys.exit(f"error: {places[0]} hides our package `shared`; take it out of PYTHONPATH")
 
 # ruff: noqa: E402 - what follows is imported from the path as it is now
 from shared.terminal import prepare_streams

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from shared.connection import check_endpoint
 from shared.ids import check_run_id, new_run_id
+from shared.wandb_limits import cleaned
 from trainer.args import TrainArgs
 from trainer.checkpoint import (
     Checkpoint,
@@ -109,6 +110,8 @@ def prepare(
     run_name = resolve_run_name(args, checkpoint)
     run_id, run_name = processes.share([run_id, run_name])
     check_writable(args.output_dir)
+    for change in cleaned(wandb_names(args, run_name)).changes:
+        say(f"{change}.")
     checkpoints = CheckpointDirectory(
         args.output_dir, args.keep_checkpoints, run_id, checkpoint_path
     )
@@ -246,19 +249,26 @@ def checkpoint_facts(prepared: Prepared) -> dict[str, Any]:
 
 
 def run_facts(prepared: Prepared) -> RunFacts:
-    """What the run is called and where it belongs."""
+    """Return what the run is called and where it belongs."""
     args, device = prepared.args, prepared.device
     return RunFacts(
-        project=args.wandb_project,
-        name=prepared.run_name,
-        tags=list(dict.fromkeys([*args.wandb_tags, args.model_size, args.dataset])),
-        notes=args.wandb_notes,
+        **wandb_names(args, prepared.run_name),
         wandb_mode=args.effective_wandb_mode(),
         rank=prepared.processes.rank,
         world_size=prepared.processes.world_size,
         gpu_uuids=gpu_uuids(device),
         resumed_from_step=prepared.checkpoint["step"] if prepared.checkpoint else None,
     )
+
+
+def wandb_names(args: TrainArgs, run_name: str) -> dict[str, Any]:
+    """Return what W&B is told of the run, as it was said; W&B may not take all of it so."""
+    return {
+        "project": args.wandb_project,
+        "name": run_name,
+        "tags": list(dict.fromkeys([*args.wandb_tags, args.model_size, args.dataset])),
+        "notes": args.wandb_notes,
+    }
 
 
 def start_config(prepared: Prepared) -> dict[str, Any]:

@@ -13,7 +13,6 @@ since the last commit is printed again.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -32,12 +31,13 @@ from shared.events import (
     RunStarted,
     Scalar,
 )
+from shared.text import clean
 from telemetry.rows import STEP, Row, RunContext, point_of
 from telemetry.sinks.base import Position, SinkContext, SinkRejected, SinkUnavailable
 
 HARDWARE_INTERVAL_NS: Final = 10 * 1_000_000_000
 _GIB: Final = 1024**3
-_UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+LINE_MAX_CHARS: Final = 8_000
 
 
 class ConsoleSink:
@@ -79,8 +79,8 @@ class ConsoleSink:
         said = words(row, event)
         if said is not None:
             kind, text = said
-            printable = _UNPRINTABLE.sub(" ", f"{row.source:<14}  {kind:<7}  {text}")
-            yield f"{utc(row.envelope.wall_ns)}  {printable}"
+            line = f"{row.source:<14}  {kind:<7}  {text}"
+            yield f"{utc(row.envelope.wall_ns)}  {clean(line, LINE_MAX_CHARS)}"
 
     def _is_too_soon(self, row: Row, event: Event) -> bool:
         """Whether the host's hardware was shown less than an interval ago, or later than this."""

@@ -35,12 +35,13 @@ CONFIGS = st.dictionaries(
 @st.composite
 def histograms(draw: st.DrawFn) -> HistogramLogged:
     counts = draw(st.lists(st.floats(), max_size=5))
-    edges = draw(st.lists(st.floats(), min_size=len(counts) + 1, max_size=len(counts) + 1))
+    edge = st.floats(allow_nan=False)
+    edges = draw(st.lists(edge, min_size=len(counts) + 1, max_size=len(counts) + 1))
     return HistogramLogged(
         kind=draw(st.sampled_from(KINDS)),
         step=draw(STEPS),
         name=draw(TEXTS),
-        edges=edges,
+        edges=sorted(edges),
         counts=counts,
     )
 

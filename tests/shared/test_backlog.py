@@ -22,7 +22,7 @@ MAX_BYTES = 40 * 200
 
 def packed(number: int, size: int = 80) -> bytes:
     """An event that can be told apart, of about this size."""
-    return pack_event(MessageLogged(level=f"{number:06d}", text="x" * size), 1, 2)
+    return pack_event(MessageLogged(level=f"{number:06d}", text="x" * size), 1, 2).pieces[0]
 
 
 def number_of(data: bytes) -> int | None:

@@ -134,4 +134,4 @@ def test_the_emitter_reads_them_when_the_run_begins(monkeypatch, tmp_path):
     out.emit(MetricsLogged(kind="train", step=1, values={"a": 1.0}))
     out.close(0)
 
-    assert taken[0].event.wandb_mode == "disabled" and len(taken) == 2
+    assert taken[0][2].wandb_mode == "disabled" and len(taken) == 2

@@ -17,7 +17,8 @@ from telemetry.config import ServeConfig, as_flags, load
 from telemetry.errors import EXIT_USAGE, CommandError
 from telemetry.sinks.registry import SINK_NAMES
 
-NAMES = text("abcXYZ019._-/ =,'\"~é", max_size=20)
+# argparse takes `--host=--` for no value at all.
+NAMES = text("abcXYZ019._-/ =,'\"~é", max_size=20).filter(lambda name: name != "--")
 
 
 def toml(tmp_path: Path, content: str) -> Path:

@@ -268,3 +268,69 @@ def test_without_a_command_it_says_how(place):
     )
 
     assert done.returncode == 2 and "run -- CMD" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [("file", "there is a file in its place"), ("/proc/telemetry", "No such file"), ("/sys", "")],
+)
+def test_a_data_directory_that_can_not_be_had_is_told_once(place, target, why):
+    """One line of why, one that the command goes on, and its code."""
+    (place / "file").touch()
+
+    done = run(place / target, "sh", "-c", "exit 3")
+
+    assert done.returncode == 3
+    assert len(done.stderr.splitlines()) == 2 and why in done.stderr
+
+
+@pytest.mark.parametrize("ignored", ["SIGCHLD", "SIGINT", "SIGHUP"])
+def test_signals_that_a_parent_ignores_change_nothing(place, ignored):
+    """A process supervisor may leave them so: the exit code is known all the same."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import os, signal, sys\n"
+         f"signal.signal(signal.{ignored}, signal.SIG_IGN)\n"
+         "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])",
+         "-m", "telemetry", "run", "--data-dir", str(place / "d"), *QUIET,
+         "--", "sh", "-c", "exit 5"],
+        env=clean_env(), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+    assert done.returncode == 5, done.stderr
+
+
+def test_standard_input_is_the_commands(place):
+    """A pipe into `run` is a pipe into its command."""
+    done = subprocess.run(
+        [sys.executable, "-m", "telemetry", "run", "--data-dir", str(place / "d"), *QUIET,
+         "--", "cat"],
+        env=clean_env(), input="through", capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+    assert (done.returncode, done.stdout) == (0, "through")
+
+
+def test_a_command_that_leaves_a_process_behind_is_over_with_its_own_end(place):
+    """A daemon that goes on does not keep `run`, or its sidecar, from ending."""
+    script = f"(sleep 30 & echo $! > {place}/pid); exit 4"
+
+    done = run(place / "data", "sh", "-c", script + " >/dev/null 2>&1")
+
+    os.kill(int((place / "pid").read_text()), signal.SIGKILL)
+    assert done.returncode == 4 and not is_held(place / "data")
+
+
+def test_a_second_signal_ends_the_drain(place):
+    """A sidecar that stands still is not waited for when somebody says so."""
+    data = place / "data"
+    process = launched(data, "sh", "-c", f"until [ -e {place}/go ]; do sleep 0.02; done; exit 6")
+    pid = int(wait_until(lambda: listening(data)))
+    os.kill(pid, signal.SIGSTOP)
+    (place / "go").touch()
+    wait_until(lambda: list((data / "exits").glob("*.json")))
+
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=9)
+
+    assert process.returncode == 6
+    wait_until(lambda: not is_held(data))

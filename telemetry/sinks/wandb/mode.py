@@ -35,6 +35,8 @@ class Account(NamedTuple):
 
     base_url: str
     has_key: bool
+    canonical: Callable[[str], str] = str
+    """The one address of a server that wandb knows by several."""
 
 
 class Choice(NamedTuple):
@@ -65,7 +67,7 @@ def choose(context: SinkContext, account: Callable[[], Account]) -> Choice:
     if asked and not wanted_url:
         return Choice(ONLINE)
     found = account()
-    if wanted_url and not _is_same(wanted_url, found.base_url):
+    if wanted_url and not _is_same(found, wanted_url):
         return Choice(
             OFFLINE,
             f"its producer is set up for {_shown(wanted_url)}, and this sidecar for "
@@ -76,8 +78,8 @@ def choose(context: SinkContext, account: Callable[[], Account]) -> Choice:
     return Choice(ONLINE)
 
 
-def _is_same(one: str, other: str) -> bool:
-    return _plain(one) == _plain(other)
+def _is_same(found: Account, url: str) -> bool:
+    return _plain(found.canonical(url)) == _plain(found.canonical(found.base_url))
 
 
 def _shown(url: str) -> str:
@@ -85,7 +87,5 @@ def _shown(url: str) -> str:
 
 
 def _plain(url: str) -> str:
-    # wandb's own web address is that of its API as well, for who types it in.
     plain = _USER.sub("//", url.strip().rstrip("/").lower())
-    plain = plain.removeprefix("https://").removesuffix(":443")
-    return "api.wandb.ai" if plain in ("wandb.ai", "www.wandb.ai", "app.wandb.ai") else plain
+    return plain.removeprefix("https://").removesuffix(":443")

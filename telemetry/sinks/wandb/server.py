@@ -16,6 +16,7 @@ import importlib
 import json
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from shared.clock import Clock
@@ -124,8 +125,16 @@ def account() -> Account:
             )
         except wandb.errors.AuthenticationError:
             # There is one, if a bad one: whoever set it meant to be online.
-            return Account(settings.base_url, True)
-    return Account(settings.base_url, auth is not None)
+            return Account(settings.base_url, True, _canonical)
+    return Account(settings.base_url, auth is not None, _canonical)
+
+
+def _canonical(url: str) -> str:
+    """Return the address that wandb itself would use for a server, where it has several."""
+    with suppress(ImportError, AttributeError, ValueError, TypeError):
+        urls = importlib.import_module("wandb.sdk.lib.urls")
+        return str(urls.forge_upstream_url(url))
+    return url
 
 
 def resume_query(context: SinkContext) -> View:

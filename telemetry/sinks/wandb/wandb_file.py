@@ -21,6 +21,7 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -68,6 +69,27 @@ def split_records(data: bytes, base: int) -> Iterator[tuple[bytes, int]]:
         if kind in (_FULL, _LAST):
             yield b"".join(parts), at
             parts.clear()
+
+
+def holds_a_run(path: Path) -> bool:
+    """Return True if a file holds as much as says which run it is of: its first two records.
+
+    What a killed process leaves may hold less: there is nothing to upload then, and
+    `wandb sync` fails at it. Reads no more than a block, and needs no wandb.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(BLOCK_BYTES)
+    except OSError:
+        return False
+    if not data.startswith(HEADER):
+        return False
+    whole = 0
+    with suppress(DamagedFile):
+        for _ in split_records(data[len(HEADER) :], len(HEADER)):
+            whole += 1
+    # A configuration may be longer than a block: then its record goes on behind it.
+    return whole >= 2 or (whole == 1 and len(data) == BLOCK_BYTES)
 
 
 class RecordTail:

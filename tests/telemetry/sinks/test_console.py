@@ -115,7 +115,7 @@ def test_a_message_is_one_line_and_cannot_move_the_cursor(journal: RowMaker) -> 
 
     (line,) = printed(journal)
 
-    assert line.endswith("in fo    a [2Jb c d")
+    assert line.endswith(r"in\x0afo    a\x1b[2Jb\x0d\x0ac\x9b\u2028d")
 
 
 def test_a_stream_that_knows_no_unicode_gets_escapes(journal: RowMaker) -> None:

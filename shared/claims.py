@@ -1,0 +1,90 @@
+"""Claims: names in a spool directory, each held by one live emitter at a time.
+
+In: a directory and a name.
+Out: a lock on the name, or the pid of the process that holds it.
+Never: keeps anybody from recording. A claim that can't be had changes a name or a log line.
+
+A claim is a flock on `<name>.lock`, released by the kernel when its process ends,
+however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+from typing import Final
+
+SUFFIX: Final = ".lock"
+WORKERS_MAX: Final = 1000
+
+
+class ClaimTaken(Exception):
+    """Somebody else holds the name; pid is who, as far as it is known."""
+
+    def __init__(self, pid: str) -> None:
+        super().__init__(f"held by process {pid}")
+        self.pid = pid
+
+
+class Claim:
+    """A name that is held until release. Not thread-safe: the sender thread owns it."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        """Take the name.
+
+        Raises:
+            ClaimTaken: another emitter has it.
+            OSError: the directory can't be made or written, or has no locks.
+        """
+        self._path = directory / (name + SUFFIX)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._fd = _locked(self._path)
+
+    def release(self) -> None:
+        """Give the name back. May be called twice."""
+        if self._fd < 0:
+            return
+        # Unlinked while still locked: whoever opens the path next makes a new file.
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of our copy of the lock in a forked child: its parent still holds it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def claim_worker(directory: Path, run_id: str, source: str) -> tuple[int, Claim]:
+    """Claim the lowest worker number that nobody holds.
+
+    Raises:
+        OSError: the directory has no locks, or every number is held.
+    """
+    for number in range(WORKERS_MAX):
+        with contextlib.suppress(ClaimTaken):
+            return number, Claim(directory, f"{run_id}.{source}.worker{number}")
+    raise OSError(0, f"{WORKERS_MAX} workers at once")
+
+
+def _locked(path: Path) -> int:
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Between open and flock its holder may have released and unlinked it.
+            if os.fstat(fd).st_nlink:
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, str(os.getpid()).encode(), 0)
+                return fd
+            os.close(fd)
+        except BlockingIOError as exc:
+            pid = os.pread(fd, 20, 0).decode("ascii", "replace")
+            os.close(fd)
+            raise ClaimTaken(pid if pid.isdigit() else "unknown") from exc
+        except OSError:
+            os.close(fd)
+            raise

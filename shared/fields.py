@@ -1,0 +1,68 @@
+"""Fields: texts and numbers of rare events, taken from whatever a script put there.
+
+In: a field's value, of any type.
+Out: a value of the field's type.
+Never: refuses an event for one field. What can't be taken is left out by name.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from shared.frozen import ROW_BUDGET, freeze
+from shared.leftout import LeftOuts
+from shared.rows import cut_text
+from shared.scalars import INT_MAX, INT_MIN, Odd, scalar_of, type_name, utf8
+
+Default = TypeVar("Default", int, None)
+
+
+def text_of(name: str, value: Any, left_out: LeftOuts, default: str, max_bytes: int = 1024) -> str:
+    """Return a field as a text; None is the default, a number is its digits."""
+    found = scalar_of(value) if type(value) is not Odd else value
+    if found is None:
+        return default
+    if isinstance(found, Odd):
+        text = _error_text(value) if issubclass(type(value), BaseException) else found.text
+        if not found.is_told and text == found.text:
+            left_out.add(name, found)
+            return default
+        found = text
+    return cut_text(name, found if isinstance(found, str) else repr(found), max_bytes, left_out)
+
+
+def texts_of(name: str, value: Any, left_out: LeftOuts, most: int, max_bytes: int) -> list[str]:
+    """Return a field as a list of texts; one text is a list of one."""
+    found = freeze(value, ROW_BUDGET)
+    if found is None:
+        return []
+    if not isinstance(found, list | dict):
+        found = [found]
+    if len(found) > most:
+        left_out.add(name, Odd("too many", f"{len(found)} of them, at most {most}"))
+    items = list(found)[:most]
+    texts = [
+        text_of(f"{name}/{at}", item, left_out, "", max_bytes) for at, item in enumerate(items)
+    ]
+    return [text for text, item in zip(texts, items, strict=True) if text or item == ""]
+
+
+def number_of(name: str, value: Any, left_out: LeftOuts, default: Default) -> int | Default:
+    """Return a field as an int; None is the default."""
+    found = scalar_of(value)
+    if isinstance(found, float) and found.is_integer():
+        found = int(found)
+    if found is None:
+        return default
+    if isinstance(found, int) and INT_MIN <= found <= INT_MAX:
+        return int(found)
+    why = found if isinstance(found, Odd) else Odd("not an int", "give a whole number")
+    left_out.add(name, why)
+    return default
+
+
+def _error_text(error: BaseException) -> str:
+    """An exception by its type and what it was raised with: its own text is not asked for."""
+    args = [scalar_of(arg) for arg in error.args]
+    said = ", ".join(utf8(str(arg)) for arg in args if not isinstance(arg, Odd))
+    return f"{type_name(error).removeprefix('builtins.')}: {said}"

@@ -1,0 +1,59 @@
+"""Held events: what emit() keeps of an event until the sender thread takes it.
+
+In: an event as a script made it.
+Out: the same event with containers of our own, and about what it takes in memory.
+Never: waits, or calls a method of a stranger's value.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from shared.events import Event, HistogramLogged, MetricsLogged
+from shared.frozen import CONFIG_BUDGET, ROW_BUDGET, Freezer
+from shared.histograms import held_numbers
+from shared.rows import held_row
+
+EVENT_COST_BYTES: Final = 400
+VALUE_COST_BYTES: Final = 60
+"""Measured: a row of 12 fresh floats takes 1,080 bytes with all that belongs to it."""
+
+_CONFIGS: Final = frozenset({"config", "summary"})
+
+
+def held_event(event: Any) -> tuple[Event, int]:
+    """Return an event that nobody else can change, and its cost.
+
+    Raises:
+        TypeError: it is no event.
+    """
+    kind = type(event)
+    if not issubclass(kind, Event):
+        raise TypeError("not an event")
+    if issubclass(kind, MetricsLogged):
+        values = held_row(event.values)
+        step = Freezer(ROW_BUDGET).freeze(event.step)
+        row = msgspec.structs.replace(event, values=values, step=step)
+        return row, EVENT_COST_BYTES + VALUE_COST_BYTES * len(values)
+    changes, cost = _held_fields(event)
+    return msgspec.structs.replace(event, **changes), cost
+
+
+def _held_fields(event: Event) -> tuple[dict[str, Any], int]:
+    changes: dict[str, Any] = {}
+    cost = 4 * EVENT_COST_BYTES
+    for name in event.__struct_fields__:
+        value = getattr(event, name)
+        if issubclass(type(event), HistogramLogged) and name in ("edges", "counts"):
+            changes[name] = held = held_numbers(value)
+            cost += 40 * len(held)
+            continue
+        budget = CONFIG_BUDGET if name in _CONFIGS else ROW_BUDGET
+        freezer = Freezer(budget)
+        changes[name] = freezer.freeze(value)
+        cost += VALUE_COST_BYTES * (budget - max(0, freezer.left))
+        if isinstance(value, str):
+            cost += len(value)
+    return changes, cost

@@ -1,0 +1,54 @@
+"""Left out: the parts of an event that can't be recorded, by name.
+
+In: names and reasons, while an event is packed.
+Out: the event's left_out and left_out_count, and the advice to give, once a reason.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shared.events import LEFT_OUT_MAX
+from shared.frozen import marked
+from shared.scalars import Odd
+from shared.text import clean
+
+_NAME_CHARS = 120
+
+
+class LeftOuts:
+    """Those of one event."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, str] = {}
+        self.count = 0
+        self.advice: dict[str, str] = {}
+        """By reason, a sentence about the first that was left out for it."""
+
+    def add(self, name: str, why: Odd) -> None:
+        """Note that what stands under name is not recorded."""
+        self.count += 1
+        shown = shown_name(name)
+        if why.reason not in self.advice:
+            self.advice[why.reason] = f"{shown!r}: {why.advice}"
+        if len(self.names) < LEFT_OUT_MAX:
+            self.names[shown] = clean(why.reason, 100)
+
+    def merge(self, names: dict[str, str], count: int) -> None:
+        """Add what was noted before."""
+        self.count += count
+        for name, reason in names.items():
+            if len(self.names) < LEFT_OUT_MAX:
+                self.names[shown_name(name)] = clean(reason, 100)
+
+    def fields(self) -> dict[str, Any]:
+        """What a body says of them: nothing where nothing is left out."""
+        if not self.count:
+            return {}
+        return {"left_out": self.names, "left_out_count": self.count}
+
+
+def shown_name(name: str) -> str:
+    """A name as it is told; two that are cleaned to the same text carry a hash each."""
+    shown = clean(name, _NAME_CHARS)
+    return shown if shown == name else marked(shown, name)

@@ -1,0 +1,139 @@
+"""Rows: the named values of one moment, as far as they can be recorded.
+
+In: a dict as a script gave it, or a copy of it that emit() made.
+Out: dicts of at most VALUES_MAX scalars, and what was left out.
+Never: reads a value that lives on a device.
+
+A list, tuple or array becomes one value for each element, `name/0`, `name/1`, ...; a
+dict one for each entry, `name/key`; both at any depth, up to 4 KiB. None is left out.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, Final
+
+from shared.events import EVENT_MAX_BYTES, VALUES_MAX
+from shared.frozen import ROW_BUDGET, freeze, marked, name_of
+from shared.leftout import LeftOuts
+from shared.scalars import INT_MAX, INT_MIN, NONE, Odd, scalar_of, utf8
+
+TEXT_MAX_BYTES: Final = 8 * 1024
+"""Of a text among the values of a row."""
+PIECE_MAX_BYTES: Final = EVENT_MAX_BYTES * 3 // 4
+"""Of values in one event. A wider row becomes several of the same moment and step."""
+
+_SIMPLE: Final = frozenset({float, bool, int})
+_KEPT: Final[set[type]] = {*_SIMPLE, str, type(None), Decimal, Fraction}
+"""Types whose objects never change: emit() keeps them as they are. NumPy's scalars join."""
+_KNOWN_NAMES: Final[set[str]] = set()
+_KNOWN_NAMES_MAX: Final = 20_000
+
+Row = dict[str, float | int | bool | str]
+
+
+def held_row(values: Any) -> dict[Any, Any]:
+    """Return a copy of values that nobody can change. Runs on the training thread."""
+    row = dict(values)
+    # Most rows hold numbers only: one pass in C.
+    if not _KEPT.issuperset(map(type, row.values())):
+        for name, value in row.items():
+            if type(value) not in _KEPT:
+                row[name] = _held(value)
+    return row
+
+
+def _held(value: Any) -> Any:
+    kind, numpy = type(value), sys.modules.get("numpy")
+    if numpy is not None and issubclass(kind, numpy.number | numpy.bool_):
+        _KEPT.add(kind)
+        return value
+    return freeze(value, ROW_BUDGET)
+
+
+def simple_row(values: dict[Any, Any]) -> Row | None:
+    """Return values if they are a row already, as nearly all are; else None."""
+    if len(values) > VALUES_MAX or not _KNOWN_NAMES.issuperset(values):
+        return None
+    kinds = set(map(type, values.values()))
+    if not kinds <= _SIMPLE:
+        return None
+    if int in kinds and not all(INT_MIN <= v <= INT_MAX for v in values.values() if type(v) is int):
+        return None
+    return values
+
+
+def rows_of(values: dict[Any, Any], left_out: LeftOuts) -> list[Row]:
+    """Return what of values can be recorded, in as many rows as it takes."""
+    pieces: list[Row] = []
+    piece: Row = {}
+    size = 0
+    taken: set[str] = set()
+    for name, value in _flat(values, left_out):
+        if name in taken:
+            name = marked(name, f"{name} {len(taken)}")
+        taken.add(name)
+        cost = len(name.encode()) + 12 + (4 * len(value) if isinstance(value, str) else 0)
+        if piece and (len(piece) >= VALUES_MAX or size + cost > PIECE_MAX_BYTES):
+            pieces.append(piece)
+            piece, size = {}, 0
+        piece[name] = value
+        size += cost
+    return [*pieces, piece] if piece else pieces
+
+
+def _flat(values: dict[Any, Any], left_out: LeftOuts) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        name = name_of(key)
+        if name is key and len(_KNOWN_NAMES) < _KNOWN_NAMES_MAX:
+            _KNOWN_NAMES.add(name)
+        found = scalar_of(value)
+        yield from _leaves(
+            name, freeze(value, ROW_BUDGET) if type(found) is Odd else found, left_out
+        )
+
+
+def _leaves(name: str, value: Any, left_out: LeftOuts) -> Iterator[tuple[str, Any]]:
+    """The scalars in a frozen value, each under its own name."""
+    kind = type(value)
+    if kind is list or kind is dict:
+        items = enumerate(value) if kind is list else value.items()
+        for key, item in items:
+            yield from _leaves(name_of(f"{name}/{key}"), item, left_out)
+    elif value is None:
+        left_out.add(name, NONE)
+    elif kind is Odd:
+        left_out.add(name, value)
+    elif kind is str:
+        yield name, cut_text(name, value, TEXT_MAX_BYTES, left_out)
+    else:
+        yield name, value
+
+
+def cut_text(name: str, text: str, max_bytes: int, left_out: LeftOuts) -> str:
+    """Return text in at most max_bytes of UTF-8; what is cut is told."""
+    if 4 * len(text) <= max_bytes:
+        return text
+    data = text[: max_bytes + 1].encode()
+    if len(data) <= max_bytes and len(text) <= max_bytes:
+        return text
+    left_out.add(name, Odd("text cut", f"it has {len(text)} characters and was cut"))
+    return data[: max_bytes - 3].decode(errors="ignore") + "..."
+
+
+def step_of(step: Any, left_out: LeftOuts) -> int | None:
+    """Return the step that a script meant: 10.0 is 10; what is none is left out."""
+    found = scalar_of(step)
+    if found is None or (type(found) is int and found is not True):
+        return found
+    if type(found) is float and found.is_integer() and INT_MIN <= found <= INT_MAX:
+        return int(found)
+    if isinstance(found, Odd):
+        left_out.add("step", found)
+    else:
+        shown = utf8(repr(found))[:40]
+        left_out.add("step", Odd("bad step", f"{shown} is no whole number of at most 64 bits"))
+    return None

@@ -1,0 +1,50 @@
+"""Check: whether the files of an offline run still hold all that its cursor vouches for.
+
+In: the directory of a run.
+Out: a sentence on what is gone, or nothing.
+Never: changes anything, or asks a server.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from telemetry.files import read_json
+from telemetry.sinks.skips import Skips, skips_path
+from telemetry.sinks.wandb import offline
+from telemetry.sinks.wandb.local import part_from
+
+
+def missing_rows(run_dir: Path) -> str:
+    """Say what the `.wandb` files of a run lack of what the wandb sink had written.
+
+    Empty where they lack nothing, where the run is not an offline one, or where its files
+    were moved out of the way because a server has the rows.
+
+    Raises:
+        ImportError: wandb, which the files are read with, is not installed.
+        OSError: the files can't be read.
+    """
+    cursor = read_json(run_dir / "cursors" / "wandb.json") or {}
+    state: dict[str, Any] = cursor.get("state") or {}
+    if state.get("mode") != "offline" or state.get("local") is None:
+        return ""
+    try:
+        part = part_from(state["local"])
+    except ValueError:
+        return "the wandb sink's cursor is damaged"
+    assert part is not None
+    directory, run_id = run_dir / part.place / "wandb", str(cursor.get("run_id", run_dir.name))
+    if offline.superseded_count(directory, run_id) != part.superseded:
+        return ""
+    skipped = Skips(skips_path(run_dir / "cursors", "wandb"))
+    fragments = offline.read_fragments(directory, run_id)
+    rows = [row for row in offline.rows_of(fragments) if row not in skipped]
+    # Behind its cursor a sink may have written more.
+    held = offline.Ledger().plus(row for row in rows if row < part.spot.row)
+    if held == part.ledger:
+        return ""
+    if held.count != part.ledger.count:
+        return f"{held.count:,} of {part.ledger.count:,} rows are in {directory}"
+    return f"the {held.count:,} rows in {directory} are not those that were written"

@@ -1,0 +1,68 @@
+"""Claims: a name is held by one at a time, and by nobody that is dead."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from shared import claims
+from shared.claims import Claim, ClaimTaken, claim_worker
+
+
+def test_a_name_is_held_by_one_and_free_again_after_release(tmp_path):
+    """No file is left behind."""
+    first = Claim(tmp_path / "spool", "r.rank0")
+    with pytest.raises(ClaimTaken) as taken:
+        Claim(tmp_path / "spool", "r.rank0")
+    assert taken.value.pid == str(os.getpid())
+
+    first.release()
+    first.release()
+
+    Claim(tmp_path / "spool", "r.rank0").release()
+    assert list((tmp_path / "spool").iterdir()) == []
+
+
+def test_a_process_that_dies_holds_nothing(tmp_path):
+    """Nobody has to clean up after it."""
+    code = (
+        "import os, sys; from pathlib import Path; from shared.claims import Claim; "
+        "Claim(Path(sys.argv[1]), 'r.rank0'); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True)
+
+    Claim(tmp_path, "r.rank0").release()
+
+
+def test_workers_get_the_lowest_number_that_is_free(tmp_path, monkeypatch):
+    """Numbers are used again: a thousand short workers are not a thousand sources."""
+    (zero, first), (one, second) = (claim_worker(tmp_path, "r", "rank0") for _ in range(2))
+    first.release()
+    again, third = claim_worker(tmp_path, "r", "rank0")
+    monkeypatch.setattr(claims, "WORKERS_MAX", 2)
+
+    with pytest.raises(OSError, match="at once"):
+        claim_worker(tmp_path, "r", "rank0")
+
+    assert (zero, one, again) == (0, 1, 0)
+    second.release(), third.release()
+
+
+def test_a_claim_that_was_released_between_open_and_lock_is_taken_anew(tmp_path, monkeypatch):
+    """A lock on a file that has no name any more would be no lock."""
+    held, flock = Claim(tmp_path, "n"), claims.fcntl.flock
+
+    def late(fd: int, how: int) -> None:
+        held.release()
+        flock(fd, how)
+
+    monkeypatch.setattr(claims.fcntl, "flock", late)
+    claim = Claim(tmp_path, "n")
+    monkeypatch.undo()
+
+    with pytest.raises(ClaimTaken):
+        Claim(tmp_path, "n")
+    claim.release()
