@@ -82,6 +82,12 @@ class Slot:
             and last_emitted(self.trainer.side) is not None
         )
 
+    @property
+    def is_acknowledged(self) -> bool:
+        """The sidecar knows it, live: one that has only a spool would come late."""
+        last = None if self.trainer is None else last_emitted(self.trainer.side)
+        return last is not None and last.acknowledged > 0
+
     def next_step(self, dice: random.Random) -> int:
         """Where a checkpoint of a little while ago lets the next one begin."""
         last = None if self.trainer is None else last_emitted(self.trainer.side)
@@ -282,7 +288,7 @@ class Chaos:
 
         def are_all_at_work() -> bool:
             self.keep_up()
-            return all(slot.is_at_work for slot in self.slots)
+            return all(slot.is_at_work and slot.is_acknowledged for slot in self.slots)
 
         wait_until(are_all_at_work, 120)
         for slot in self.slots:

@@ -93,7 +93,7 @@ def read_journals(rows_of: dict[str, list[Row]]) -> Journals:
                     found.faults.append(f"{run_id}: row {row.row} has other values than were said")
                 if session_of.setdefault(row.session, process) != process:
                     found.faults.append(f"{run_id}: row {row.row} is of another session")
-                if ".worker" in row.source and process < WORKERS_FROM:
+                if (".worker" in row.source) != (process >= WORKERS_FROM):
                     found.faults.append(f"{run_id}: row {row.row} is of source {row.source}")
         for row in rows:
             if row.session in session_of:
