@@ -21,7 +21,7 @@ from typing import NoReturn, TypeAlias
 
 from shared.terminal import finish_streams, prepare_streams
 from shared.text import clean
-from telemetry.config import ServeConfig, check_sinks, load
+from telemetry.config import ServeConfig, as_flags, check_sinks, load
 from telemetry.errors import (
     EXIT_BACKLOG,
     EXIT_FAULT,
@@ -131,14 +131,35 @@ def _config(args: argparse.Namespace) -> ServeConfig:
 def _add_serve(commands: Commands) -> None:
     parser = commands.add_parser("serve", help="run the sidecar", allow_abbrev=False)
     _add_config_flags(parser)
+    parser.add_argument("--lifeline", type=int, help=argparse.SUPPRESS)
     parser.set_defaults(act=_serve)
 
 
 def _serve(args: argparse.Namespace) -> int:
+    config = _config(args)
+    if args.lifeline is None:
+        return _guard(config)
+    return _serve_guarded(config, args.lifeline)
+
+
+def _guard(config: ServeConfig) -> int:
+    from shared.programs import module_command, module_environ
+    from telemetry.guard import Guard
+
+    # What was given is checked by now; the service gets all of it as flags.
+    command = module_command("telemetry", "serve", *as_flags(config))
+    return Guard(command, module_environ(os.environ)).run()
+
+
+def _serve_guarded(config: ServeConfig, lifeline: int) -> int:
+    from telemetry.guard import follow_guard
+
+    pid = os.getppid()
+    follow_guard(lifeline)
+    from telemetry.descriptors import prepare_descriptors
     from telemetry.service import Service, watch_stdin
 
-    config = _config(args)
-    with Service(config) as service:
+    with Service(config, shares=prepare_descriptors(), pid=pid) as service:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: service.stop.set())
         if config.exit_with_stdin:
@@ -216,6 +237,9 @@ def _add_replay(commands: Commands) -> None:
     parser.add_argument(
         "--wandb-mode", choices=("online", "offline"), help="default: as the run was recorded"
     )
+    parser.add_argument(
+        "--per-core", action="store_true", help="chart every processor core in TensorBoard"
+    )
     parser.set_defaults(act=_replay)
 
 
@@ -223,7 +247,7 @@ def _replay(args: argparse.Namespace) -> int:
     from telemetry.replay import replay
 
     check_sinks((args.to,), "--to")
-    return replay(args.runs, args.to, args.out, args.wandb_mode)
+    return replay(args.runs, args.to, args.out, args.wandb_mode, per_core=args.per_core)
 
 
 def _add_inspect(commands: Commands) -> None:

@@ -9,6 +9,7 @@ from typing import Final
 
 from telemetry.errors import EXIT_RUNNING, CommandError
 from telemetry.journal.layout import make_durably
+from telemetry.locks import take_lock
 
 LOCK_NAME: Final = "sidecar.lock"
 
@@ -39,12 +40,13 @@ def check_run_dir(path: Path) -> None:
 class DataDir:
     """A lock on a data directory."""
 
-    def __init__(self, path: Path) -> None:
-        """Take hold of the directory.
+    def __init__(self, path: Path, pid: int | None = None) -> None:
+        """Take hold of the directory. pid: the process that a user sees, if not this one.
 
         Raises:
             CommandError: it can't be made or written, or another sidecar has it.
         """
+        self._pid = pid or os.getpid()
         try:
             make_durably(path)
             make_durably(path / "runs")
@@ -57,7 +59,7 @@ class DataDir:
                 f"data directory {path} can't be written: {why}; choose another with --data-dir"
             ) from exc
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            take_lock(self._fd)
         except BlockingIOError as exc:
             os.close(self._fd)
             raise CommandError(
@@ -75,7 +77,7 @@ class DataDir:
 
     def publish(self, address: str) -> None:
         """Say who holds the directory, and where it listens."""
-        os.pwrite(self._fd, f"{os.getpid()} {address}\n".encode(), 0)
+        os.pwrite(self._fd, f"{self._pid} {address}\n".encode(), 0)
 
     def close(self) -> None:
         """Let go. May be called twice."""

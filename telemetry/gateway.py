@@ -8,7 +8,6 @@ Never: trusts a frame, or blocks on a peer that does not read.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import ipaddress
 import os
 from collections import Counter
@@ -22,15 +21,28 @@ import zmq
 from shared.connection import check_endpoint
 from shared.events import DecodeError
 from shared.wire import FRAME_MAX_BYTES, Message, decode, encode
+from telemetry.connections import ConnectionLimit
+from telemetry.locks import take_lock
 
 BATCH_MESSAGES: Final = 512
+BATCH_BYTES: Final = 8 * 1024 * 1024
+CONNECTIONS_MAX: Final = 4_000
+ANY_PORT: Final = ":0"
+"""At the end of a tcp address: a port of the kernel's choice."""
 _OPTIONS: Final = (
     (zmq.LINGER, 200),
     (zmq.SNDTIMEO, 0),
-    (zmq.HEARTBEAT_IVL, 2_000),
-    (zmq.HEARTBEAT_TIMEOUT, 10_000),
+    # No heartbeats: libzmq 4.3.5 aborts the process when one is due to a peer that it has
+    # stopped reading. Emitters say that they live; the kernel notices a machine that is gone.
+    (zmq.HEARTBEAT_IVL, 0),
+    (zmq.TCP_KEEPALIVE, 1),
+    (zmq.TCP_KEEPALIVE_IDLE, 60),
+    (zmq.TCP_KEEPALIVE_INTVL, 10),
+    (zmq.TCP_KEEPALIVE_CNT, 6),
     (zmq.HANDSHAKE_IVL, 5_000),
     (zmq.MAXMSGSIZE, FRAME_MAX_BYTES),
+    # Frames of a peer that are read and not taken: by number only, so few of them.
+    (zmq.RCVHWM, 16),
     (zmq.ROUTER_HANDOVER, 0),
 )
 
@@ -40,9 +52,16 @@ class AddressInUse(Exception):
 
 
 class Gateway:
-    """A bound ROUTER socket. Not thread-safe: the ingest thread owns it."""
+    """A bound ROUTER socket. Not thread-safe: the reading thread owns it."""
 
-    def __init__(self, address: str, *, allow_insecure: bool = False) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        allow_insecure: bool = False,
+        connections_max: int = CONNECTIONS_MAX,
+        pid: int | None = None,
+    ) -> None:
         """Bind.
 
         Raises:
@@ -53,11 +72,16 @@ class Gateway:
         check_bind(address, allow_insecure=allow_insecure)
         self.address = address
         self.counts: Counter[str] = Counter()
-        self._lock_fd = _locked_ipc(address)
+        self._lock_fd = _locked_ipc(address, pid or os.getpid())
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         for option, value in _OPTIONS:
             self._socket.setsockopt(option, value)
+        if address.startswith("tcp://["):
+            self._socket.setsockopt(zmq.IPV6, 1)
+        self._connections = ConnectionLimit(self._socket, connections_max)
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
         try:
             self._socket.bind(address)
         except zmq.ZMQError as exc:
@@ -65,11 +89,13 @@ class Gateway:
             if exc.errno == zmq.EADDRINUSE:
                 raise AddressInUse(f"{address} is in use by another process") from exc
             raise OSError(f"{address}: {exc.strerror}") from exc
+        if address.startswith("tcp://") and address.endswith(ANY_PORT):
+            self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
     def receive(self, timeout_s: float) -> Iterator[tuple[bytes, Message]]:
         """Wait for messages at most timeout_s, then yield those that are there, to a bound."""
-        if not self._socket.poll(max(0, int(timeout_s * 1000))):
-            return
+        self._poller.poll(max(0, int(timeout_s * 1000)))
+        size = 0
         for _ in range(BATCH_MESSAGES):
             try:
                 peer, *frames = self._socket.recv_multipart(zmq.DONTWAIT)
@@ -79,6 +105,18 @@ class Gateway:
                 yield peer, decode(frames)
             except DecodeError:
                 self.counts["malformed_messages_total"] += 1
+            size += sum(map(len, frames))
+            if size > BATCH_BYTES:
+                return
+
+    def watch(self, fd: int) -> None:
+        """End the wait of `receive` also when this descriptor can be read."""
+        self._poller.register(fd, zmq.POLLIN)
+
+    @property
+    def all_counts(self) -> dict[str, int]:
+        """What happened, by name; may be called from any thread."""
+        return dict(self.counts) | dict(self._connections.counts)
 
     def send(self, peer: bytes, message: Message) -> None:
         """Answer a peer; one that is gone or does not read goes without."""
@@ -89,6 +127,7 @@ class Gateway:
 
     def close(self) -> None:
         """Unbind. May be called twice."""
+        self._connections.close()
         self._socket.close()
         self._context.destroy()
         if self._lock_fd >= 0:
@@ -113,8 +152,13 @@ def check_bind(address: str, *, allow_insecure: bool) -> None:
     Raises:
         ValueError: with the way out.
     """
-    check_endpoint(address)
     transport, _, rest = address.partition("://")
+    if transport == "tcp" and address.endswith(ANY_PORT):
+        check_endpoint(address.removesuffix(ANY_PORT) + ":1")
+    else:
+        check_endpoint(address)
+    if transport == "tcp" and ":" in rest.rpartition(":")[0] and "[" not in rest:
+        raise ValueError(f"bind address {address!r}: write an IPv6 address in brackets, [::1]")
     if transport != "tcp" or allow_insecure:
         return
     host = rest.rpartition(":")[0].strip("[]")
@@ -128,7 +172,7 @@ def check_bind(address: str, *, allow_insecure: bool) -> None:
         )
 
 
-def _locked_ipc(address: str) -> int:
+def _locked_ipc(address: str, pid: int) -> int:
     """Hold a lock beside an ipc path: a second bind would steal the path without a word."""
     transport, _, path = address.partition("://")
     if transport != "ipc":
@@ -136,7 +180,7 @@ def _locked_ipc(address: str) -> int:
     Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        take_lock(fd)
     except BlockingIOError as exc:
         holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
         os.close(fd)
@@ -145,5 +189,5 @@ def _locked_ipc(address: str) -> int:
         os.close(fd)
         raise OSError(exc.errno, f"{path} can't be locked: {exc.strerror}") from exc
     os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    os.pwrite(fd, f"{pid}\n".encode(), 0)
     return fd

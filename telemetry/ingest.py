@@ -4,18 +4,18 @@ In: messages of the wire, each with the peer it came from.
 Out: the messages to answer with.
 Never: acknowledges what is not on disk, or touches a socket: `gateway` does that.
 
-Not thread-safe: the ingest thread owns it, and every run.
+Not thread-safe: the journal thread owns it, and every run.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from typing import Final
 
 from shared.clock import Clock
-from shared.events import DecodeError, Gap, MessageLogged
-from shared.ids import check_run_id, check_session, check_source
+from shared.events import DecodeError, Gap
 from shared.wire import (
     WHOLE_STREAM,
     Ack,
@@ -29,19 +29,22 @@ from shared.wire import (
 )
 from telemetry.admission import Admitted, admit
 from telemetry.hostrun import HostRun
+from telemetry.inbox import CREDIT_MAX_BYTES, CREDITS_BYTES
 from telemetry.journal.writer import JournalFull, JournalLocked
 from telemetry.lifecycle import Lifecycle
+from telemetry.limits import RunLimits, Wait
+from telemetry.opening import Opening
 from telemetry.quarantine import keep
 from telemetry.runs import Run, Runs
-from telemetry.streams import OWN_STREAM, IncomingStream, StreamKey
+from telemetry.streams import IncomingStream, StreamKey, StreamTable, TooManyStreams
 
 log = logging.getLogger("telemetry.ingest")
 
-CREDIT_BYTES: Final = 4 * 1024 * 1024
 GAP_LABEL_MAX: Final = 60
 GAP_LABELS_MAX: Final = 200
 ASK_AGAIN_NS: Final = 500_000_000
 REFUSALS_MAX: Final = 1000
+OPEN_RUNS_MAX: Final = 4_000
 LOST: Final = "lost on the way"
 REFUSED: Final = "rejected: not a frame of events"
 Reply = tuple[bytes, Message]
@@ -50,7 +53,14 @@ Reply = tuple[bytes, Message]
 class Ingest:
     """The state of all streams."""
 
-    def __init__(self, runs: Runs, clock: Clock, host_run: HostRun, lost_after_s: float) -> None:
+    def __init__(
+        self,
+        runs: Runs,
+        clock: Clock,
+        host_run: HostRun,
+        lost_after_s: float,
+        open_runs_max: int = OPEN_RUNS_MAX,
+    ) -> None:
         self.runs = runs
         self.counts: Counter[str] = Counter()
         """What happened, by name, for /metrics."""
@@ -60,19 +70,23 @@ class Ingest:
         """There is as much free as there should be; who looks at disks says so."""
         self.is_full = False
         """The last sync found no room."""
+        self.limits = RunLimits(clock, open_runs_max)
         self._clock = clock
         self._host_run = host_run
-        self._streams: dict[StreamKey, IncomingStream] = {}
+        self._streams = StreamTable()
         self._dirty: set[str] = set()
+        self._news: dict[StreamKey, None] = {}
+        """Streams that the next commit may have an answer for, in their order."""
         self._refused: set[str] = set()
-        self._told_rivals: set[str] = set()
-        """Runs of which it was said that two main sessions are live."""
-        self._lives = Lifecycle(runs, self._streams, self._dirty, host_run, clock, lost_after_s)
+        parts = runs, self._streams, self._dirty, host_run
+        self._opening = Opening(*parts, self.limits, clock)
+        self._lives = Lifecycle(*parts, clock, lost_after_s)
 
     @property
     def pending_bytes(self) -> int:
         """Bytes received and not synced."""
-        return sum(run.writer.pending_bytes for run in self.runs)
+        dirty = [run for name in self._dirty if (run := self.runs.get(name)) is not None]
+        return sum(run.writer.pending_bytes for run in dirty)
 
     @property
     def is_writable(self) -> bool:
@@ -82,19 +96,35 @@ class Ingest:
     @property
     def has_live_trainers(self) -> bool:
         now = self._clock.monotonic_ns()
-        return any(not s.is_hardware and s.is_live(now) for s in self._streams.values())
+        return any(not s.is_hardware and s.is_live(now) for s in self._streams)
+
+    @property
+    def credit_bytes(self) -> int:
+        """What a stream may have unacknowledged: all together about what the queue holds."""
+        if not self.is_writable:
+            return 0
+        return min(CREDIT_MAX_BYTES, CREDITS_BYTES // max(1, len(self._streams)))
 
     def handle(self, peer: bytes, message: Message) -> list[Reply]:
         """Take in one message, and return what can be answered at once."""
         match message:
             case Hello():
-                return [(peer, self._on_hello(peer, message))]
+                answers = self._on_hello(peer, message)
             case Data():
-                return [(peer, reply) for reply in self._on_data(peer, message)]
+                answers = self._on_data(peer, message)
             case Fin():
-                return [(peer, reply) for reply in self._on_fin(peer, message)]
-        self.counts["unexpected_messages_total"] += 1
-        return []
+                answers = self._on_fin(peer, message)
+            case _:
+                self.counts["unexpected_messages_total"] += 1
+                answers = []
+        return [(peer, answer) for answer in answers]
+
+    def hear(self, heard: Mapping[StreamKey, int]) -> None:
+        """Note when streams were last heard of whose messages need nothing from here."""
+        for key, at_ns in heard.items():
+            if (stream := self._streams.get(key)) is not None:
+                stream.heard_ns = max(stream.heard_ns, at_ns)
+                self._tell_rivals(stream)
 
     def commit(self) -> list[Reply]:
         """Make what was received durable, and return the acknowledgements for it.
@@ -104,16 +134,13 @@ class Ingest:
         """
         failed = self._sync_dirty()
         replies: list[Reply] = []
-        for stream in list(self._streams.values()):
-            if stream.unsynced & failed:
-                continue
-            stream.unsynced.clear()
-            if stream.durable_seq < stream.next_seq - 1:
-                stream.durable_seq = stream.next_seq - 1
-                replies.append((stream.peer, self._ack(stream)))
-            if stream.fin_seq is not None and stream.durable_seq + 1 >= stream.fin_seq:
-                stream.is_finished, stream.fin_seq = True, None
-                replies.append((stream.peer, FinAck(stream.number)))
+        for key in list(self._news):
+            stream = self._streams.get(key)
+            if stream is None:
+                del self._news[key]
+            elif not stream.unsynced & failed:
+                del self._news[key]
+                replies += [(stream.peer, answer) for answer in self._settled(stream)]
         return replies
 
     def tick(self) -> None:
@@ -125,23 +152,54 @@ class Ingest:
         code, or as lost where nobody knows it."""
         self._lives.declare_abandoned(exit_code)
 
+    def _settled(self, stream: IncomingStream) -> list[Message]:
+        """What to say of a stream all of which is on disk."""
+        stream.unsynced.clear()
+        answers: list[Message] = []
+        if stream.durable_seq < stream.next_seq - 1 or stream.notice:
+            stream.durable_seq = stream.next_seq - 1
+            answers.append(self._ack(stream))
+        if stream.fin_seq is not None and stream.durable_seq + 1 >= stream.fin_seq:
+            stream.is_finished, stream.fin_seq = True, None
+            if (run := self.runs.get(stream.run_id)) is not None:
+                run.end_stream(stream.session, stream.source)
+            answers.append(FinAck(stream.number))
+        return answers
+
     # --- opening a stream
 
-    def _on_hello(self, peer: bytes, hello: Hello) -> Message:
+    def _on_hello(self, peer: bytes, hello: Hello) -> list[Message]:
         now = self._clock.monotonic_ns()
         stream = self._streams.get((peer, hello.stream))
         try:
             if stream is None or not stream.is_asked_for_by(hello):
-                stream = self._opened(peer, hello, now)
+                stream = self._opening.open(peer, hello, now)
             stream.heard_ns = now
             stream.is_finished = False
-            self._note_rivals(stream)
+            self._tell_rivals(stream)
             self._skip_missing(stream, hello.first_seq, LOST)
+        except (Wait, TooManyStreams) as exc:
+            self.counts["streams_told_to_wait_total"] += 1
+            return [Nack(hello.stream, WHOLE_STREAM, str(exc)[:200])]
         except (ValueError, OSError, JournalLocked, JournalFull) as exc:
             self.counts["refused_streams_total"] += 1
             self._say_refused(str(exc))
-            return Nack(hello.stream, WHOLE_STREAM, str(exc)[:200])
-        return self._welcome(stream)
+            return [Nack(hello.stream, WHOLE_STREAM, str(exc)[:200])]
+        self._news[stream.key] = None
+        answers: list[Message] = [self._welcome(stream)]
+        if stream.durable_seq >= 0:
+            # A WELCOME says what was received; this, how much of it is on disk already.
+            answers.append(self._ack(stream))
+        return answers
+
+    def _tell_rivals(self, stream: IncomingStream) -> None:
+        if stream.rival is None:
+            return
+        rival = stream.rival
+        self._opening.note_rivals(stream)
+        for told in (stream, rival):
+            if told.notice:
+                self._news[told.key] = None
 
     def _say_refused(self, reason: str) -> None:
         """Once: whoever is refused asks again twice a second."""
@@ -151,87 +209,6 @@ class Ingest:
             self._refused.clear()
         self._refused.add(reason)
         log.warning("stream refused: %s", reason)
-
-    def _opened(self, peer: bytes, hello: Hello, now: int) -> IncomingStream:
-        check_run_id(hello.run_id)
-        check_session(hello.session)
-        check_source(hello.source)
-        if hello.source == "sidecar":
-            raise ValueError("the source 'sidecar' is the service's own")
-        stream = IncomingStream(
-            peer, hello.stream, hello.run_id, hello.session, hello.source, 0, -1, now,
-            is_late=hello.late or self._is_of_a_spool(peer, hello), spoke_ns=now,
-        )  # fmt: skip
-        for key, other in list(self._streams.items()):
-            if (other.run_id, other.source) == (hello.run_id, hello.source):
-                self._meet(stream, key, other)
-        if stream.is_hardware:
-            self._attach_hardware(stream)
-        else:
-            self._attach(stream)
-        self._streams[peer, hello.stream] = stream
-        return stream
-
-    def _meet(self, stream: IncomingStream, key: tuple[bytes, int], other: IncomingStream) -> None:
-        """Decide between two streams of one source of a run."""
-        if other.session == stream.session:
-            del self._streams[key]  # the same producer on a new connection
-            stream.next_seq = other.next_seq
-            stream.rival, stream.notice = other.rival, other.notice
-            stream.spoke_ns = other.spoke_ns
-        elif stream.is_main and other.is_main and not other.is_finished:
-            # After a crash the former session never speaks again, and nobody need be told.
-            other.rival = stream
-
-    def _is_of_a_spool(self, peer: bytes, hello: Hello) -> bool:
-        """True for the spool that an emitter of before `late` sends beside its own stream."""
-        own = self._streams.get((peer, OWN_STREAM))
-        return (
-            own is not None
-            and hello.stream > OWN_STREAM
-            and (own.run_id, own.source) == (hello.run_id, hello.source)
-            and own.session != hello.session
-        )
-
-    def _note_rivals(self, stream: IncomingStream) -> None:
-        """Say once that two main sessions of a run are live at the same time."""
-        rival, stream.rival = stream.rival, None
-        if rival is None or rival.is_finished or self._streams.get(rival.key) is not rival:
-            return
-        text = f"run {stream.run_id} has two live sessions of {stream.source}: both are recorded"
-        stream.notice = rival.notice = text
-        if stream.run_id in self._told_rivals:
-            return
-        self._told_rivals.add(stream.run_id)
-        log.warning("%s", text)
-        run = self.runs.open(stream.run_id)
-        run.say(MessageLogged(level="warning", text=text))
-        self._dirty.add(run.run_id)
-
-    def _attach(self, stream: IncomingStream) -> None:
-        """Find where a producer's stream stands in its run."""
-        run = self.runs.open(stream.run_id)
-        appended = run.appended_seq(stream.session, stream.source)
-        stream.next_seq = max(stream.next_seq, appended + 1)
-        stream.durable_seq = run.durable_seq(stream.session, stream.source)
-        if run.run_id in self._dirty:
-            stream.unsynced.add(run.run_id)
-        is_new_session = appended < 0 and stream.is_main
-        if is_new_session and (run.is_ended or run.finish_status is not None):
-            run.reopen()
-        self._lives.last_heard_ns[run.run_id] = stream.heard_ns
-
-    def _attach_hardware(self, stream: IncomingStream) -> None:
-        """A sampler goes on where the one of its journals stands that has least of it:
-        a crash may have come when some were synced and others were not."""
-        runs = self._active_runs()
-        if not runs and (host_run := self.runs.get(self._host_run.run_id)) is not None:
-            runs = [host_run]
-        seqs = [run.appended_seq(stream.session, stream.source) for run in runs]
-        least = min((seq for seq in seqs if seq >= 0), default=-1)
-        stream.next_seq = max(stream.next_seq, least + 1)
-        stream.durable_seq = least
-        stream.unsynced = set(self._dirty)
 
     def _skip_missing(self, stream: IncomingStream, first_seq: int, reason: str) -> None:
         """Go on from first_seq where what lies before it can't be had any more."""
@@ -246,6 +223,7 @@ class Ingest:
             self._dirty.add(run.run_id)
             stream.unsynced.add(run.run_id)
         stream.next_seq = first_seq
+        self._news[stream.key] = None
 
     # --- frames
 
@@ -254,8 +232,7 @@ class Ingest:
         if stream is None:
             return [Nack(data.stream, WHOLE_STREAM, "unknown stream")]
         now = stream.heard_ns = self._clock.monotonic_ns()
-        if stream.rival is not None:
-            self._note_rivals(stream)
+        self._tell_rivals(stream)
         if data.base_seq > stream.next_seq and not self._skip_refused(stream, data.base_seq):
             return self._ask_again(stream, now)
         try:
@@ -286,6 +263,7 @@ class Ingest:
                 )  # fmt: skip
         stream.next_seq = base_seq + len(admitted.events)
         stream.spoke_ns = stream.heard_ns
+        self._news[stream.key] = None
         for event in admitted.events:
             if isinstance(event, Gap):
                 self._count_gap(event)
@@ -301,14 +279,10 @@ class Ingest:
         """The journals that a frame belongs in: a sampler's goes to every active run."""
         if not stream.is_hardware:
             return [self.runs.open(stream.run_id)]
-        return self._active_runs() or self._host_run.opened(self.runs)
-
-    def _active_runs(self) -> list[Run]:
-        return [
-            run
-            for run in self.runs
-            if run.is_started and not run.is_ended and run.run_id != self._host_run.run_id
-        ]
+        found = self.runs.active(self._host_run.run_id) or self._host_run.opened(self.runs)
+        if not found:
+            self.counts["hardware_frames_without_a_run_total"] += 1
+        return found
 
     def _quarantined(self, stream: IncomingStream, data: Data, reason: str) -> Nack:
         """Put a frame aside of which not even the number of events is known."""
@@ -356,6 +330,7 @@ class Ingest:
         if fin.next_seq > stream.next_seq and not self._skip_refused(stream, fin.next_seq):
             return [self._welcome(stream)]
         stream.fin_seq = fin.next_seq
+        self._news[stream.key] = None
         return []
 
     # --- durability
@@ -380,13 +355,10 @@ class Ingest:
 
     # --- answers
 
-    def _credit(self) -> int:
-        return CREDIT_BYTES if self.is_writable else 0
-
     def _welcome(self, stream: IncomingStream) -> Welcome:
         notice, stream.notice = stream.notice, ""
-        return Welcome(stream.number, stream.next_seq, self._credit(), notice)
+        return Welcome(stream.number, stream.next_seq, self.credit_bytes, notice)
 
     def _ack(self, stream: IncomingStream) -> Ack:
         notice, stream.notice = stream.notice, ""
-        return Ack(stream.number, stream.durable_seq, self._credit(), notice)
+        return Ack(stream.number, stream.durable_seq, self.credit_bytes, notice)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +36,7 @@ from telemetry.journal.writer import JournalWriter
 from telemetry.rows import Row
 from telemetry.runinfo import RUN_FILE, SIDECAR, RunInfo
 from telemetry.sessions import MAIN_SOURCE
+from telemetry.tombstones import Tombstone, read_tombstone
 
 __all__ = ["MAIN_SOURCE", "RUN_FILE", "SIDECAR", "Run", "Runs"]
 
@@ -57,6 +59,8 @@ class Run:
         self._is_changed = False
         self._is_save_failing = False
         self._first_row_ns: int | None = None
+        self.heard_ns = 0
+        """When somebody last said something of it; for the time when its streams are gone."""
         try:
             self._told = RunInfo(directory, run_id, clock)
             self._catch_up()
@@ -77,6 +81,11 @@ class Run:
     @property
     def is_ended(self) -> bool:
         return bool(self.info["state"] == "ended")
+
+    @property
+    def is_empty(self) -> bool:
+        """True if its journal has no row."""
+        return not self.writer.next_row
 
     @property
     def finish_status(self) -> str | None:
@@ -182,6 +191,10 @@ class Run:
         self.info["state"] = "running"
         self._is_changed = True
 
+    def end_stream(self, session: str, source: str) -> None:
+        """Note that a stream has ended: the next segment need not name it."""
+        self.writer.end_stream(self.run_id, session, source)
+
     def close(self) -> None:
         self.writer.close()
 
@@ -226,41 +239,68 @@ class Runs:
 
     def __init__(self, data_dir: Path, session: str, clock: Clock) -> None:
         self.directory = data_dir / "runs"
+        self._data_dir = data_dir
         self._session = session
         self._clock = clock
         self._open: dict[str, Run] = {}
         self._told_of: set[str] = set()
+        self._unfinished: deque[Path] = deque()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def has(self, run_id: str) -> bool:
+        """True if there is a run of this id, open or not."""
+        return run_id in self._open or (self.directory / run_id).exists()
+
+    def tombstone(self, run_id: str) -> Tombstone | None:
+        """What is remembered of a former run of this id that was removed."""
+        return read_tombstone(self._data_dir, run_id)
 
     def open(self, run_id: str) -> Run:
         """The run of this id, created if it is new.
 
         Raises:
-            ValueError: not a run id.
+            ValueError: not a run id, or somebody planted a link in its directory.
             OSError, JournalLocked, JournalFull: its directory can't be used.
         """
         run = self._open.get(run_id)
         if run is None:
             directory = self.directory / check_run_id(run_id)
-            if directory.is_symlink():
-                raise ValueError(f"the directory of run {run_id} is a symbolic link")
+            _refuse_links(directory)
             directory.mkdir(parents=True, exist_ok=True)
             run = self._open[run_id] = Run(directory, run_id, self._session, self._clock)
         return run
 
     def open_unfinished(self) -> None:
         """Open the runs that a former sidecar left running, or with rows behind their end."""
-        if not self.directory.is_dir():
-            return
-        for directory in sorted(self.directory.iterdir()):
+        self.note_unfinished()
+        self.open_noted(len(self._unfinished))
+
+    def note_unfinished(self) -> None:
+        """Find the runs that `open_noted` is to open."""
+        if self.directory.is_dir():
+            self._unfinished = deque(sorted(self.directory.iterdir()))
+
+    def open_noted(self, count: int) -> bool:
+        """Look at some of the runs found at the start; True while there are more."""
+        while self._unfinished and count > 0:
+            count -= 1
+            directory = self._unfinished.popleft()
             # Whatever its files hold: one bad run keeps no other from going on.
             try:
                 if (directory / "journal").is_dir() and not _is_over(directory):
                     self.open(directory.name)
             except Exception as exc:
                 log.error("run=%s can't be opened: %s", directory.name, exc)
+        return bool(self._unfinished)
 
     def __iter__(self) -> Iterator[Run]:
         return iter(list(self._open.values()))
+
+    def active(self, but: str) -> list[Run]:
+        """The runs that go on and that sinks know; but: the host's own is none of them."""
+        return [run for run in self if run.is_started and not run.is_ended and run.run_id != but]
 
     @property
     def told_of(self) -> set[str]:
@@ -271,15 +311,46 @@ class Runs:
         return self._open.get(run_id)
 
     def release(self, run: Run) -> None:
-        """Close a run that has ended; it is opened again when it is needed."""
+        """Close a run; it is opened again when it is needed."""
         if run.is_started:
             self._told_of.add(run.run_id)
         run.close()
         self._open.pop(run.run_id, None)
 
+    def discard(self, run: Run) -> None:
+        """Close a run that never got a row, and take its empty directory away."""
+        self.release(run)
+        journal = run.directory / "journal"
+        with contextlib.suppress(OSError):
+            for path in (run.directory / RUN_FILE, *journal.iterdir()):
+                path.unlink(missing_ok=True)
+            journal.rmdir()
+            run.directory.rmdir()
+
     def close(self) -> None:
         for run in self:
             self.release(run)
+
+
+def _refuse_links(directory: Path) -> None:
+    """Refuse a run in whose directory somebody has planted a symbolic link.
+
+    Whatever is written there would go elsewhere: a segment, run.json, quarantined bytes.
+
+    Raises:
+        ValueError: it names the link.
+    """
+    if directory.is_symlink():
+        raise ValueError(f"the directory of run {directory.name} is a symbolic link")
+    places = (directory, *(directory / name for name in ("journal", "quarantine", "cursors")))
+    for place in places:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            for path in place.iterdir():
+                if path.is_symlink():
+                    shown = path.relative_to(directory.parent)
+                    raise ValueError(
+                        f"{shown} is a symbolic link: run {directory.name} is not used"
+                    )
 
 
 def _is_over(directory: Path) -> bool:

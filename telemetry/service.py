@@ -3,8 +3,8 @@
 In: a configuration, and a stop.
 Out: an exit code, after everything was drained or the grace time was over.
 
-Data moves from the gateway through ingest into journals, and on by the sinks'
-own processes. Shutdown follows it: sampler, ingest, journal, sinks.
+Data moves from the gateway, which the reading thread owns, through ingest into journals,
+and on by the sinks' own processes. Shutdown follows it: sampler, ingest, journal, sinks.
 """
 
 from __future__ import annotations
@@ -14,56 +14,85 @@ import logging
 import os
 import shutil
 import socket
-import subprocess
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Annotated, Final
+
+import msgspec
 
 from shared.clock import Clock, SystemClock
 from shared.ids import new_session, sanitized_host
-from shared.programs import module_command, module_environ
+from shared.wire import Message
 from telemetry.config import ServeConfig
 from telemetry.datadir import DataDir
+from telemetry.descriptors import Shares, shares_in_use
 from telemetry.errors import EXIT_BACKLOG, EXIT_FAULT, EXIT_OK, EXIT_RUNNING, CommandError
 from telemetry.gateway import AddressInUse, Gateway
 from telemetry.hostrun import HostRun
+from telemetry.inbox import Inbox
 from telemetry.ingest import Ingest
 from telemetry.journal.writer import JournalFault
+from telemetry.reading import Reading
 from telemetry.retention import Retention
 from telemetry.runs import Runs
+from telemetry.samplerprocess import SamplerProcess
 from telemetry.spools import SpoolCarrier
 from telemetry.status import Health, StatusServer
 from telemetry.summary import Commands, print_summary
-from telemetry.supervisor import Supervisor
+from telemetry.supervisor import Supervisor, sink_command
 
 log = logging.getLogger("telemetry.service")
 
+STDIN_KEPT_BYTES: Final = 4096
 IDLE_WAIT_S: Final = 0.25
 TICK_NS: Final = 1_000_000_000
 SETTLE_S: Final = 0.3
 """After the last producer is gone: what is still in the socket arrives within this."""
 
-SAMPLER_RESTART_NS: Final = 5_000_000_000
+PENDING_MAX_BYTES: Final = 8 * 1024 * 1024
+"""Received and not synced, above which nothing more is taken while there is no room on disk."""
+
+OPENINGS_A_TURN: Final = 256
+OPENED_AT_ONCE: Final = 64
+"""Runs of a former sidecar that are opened before the first turn; the others in turns."""
+
 LAST_WORDS_SHARE: Final = 0.5
 """Share of the grace time in which trainers may still say their last."""
 
 
 class Service:
-    """The sidecar, from start to drained. Everything here runs on the ingest thread."""
+    """The sidecar, from start to drained. Everything here runs on the journal thread."""
 
-    def __init__(self, config: ServeConfig, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        clock: Clock | None = None,
+        shares: Shares | None = None,
+        pid: int | None = None,
+    ) -> None:
+        """Bind and open what serving needs. pid: the process that a user sees, if not this.
+
+        Raises:
+            CommandError: something of it can't be had.
+        """
         self.config = config
         self.stop = threading.Event()
         self.are_producers_gone = False
+        self.exit_code: int | None = None
+        """How the command ended whose runs these are, where somebody said so."""
         self._clock = clock or SystemClock()
+        self._shares = shares or shares_in_use()
         self._host = sanitized_host(config.host or socket.gethostname())
-        self._data_dir = DataDir(config.data_dir)
+        self._data_dir = DataDir(config.data_dir, pid)
         with contextlib.ExitStack() as undo:
             undo.callback(self._data_dir.close)
-            self._gateway = _bound(config)
+            self._gateway = _bound(config, self._shares.connections, pid)
             undo.callback(self._gateway.close)
+            # Everybody else learns the port that was chosen, where one was asked for.
+            self.config = replace(config, bind=self._gateway.address)
             self._open_parts()
             undo.pop_all()
 
@@ -71,21 +100,25 @@ class Service:
         config = self.config
         self._runs = Runs(config.data_dir, new_session(), self._clock)
         self._host_run = HostRun(self._host, config.wandb_mode, is_enabled=config.host_run)
-        self._ingest = Ingest(self._runs, self._clock, self._host_run, config.lost_after_s)
+        self._ingest = Ingest(
+            self._runs, self._clock, self._host_run, config.lost_after_s, self._shares.runs
+        )
+        self._inbox = Inbox()
+        self._reading = Reading(self._gateway, self._inbox, self._clock)
         self._supervisor = Supervisor(
             self._runs.directory,
             config.sinks,
             self._clock,
             max_processes=config.max_sink_processes,
             sink_timeout_s=config.sink_timeout_s,
+            command=partial(sink_command, per_core=config.per_core),
         )
         # `run` has its command spool in the data directory, also with a sidecar that is not its.
         names = dict.fromkeys([*config.spool_dir, str(config.data_dir.absolute() / "spool")])
         spools = tuple(Path(name).expanduser() for name in names)
         self._carrier = SpoolCarrier(config.address, spools, self._clock)
         self._retention = Retention(self._runs.directory, config.sinks, config.retain_bytes)
-        self._sampler: subprocess.Popen[bytes] | None = None
-        self._sampler_not_before_ns = 0
+        self._sampler = SamplerProcess(config.address, self._host, config.sample_hz, self._clock)
         self._turned_ns = self._clock.monotonic_ns()
         self._ticked_ns = 0
         self._failures = 0
@@ -94,7 +127,9 @@ class Service:
 
     def run(self) -> int:
         """Serve until `stop` is set, then drain. Returns the exit code of `serve`."""
-        self._runs.open_unfinished()
+        self._reading.start()
+        self._runs.note_unfinished()
+        self._runs.open_noted(OPENED_AT_ONCE)
         # Before the first event and the first sink: is there room for them?
         self._tick()
         self._supervisor.start()
@@ -114,18 +149,24 @@ class Service:
 
     def health(self) -> Health:
         """How things are; may be called from any thread."""
-        age_s = (self._clock.monotonic_ns() - self._turned_ns) / 1e9
-        return replace(self._health, loop_age_s=age_s, sinks=self._supervisor.snapshot())
+        now = self._clock.monotonic_ns()
+        return replace(
+            self._health,
+            loop_age_s=(now - self._reading.turned_ns) / 1e9,
+            journal_age_s=(now - self._turned_ns) / 1e9,
+            sinks=self._supervisor.snapshot(),
+        )
 
     def close(self) -> None:
         """Let go of everything. May be called twice."""
         self._supervisor.end(0)
         self._carrier.close()
         self._retention.close()
-        self._end_sampler()
+        self._sampler.end()
         if self._status is not None:
             self._status.close()
             self._status = None
+        self._reading.close()
         self._gateway.close()
         self._runs.close()
         self._data_dir.close()
@@ -154,58 +195,96 @@ class Service:
         except JournalFault:
             raise
         except Exception:
-            self._failures += 1
-            if self._failures == 1:
-                log.exception("a turn failed; the sidecar goes on")
+            self._note_failure("a turn failed; the sidecar goes on")
+
+    def _note_failure(self, text: str) -> None:
+        self._failures += 1
+        if self._failures == 1:
+            log.exception(text)
 
     def _turn(self) -> None:
         """Take in messages until a commit is due; commit; look after the rest."""
         commit_ns = int(self.config.commit_interval_ms * 1e6)
-        began_ns = self._clock.monotonic_ns()
-        got_any = False
-        while True:
+        due_ns: int | None = None
+        self._ingest.limits.begin_turn()
+        while not self._is_commit_due(due_ns):
             now = self._clock.monotonic_ns()
-            left_s = (began_ns + commit_ns - now) / 1e9 if got_any else IDLE_WAIT_S
-            got_now = False
-            for peer, message in self._gateway.receive(left_s):
-                got_now = True
-                for reply in self._ingest.handle(peer, message):
-                    self._gateway.send(*reply)
-                # The rest stays in the socket: one peer can't fill our memory.
-                if self._ingest.pending_bytes >= self.config.commit_bytes:
-                    break
-            if not got_now and not got_any:
+            left_s = IDLE_WAIT_S if due_ns is None else (due_ns - now) / 1e9
+            has_news = self._inbox.wait(left_s)
+            self._publish_turn()
+            if not has_news:
                 break
-            if got_now and not got_any:
-                began_ns, got_any = self._clock.monotonic_ns(), True
-            is_due = self._clock.monotonic_ns() - began_ns >= commit_ns
-            if is_due or self._ingest.pending_bytes >= self.config.commit_bytes:
-                break
-        self._turned_ns = self._clock.monotonic_ns()
-        for reply in self._ingest.commit():
-            self._gateway.send(*reply)
+            due_ns = due_ns or self._turned_ns + commit_ns
+            self._take_in()
+        self._reading.answer(self._ingest.commit())
+        self._publish_turn()
+        # After the sync, which may have taken minutes in which peers were answered.
+        self._ingest.hear(self._reading.reception.taken_heard())
         if self._turned_ns - self._ticked_ns >= TICK_NS:
             self._ticked_ns = self._turned_ns
             self._tick()
 
+    def _is_commit_due(self, due_ns: int | None) -> bool:
+        if due_ns is None:
+            return False
+        # What could not be opened in this turn waits for the next one, and that for a commit.
+        if self._ingest.limits.is_turn_spent or self._clock.monotonic_ns() >= due_ns:
+            return True
+        return self._ingest.pending_bytes >= self.config.commit_bytes
+
+    def _take_in(self) -> None:
+        """Take openings of streams, then frames: as many as may be pending."""
+        for _ in range(OPENINGS_A_TURN):
+            if self._ingest.limits.is_turn_spent or not (item := self._inbox.take_opening()):
+                break
+            self._handle(*item)
+        pending = self._ingest.pending_bytes
+        if not self._ingest.is_writable and pending >= PENDING_MAX_BYTES:
+            # The rest stays in the queue until there is room on disk: it is bounded.
+            self.stop.wait(self.config.commit_interval_ms / 1e3)
+            return
+        for peer, message in self._inbox.take(max(1, self.config.commit_bytes - pending)):
+            self._handle(peer, message)
+
+    def _handle(self, peer: bytes, message: Message) -> None:
+        """Handle one message; whatever goes wrong with it, the next one is handled."""
+        try:
+            self._reading.answer(self._ingest.handle(peer, message))
+        except JournalFault:
+            raise
+        except Exception:
+            self._note_failure("a message could not be handled; the sidecar goes on")
+
+    def _publish_turn(self) -> None:
+        """Tell the reading thread that this one turns, and what streams may send."""
+        self._turned_ns = self._reading.reception.turned_ns = self._clock.monotonic_ns()
+        self._reading.reception.credit_bytes = self._ingest.credit_bytes
+
     def _tick(self) -> None:
         self._check_room()
         self._ingest.tick()
+        self._open_more()
         if not self.stop.is_set():
-            self._keep_sampler()
+            self._sampler.keep()
         active = [run for run in self._runs if not run.is_ended]
         self._health = Health(
             is_writable=self._ingest.is_writable,
             detail="" if self._ingest.is_writable else "no room on disk",
             counts={
                 **self._ingest.counts,
-                **self._gateway.counts,
-                "failed_turns_total": self._failures,
+                **self._reading.counts,
+                "failed_turns_total": self._failures + self._reading.failures,
             },
             gaps=dict(self._ingest.gaps),
             active_runs=len(active),
             durable_rows={run.run_id: run.writer.durable_row for run in self._runs},
         )
+
+    def _open_more(self) -> None:
+        """Open some more of the runs that a former sidecar left, as far as may be open."""
+        room = min(OPENED_AT_ONCE, self._shares.runs - len(self._runs))
+        if self._shares.has_spare():
+            self._runs.open_noted(room)
 
     def _check_room(self) -> None:
         free = shutil.disk_usage(self.config.data_dir).free
@@ -215,39 +294,6 @@ class Service:
             log.log(level, "%d MB free: %s", free >> 20, "going on" if has_room else "pausing")
         self._ingest.has_room = has_room
         self._supervisor.pause(not self._ingest.is_writable)
-
-    # --- the sampler
-
-    def _keep_sampler(self) -> None:
-        """Start the sampler, again if it went away."""
-        if self.config.sample_hz == 0:
-            return
-        now = self._clock.monotonic_ns()
-        if self._sampler is not None and self._sampler.poll() is not None:
-            log.warning("sampler ended with exit code %s", self._sampler.returncode)
-            self._end_sampler()
-            self._sampler_not_before_ns = now + SAMPLER_RESTART_NS
-        if self._sampler is None and now >= self._sampler_not_before_ns:
-            words = ["--endpoint", self.config.address, "--host", self._host]
-            words += ["--hz", str(self.config.sample_hz)]
-            self._sampler = subprocess.Popen(
-                module_command("telemetry.sampler", *words),
-                env=module_environ(os.environ),
-                stdin=subprocess.PIPE,
-                start_new_session=True,
-            )
-
-    def _end_sampler(self) -> None:
-        if self._sampler is not None:
-            assert self._sampler.stdin is not None
-            self._sampler.stdin.close()
-            self._sampler.terminate()
-            try:
-                self._sampler.wait(2)
-            except subprocess.TimeoutExpired:
-                self._sampler.kill()
-                self._sampler.wait()
-            self._sampler = None
 
     # --- draining
 
@@ -259,8 +305,7 @@ class Service:
             spent_s = (self._clock.monotonic_ns() - began_ns) / 1e9
             return max(0.0, self.config.drain_grace_s * share - spent_s)
 
-        if self._sampler is not None and self._sampler.stdin is not None:
-            self._sampler.stdin.close()
+        self._sampler.ask_to_end()
         self._carrier.look_now()
         settle = min(SETTLE_S, self.config.drain_grace_s / 4)
         while True:
@@ -271,9 +316,9 @@ class Service:
             if spent_s >= settle and not (is_waited_for and left_s(LAST_WORDS_SHARE)):
                 break
         self._carrier.close()
-        self._end_sampler()
+        self._sampler.end()
         if self.are_producers_gone:
-            self._ingest.declare_abandoned()
+            self._ingest.declare_abandoned(self.exit_code)
         self._host_run.finish(self._runs)
         self._ingest.tick()
         self._guarded_turn()
@@ -288,9 +333,14 @@ class Service:
         return EXIT_BACKLOG if backlog else EXIT_OK
 
 
-def _bound(config: ServeConfig) -> Gateway:
+def _bound(config: ServeConfig, connections_max: int, pid: int | None) -> Gateway:
     try:
-        return Gateway(config.address, allow_insecure=config.insecure_network)
+        return Gateway(
+            config.address,
+            allow_insecure=config.insecure_network,
+            connections_max=connections_max,
+            pid=pid,
+        )
     except AddressInUse as exc:
         raise CommandError(f"--bind: {exc}", EXIT_RUNNING) from exc
     except (ValueError, OSError) as exc:
@@ -298,12 +348,33 @@ def _bound(config: ServeConfig) -> Gateway:
 
 
 def watch_stdin(service: Service) -> None:
-    """Stop the service when standard input closes: whoever started it is gone."""
+    """Stop the service when standard input closes: whoever started it is gone.
+
+    A last line of JSON before that, `{"exit_code": N}`, tells how the command ended whose
+    runs these are; N is 128 + n, or -n, for a signal.
+    """
 
     def watch() -> None:
-        while os.read(0, 1024):
-            pass
+        said = b""
+        while chunk := os.read(0, 1024):
+            said = (said + chunk)[-STDIN_KEPT_BYTES:]
+        service.exit_code = exit_code_in(said)
         service.are_producers_gone = True
         service.stop.set()
 
     threading.Thread(target=watch, name="stdin", daemon=True).start()
+
+
+def exit_code_in(said: bytes) -> int | None:
+    """The exit code in the last line of these, or None where it says none."""
+    lines = said.split(b"\n")
+    try:
+        return msgspec.json.decode(lines[-2 if said.endswith(b"\n") else -1], type=_Said).exit_code
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+
+
+class _Said(msgspec.Struct):
+    """A line on standard input."""
+
+    exit_code: Annotated[int, msgspec.Meta(ge=-255, le=2**31)]

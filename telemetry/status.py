@@ -10,17 +10,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Final
+from typing import Final
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from shared.text import clean
 from telemetry.errors import CommandError
+from telemetry.httpserver import Answer, BoundedServer
 from telemetry.sinkprocess import SinkStatus
 
 LOOP_MAX_AGE_S: Final = 10.0
+STUCK_AGE_S: Final = 300.0
 LABEL_MAX_CHARS: Final = 200
 
 
@@ -29,7 +30,10 @@ class Health:
     """How the sidecar is, published once a turn by the ingest thread."""
 
     loop_age_s: float = 0.0
-    """Time since the ingest loop last turned."""
+    """Time since the reading thread last turned."""
+
+    journal_age_s: float = 0.0
+    """Time since the journal thread last turned: it waits for the disk."""
 
     is_writable: bool = True
     detail: str = ""
@@ -42,7 +46,18 @@ class Health:
 
     @property
     def is_live(self) -> bool:
-        return self.loop_age_s < LOOP_MAX_AGE_S
+        """True if peers are answered; a disk that stands still for a while is no reason to
+        start the sidecar anew."""
+        return self.loop_age_s < LOOP_MAX_AGE_S and self.journal_age_s < STUCK_AGE_S
+
+    @property
+    def unready(self) -> str:
+        """Why nothing can be acknowledged now, or nothing."""
+        if not self.is_live:
+            return "the loop stands still"
+        if self.journal_age_s >= LOOP_MAX_AGE_S:
+            return f"the disk has not answered for {self.journal_age_s:.0f} s"
+        return "" if self.is_writable else self.detail or "nothing can be written"
 
 
 class StatusServer:
@@ -58,27 +73,15 @@ class StatusServer:
         registry = CollectorRegistry()
         registry.register(_Collector(health))
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                status, content_type, body = _answer(self.path, health(), registry)
-                self.send_response(status)
-                self.send_header("Content-Type", content_type)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                """Requests are not news."""
+        def answer(path: str) -> Answer:
+            return _answer(path, health(), registry)
 
         try:
-            self._server = ThreadingHTTPServer(
-                (host.strip("[]") or "127.0.0.1", int(port)), Handler
-            )
+            self._server = BoundedServer((host.strip("[]") or "127.0.0.1", int(port)), answer)
         except OSError as exc:
             raise CommandError(
                 f"--http {address}: {exc.strerror}; choose another address, or 'off'"
             ) from exc
-        self._server.daemon_threads = True
         self.address = "{}:{}".format(*self._server.server_address[:2])
         threading.Thread(target=self._server.serve_forever, name="status", daemon=True).start()
 
@@ -87,14 +90,14 @@ class StatusServer:
         self._server.server_close()
 
 
-def _answer(path: str, health: Health, registry: CollectorRegistry) -> tuple[int, str, bytes]:
+def _answer(path: str, health: Health, registry: CollectorRegistry) -> Answer:
     text = "text/plain; charset=utf-8"
     if path == "/livez":
         return (200, text, b"ok\n") if health.is_live else (503, text, b"the loop stands still\n")
     if path == "/readyz":
-        if health.is_live and health.is_writable:
+        if not health.unready:
             return 200, text, b"ok\n"
-        return 503, text, f"{health.detail or 'the loop stands still'}\n".encode()
+        return 503, text, f"{health.unready}\n".encode()
     if path == "/metrics":
         return 200, "text/plain; version=0.0.4; charset=utf-8", generate_latest(registry)
     return 404, text, b"/livez, /readyz, /metrics\n"
@@ -150,7 +153,13 @@ class _Collector:
             "Rows that a sink steps over because it can't take them",
             labels=["run_id", "sink"],
         )
+        left_out = GaugeMetricFamily(
+            "telemetry_sink_left_out_values",
+            "Values that a sink leaves out because it has no place for them",
+            labels=["run_id", "sink"],
+        )
         for sink in health.sinks:
+            left_out.add_metric([sink.run_id, sink.sink], sink.left_out)
             skipped.add_metric([sink.run_id, sink.sink], sink.skipped)
             at.add_metric([sink.run_id, sink.sink], sink.row)
             restarts.add_metric([sink.run_id, sink.sink], sink.restarts)
@@ -158,4 +167,5 @@ class _Collector:
         yield at
         yield restarts
         yield skipped
+        yield left_out
         yield states

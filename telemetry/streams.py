@@ -5,6 +5,8 @@ Never: kept longer than somebody may still speak of it.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -23,6 +25,9 @@ IDLE_OVER_NS: Final = 300_000_000_000
 
 OWN_STREAM: Final = 1
 """What an emitter numbers its own stream; those of spools that it found are higher."""
+
+STREAMS_MAX: Final = 20_000
+PEER_STREAMS_MAX: Final = 2_000
 
 StreamKey = tuple[bytes, int]
 """The peer, and the number that it gave its stream."""
@@ -84,5 +89,58 @@ class IncomingStream:
         return now - self.spoke_ns > patience_ns
 
     def is_live(self, now: int) -> bool:
-        """Its producer has said something lately, and not that it ends."""
+        """True if its producer has said something lately, and not that it ends."""
         return not self.is_finished and now - self.heard_ns < SILENT_NS
+
+
+class TooManyStreams(Exception):
+    """There is no place for another stream now."""
+
+
+class StreamTable:
+    """All streams, by their peers' numbers and by run. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[StreamKey, IncomingStream] = {}
+        self._by_run: dict[str, dict[StreamKey, IncomingStream]] = {}
+        self._of_peer: Counter[bytes] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def __iter__(self) -> Iterator[IncomingStream]:
+        return iter(list(self._by_key.values()))
+
+    def get(self, key: StreamKey) -> IncomingStream | None:
+        return self._by_key.get(key)
+
+    def of_run(self, run_id: str) -> list[IncomingStream]:
+        return list(self._by_run.get(run_id, {}).values())
+
+    def check_room(self, peer: bytes) -> None:
+        """Refuse another stream of this peer where there are too many.
+
+        Raises:
+            TooManyStreams: of the peer, or altogether.
+        """
+        if len(self._by_key) >= STREAMS_MAX or self._of_peer.get(peer, 0) >= PEER_STREAMS_MAX:
+            raise TooManyStreams("wait: too many streams are open")
+
+    def add(self, stream: IncomingStream) -> None:
+        """Add a stream, in the place of one of the same peer and number."""
+        self.remove(stream.key)
+        self._by_key[stream.key] = stream
+        self._by_run.setdefault(stream.run_id, {})[stream.key] = stream
+        self._of_peer[stream.peer] += 1
+
+    def remove(self, key: StreamKey) -> None:
+        stream = self._by_key.pop(key, None)
+        if stream is None:
+            return
+        of_run = self._by_run[stream.run_id]
+        del of_run[key]
+        if not of_run:
+            del self._by_run[stream.run_id]
+        self._of_peer[stream.peer] -= 1
+        if not self._of_peer[stream.peer]:
+            del self._of_peer[stream.peer]

@@ -22,7 +22,7 @@ FORBIDDEN = {
 
 HOMES = {
     "torch": ("trainer/",),
-    "zmq": ("shared/connection.py", "telemetry/gateway.py"),
+    "zmq": ("shared/connection.py", "telemetry/gateway.py", "telemetry/connections.py"),
     "pynvml": ("telemetry/probes/nvml.py",),
     "wandb": ("telemetry/sinks/wandb/",),
     "tensorboard": ("telemetry/sinks/tensorboard/",),

@@ -125,6 +125,9 @@ class JournalWriter:
         number = self._numbers.get((run_id, session, source))
         return -1 if number is None else self._streams[number].durable_seq
 
+    def end_stream(self, run_id: str, session: str, source: str) -> None:
+        """Note that nothing more is expected of a stream."""
+
     def append(
         self,
         run_id: str,

@@ -122,6 +122,7 @@ class Plant:
         self._rate_hz = rate_hz
         self._sidecar: subprocess.Popen[bytes] | None = None
         self._frozen: list[tuple[float, psutil.Process, Trainer | None]] = []
+        self._frozen_sidecar_pid = -1
         # What a killed sink leaves behind becomes our child, and is found at the end.
         _adopt_orphans(True)
 
@@ -195,6 +196,7 @@ class Plant:
     def freeze_sidecar(self, seconds: float) -> None:
         if (sidecar := self.sidecar) is not None:
             self.disturbed.append([time.monotonic_ns(), NEVER_NS])
+            self._frozen_sidecar_pid = sidecar.pid
             self.freeze(sidecar, seconds)
 
     def kill_sidecar(self, what: str = "sidecar") -> None:
@@ -213,7 +215,7 @@ class Plant:
     def note_sidecar_is_back(self) -> None:
         """Call now and then: whether it serves is seen by who holds its directory."""
         frozen = {process.pid for _, process, _ in self._frozen}
-        if not self.is_sidecar_away or self._sidecar_pid in frozen or self.is_stalled:
+        if not self.is_sidecar_away or self._frozen_sidecar_pid in frozen or self.is_stalled:
             return
         pid, address = holder_of(self.data_dir)
         if is_held(self.data_dir) and address and pid == str(self._sidecar_pid):
@@ -227,9 +229,10 @@ class Plant:
 
     @property
     def sidecar(self) -> psutil.Process | None:
+        """The process that serves: the only child of its guard, which was started here."""
         with contextlib.suppress(psutil.NoSuchProcess):
             if self._sidecar is not None and self.is_sidecar_up:
-                return psutil.Process(self._sidecar.pid)
+                return next(iter(psutil.Process(self._sidecar.pid).children()), None)
         return None
 
     def targets(self) -> list[Target]:
@@ -264,7 +267,7 @@ class Plant:
                     item[1].resume()
                 if item[2] is not None:
                     item[2].stops[-1][1] = time.monotonic_ns()
-                if item[1].pid == self._sidecar_pid and not self.is_stalled:
+                if item[1].pid == self._frozen_sidecar_pid and not self.is_stalled:
                     self.disturbed[-1][1] = time.monotonic_ns()
 
     def behind(self, target: Target) -> int | None:

@@ -18,6 +18,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from shared import programs
+
+real_command = programs.module_command
 STALL_FILE = "TM_STALL_FILE"
 STALL_MAX_S = 60.0
 
@@ -34,10 +37,17 @@ def stalling(sync: Callable[[int], None], file: Path) -> Callable[[int], None]:
     return synced
 
 
+def command_of(module: str, *arguments: str) -> list[str]:
+    """The command line of one of our modules; of the service that the guard starts, this one."""
+    is_service = (module, arguments[:1]) == ("telemetry", ("serve",))
+    return real_command(__spec__.name if is_service and __spec__ else module, *arguments)
+
+
 def main() -> int:
-    file = Path(os.environ.pop(STALL_FILE))
+    file = Path(os.environ[STALL_FILE])
     os.fsync = stalling(os.fsync, file)  # type: ignore[assignment]
     os.fdatasync = stalling(os.fdatasync, file)
+    programs.module_command = command_of
     from telemetry.cli import main as telemetry_main
 
     return telemetry_main(sys.argv[1:])

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import threading
 import time
@@ -75,11 +74,11 @@ def steps(data_dir: Path, run_id: str = "r") -> list[int | None]:
 
 
 def rss(sidecar: SidecarProcess) -> int:
-    return int(psutil.Process(sidecar.process.pid).memory_info().rss)
+    return int(sidecar.service.memory_info().rss)
 
 
 def fds(sidecar: SidecarProcess) -> int:
-    return int(psutil.Process(sidecar.process.pid).num_fds())
+    return int(sidecar.service.num_fds())
 
 
 @pytest.mark.parametrize("seconds", [2, slow(60)])
@@ -91,10 +90,10 @@ def test_a_frozen_sidecar_is_not_noticed_and_gets_everything(place, seconds):
     ):
         producer.emit(started())
         wait_until(lambda: producer.stats().acknowledged == 1)
-        sidecar.process.send_signal(signal.SIGSTOP)
+        sidecar.service.suspend()
         count, longest_s = emit_until(producer, after(seconds))
         in_flight = producer.stats().queued
-        sidecar.process.send_signal(signal.SIGCONT)
+        sidecar.service.resume()
         is_all = producer.close()
 
     assert in_flight > 100 * seconds and longest_s < NOTICED_S
@@ -213,7 +212,7 @@ def test_what_a_frozen_sink_does_not_take_is_in_the_journal_and_not_in_memory(pl
         producer.emit(started())
         cursor = place / "data" / "runs" / "r" / "cursors" / "tensorboard.json"
         wait_until(cursor.exists, 60)
-        (sink,) = psutil.Process(sidecar.process.pid).children()
+        (sink,) = sidecar.service.children()
         sink.suspend()
         emit_many(producer, count // 4)
         before = rss(sidecar)
@@ -263,13 +262,13 @@ def test_ended_runs_that_their_sink_is_behind_with_wait_on_disk(place, runs):
     for number in range(runs):
         record_ended(place / "data" / "runs" / f"r{number}")
     with SidecarProcess(place / "data", *flags) as sidecar:
-        sink = wait_until(lambda: first(psutil.Process(sidecar.process.pid).children()))
+        sink = wait_until(lambda: first(sidecar.service.children()))
         sink.suspend()
         wait_until(after(2))
         early = rss(sidecar)
         wait_until(after(4))
         late = rss(sidecar)
-        at_work = len(psutil.Process(sidecar.process.pid).children())
+        at_work = len(sidecar.service.children())
         wait_until(lambda: fds(sidecar) <= open_alone + 2)
         sink.resume()
         # The next run's turn comes, and so on.

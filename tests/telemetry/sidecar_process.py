@@ -11,6 +11,8 @@ import urllib.request
 from pathlib import Path
 from types import TracebackType
 
+import psutil
+
 from telemetry.datadir import holder_of, is_held
 from tests.telemetry.waiting import wait_until
 
@@ -48,6 +50,12 @@ class SidecarProcess:
     def _is_ready(self) -> bool:
         pid, address = holder_of(self.data_dir)
         return is_held(self.data_dir) and pid == str(self.process.pid) and bool(address)
+
+    @property
+    def service(self) -> psutil.Process:
+        """The process that serves: the only child of the one that was started, its guard."""
+        (child,) = wait_until(lambda: psutil.Process(self.process.pid).children())
+        return child
 
     @property
     def log(self) -> str:

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from shared.emitter import Emitter
@@ -22,7 +21,7 @@ from telemetry.errors import EXIT_BACKLOG, EXIT_FAULT, EXIT_OK, EXIT_RUNNING, Co
 from telemetry.files import read_json
 from telemetry.gateway import Gateway
 from telemetry.ingest import Ingest
-from telemetry.service import Service
+from telemetry.service import Service, exit_code_in
 from tests.telemetry.sidecar_process import SidecarProcess, clean_env, http_get
 from tests.telemetry.waiting import wait_until
 from tests.telemetry.wire_client import finished, metric, read_rows, started
@@ -140,7 +139,7 @@ def test_a_kill_in_the_drain_costs_nothing_that_the_next_start_does_not_make_up_
             for step in range(2000):
                 producer.emit(metric(step))
             producer.emit(finished())
-        (sink,) = wait_until(lambda: psutil.Process(sidecar.process.pid).children())
+        (sink,) = wait_until(sidecar.service.children)
         sink.suspend()
         sidecar.process.terminate()
         wait_until(lambda: info(place / "data").get("state") == "ended")
@@ -187,6 +186,46 @@ def test_the_end_of_stdin_ends_it_and_an_unfinished_run_is_lost(place):
 
     assert code == EXIT_OK and steps(sidecar.data_dir) == [0]
     assert (info(sidecar.data_dir)["state"], info(sidecar.data_dir)["status"]) == ("ended", "lost")
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [(0, "finished"), (3, "failed"), (137, "failed"), (-9, "failed")]
+)
+def test_a_run_that_did_not_say_how_it_ended_ends_with_its_commands_exit_code(place, code, status):
+    """Whoever started both knows it, and says so before it closes the pipe."""
+    with SidecarProcess(place / "data", "--exit-with-stdin") as sidecar:
+        with emitter(sidecar.endpoint) as producer:
+            producer.emit(started())
+        with emitter(sidecar.endpoint, run_id="said") as producer:
+            producer.emit(started())
+            producer.emit(finished("preempted"))
+        sidecar.process.stdin.write(b'{"exit_code": %d}\n' % code)
+        sidecar.process.stdin.close()
+        sidecar.process.wait(20)
+
+    told, said = info(sidecar.data_dir), info(sidecar.data_dir, "said")
+    assert (told["state"], told["status"], told["exit_code"]) == ("ended", status, code)
+    assert (said["state"], said["status"]) == ("ended", "preempted")
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        (b'{"exit_code": 3}\n', 3),
+        (b'{"exit_code": 3}', 3),
+        (b'{"exit_code": 1}\n{"exit_code": -15}\n', -15),
+        (b"", None),
+        (b"\n", None),
+        (b"hello\n", None),
+        (b'{"exit_code": "3"}\n', None),
+        (b'{"exit_code": 1}\nhello\n', None),
+        (b"[" * 5000, None),
+        (b"\xff\xfe\n", None),
+    ],
+)
+def test_only_a_last_line_that_says_an_exit_code_is_taken_for_one(said, code):
+    """Anything else means that nobody knows."""
+    assert exit_code_in(said) == code
 
 
 def test_what_a_killed_trainer_left_comes_in_beside_the_restarted_one(place):

@@ -114,7 +114,7 @@ class Producer:
         return replies
 
     def hello(self, first_seq: int = 0) -> Message:
-        (answer,) = self.say(
+        answer, *_ = self.say(
             Hello(self.number, self.run_id, self.session, self.source, SCHEMA, first_seq, self.late)
         )
         if isinstance(answer, Welcome):

@@ -1,0 +1,78 @@
+"""Connections: how many peers may be connected at once.
+
+In: what libzmq tells of the connections of a bound socket.
+Out: those above a bound closed again, the newest first.
+Never: comes near the limit of file descriptors: libzmq aborts the process where it
+can't accept a connection for lack of one.
+
+Runs on a thread of its own, that does nothing else: libzmq waits for its reader.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+from collections import Counter
+from typing import Final
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+log = logging.getLogger("telemetry.gateway")
+
+_EVENTS: Final = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_MONITOR_STOPPED
+REFUSED: Final = "refused_connections_total"
+
+
+class ConnectionLimit:
+    """Watches the connections of one socket, from before its bind to its close."""
+
+    def __init__(self, watched: zmq.Socket[bytes], connections_max: int) -> None:
+        self.counts: Counter[str] = Counter()
+        self.open: set[int] = set()
+        """Descriptors of the connections there are now."""
+        self._max = connections_max
+        self._watched = watched
+        self._events = watched.get_monitor_socket(_EVENTS)
+        self._thread = threading.Thread(target=self._run, name="connections", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop watching; before the socket is closed. May be called twice."""
+        if self._thread.is_alive():
+            # Ends the thread by its last event; the monitor is closed with the socket.
+            self._watched.monitor(None, 0)
+            self._thread.join(5)
+
+    def _run(self) -> None:
+        while True:
+            event = recv_monitor_message(self._events)
+            kind, fd = event["event"], event["value"]
+            if kind == zmq.EVENT_MONITOR_STOPPED:
+                break
+            if kind == zmq.EVENT_DISCONNECTED:
+                self.open.discard(fd)
+                continue
+            self.open.add(fd)
+            if len(self.open) > self._max:
+                self._refuse(fd)
+        self._events.close(0)
+
+    def _refuse(self, fd: int) -> None:
+        """Let a connection end: libzmq closes it as one whose peer went away."""
+        self.counts[REFUSED] += 1
+        if self.counts[REFUSED] == 1:
+            log.warning(
+                "%d peers are connected, as many as file descriptors allow: others have to "
+                "wait; raise the limit of open files (ulimit -n) for more",
+                self._max,
+            )
+        # It may be closed by now, and its number another file's: that is no socket then.
+        with contextlib.suppress(OSError):
+            connection = socket.socket(fileno=fd)
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            finally:
+                connection.detach()

@@ -1,0 +1,114 @@
+"""Guard: the small parent process of the service, that starts it again where a library ends it.
+
+In: the command of the service.
+Out: the service's own exit code.
+Never: imports what the service needs, or outlives it; nor does the service outlive the guard.
+
+The guard's pid is the one that a user sees: signals to it go on to the service, and what
+was given as standard input is the service's. Once the guard is gone, however that came, the
+kernel ends the service; where it can't, the pipe between them does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from types import FrameType
+from typing import Final
+
+from telemetry.errors import EXIT_FAULT
+
+log = logging.getLogger("telemetry.guard")
+
+FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+FIRST_RETRY_S: Final = 0.5
+RETRY_MAX_S: Final = 30.0
+HEALTHY_S: Final = 60.0
+"""A service that lived for so long is started again without further delay."""
+
+PR_SET_PDEATHSIG: Final = 1
+
+
+class Guard:
+    """Runs the service until it ends by itself."""
+
+    def __init__(self, command: Sequence[str], env: dict[str, str]) -> None:
+        self._command = list(command)
+        self._env = env
+        self._child: subprocess.Popen[bytes] | None = None
+        self._is_stopping = threading.Event()
+        self._forwarded: set[int] = set()
+
+    def run(self) -> int:
+        """Keep the service running; returns its exit code, 128 + n after a signal n."""
+        for number in FORWARDED:
+            signal.signal(number, self._forward)
+        retry_s = FIRST_RETRY_S
+        # The service reads from one end of a pipe; the other is closed when this process ends.
+        lifeline, _ = os.pipe()
+        while True:
+            began_s = time.monotonic()
+            code = self._run_once(lifeline)
+            if code >= 0:
+                return code
+            if -code in self._forwarded:
+                return 128 - code
+            if self._is_stopping.is_set():
+                log.error("the service was ended by %s while it drained", _name(-code))
+                return EXIT_FAULT
+            retry_s = FIRST_RETRY_S if time.monotonic() - began_s > HEALTHY_S else retry_s
+            log.error("the service was ended by %s, retry_s=%.1f", _name(-code), retry_s)
+            if self._is_stopping.wait(retry_s):
+                return EXIT_FAULT
+            retry_s = min(2 * retry_s, RETRY_MAX_S)
+
+    def _run_once(self, lifeline: int) -> int:
+        command = [*self._command, f"--lifeline={lifeline}"]
+        # A signal that comes while the child begins waits until it is known here.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+        try:
+            self._child = subprocess.Popen(
+                command,
+                env=self._env,
+                pass_fds=(lifeline,),
+                preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, mask),
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        return self._child.wait()
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        self._forwarded.add(number)
+        if number in (signal.SIGTERM, signal.SIGINT):
+            self._is_stopping.set()
+        if self._child is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._child.send_signal(number)
+
+
+def follow_guard(lifeline: int) -> None:
+    """End this process when its guard ends. The service calls it before all else."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+    def watch() -> None:
+        # Nobody writes: this returns when the guard's end of the pipe is closed.
+        with contextlib.suppress(OSError):
+            os.read(lifeline, 1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,138 @@
+"""Inbox: what the reading thread has received and the journal thread has not taken yet.
+
+In: messages with their peers, from the reading thread, which never waits here.
+Out: the same messages to the journal thread, openings of streams first.
+Never: holds more than a bound of bytes, altogether and of each peer.
+
+An opening may take a disk's time, so openings wait in a lane of their own: one at a time
+is taken, of each peer in turn, and nothing that is in order waits behind them.
+
+Thread-safe: one thread puts, one takes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, OrderedDict, deque
+from typing import Final
+
+from shared.wire import Hello, Message
+
+QUEUE_MAX_BYTES: Final = 16 * 1024 * 1024
+PEER_MAX_BYTES: Final = 5 * 1024 * 1024
+"""Of one peer: others find room beside it, however much it sends."""
+
+CREDIT_MAX_BYTES: Final = 4 * 1024 * 1024
+"""What one stream may have unacknowledged, so that its peer finds room for it."""
+
+CREDITS_BYTES: Final = 12 * 1024 * 1024
+"""What all streams together may: less than the queue, for a frame may always go."""
+
+MESSAGE_OVERHEAD_BYTES: Final = 400
+"""What a message takes in memory beside its body."""
+
+OPENINGS_MAX: Final = 2000
+PEER_OPENINGS_MAX: Final = 32
+
+Item = tuple[bytes, Message]
+
+
+class Inbox:
+    """A bounded queue of frames, and a bounded lane of openings."""
+
+    def __init__(self) -> None:
+        self._news = threading.Condition()
+        self._frames: deque[tuple[bytes, Message, int]] = deque()
+        self._bytes = 0
+        self._peer_bytes: Counter[bytes] = Counter()
+        self._openings: OrderedDict[bytes, dict[int, Hello]] = OrderedDict()
+        self._opening_count = 0
+        self._is_nudged = False
+
+    @property
+    def bytes_held(self) -> int:
+        return self._bytes
+
+    def has_room(self, peer: bytes, size: int) -> bool:
+        """True if a frame of this size may be put: a peer with nothing here always has
+        room for one, as long as there is any."""
+        size += MESSAGE_OVERHEAD_BYTES
+        held = self._peer_bytes.get(peer, 0)
+        is_fair = not held or held + size <= PEER_MAX_BYTES
+        return is_fair and self._bytes + size <= QUEUE_MAX_BYTES
+
+    def put(self, peer: bytes, message: Message, size: int) -> bool:
+        """Add a message behind those of its peer; False where there is no room for it."""
+        with self._news:
+            if not self.has_room(peer, size):
+                return False
+            size += MESSAGE_OVERHEAD_BYTES
+            self._frames.append((peer, message, size))
+            self._bytes += size
+            self._peer_bytes[peer] += size
+            self._news.notify()
+        return True
+
+    def put_in_line(self, peer: bytes, message: Message) -> bool:
+        """Add a message without a frame behind those of its peer."""
+        return self.put(peer, message, 0)
+
+    def holds_of(self, peer: bytes) -> bool:
+        """True if messages of this peer wait in line."""
+        return peer in self._peer_bytes
+
+    def put_opening(self, peer: bytes, hello: Hello) -> bool:
+        """Add a HELLO that opens a stream; False where too many wait already."""
+        with self._news:
+            waiting = self._openings.get(peer, {})
+            is_repeated = hello.stream in waiting
+            if not is_repeated and (
+                len(waiting) >= PEER_OPENINGS_MAX or self._opening_count >= OPENINGS_MAX
+            ):
+                return False
+            self._opening_count += not is_repeated
+            waiting[hello.stream] = hello
+            self._openings[peer] = waiting
+            self._news.notify()
+        return True
+
+    def nudge(self) -> None:
+        """Let the journal thread turn, although nothing has come."""
+        with self._news:
+            self._is_nudged = True
+            self._news.notify()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until there is something to take, at most timeout_s."""
+        with self._news:
+            self._news.wait_for(
+                lambda: self._frames or self._openings or self._is_nudged, timeout_s
+            )
+            self._is_nudged = False
+            return bool(self._frames or self._openings)
+
+    def take(self, max_bytes: int) -> list[Item]:
+        """Take the oldest frames, up to about so many bytes."""
+        taken: list[Item] = []
+        with self._news:
+            while self._frames and max_bytes > 0:
+                peer, message, size = self._frames.popleft()
+                taken.append((peer, message))
+                max_bytes -= size
+                self._bytes -= size
+                self._peer_bytes[peer] -= size
+                if not self._peer_bytes[peer]:
+                    del self._peer_bytes[peer]
+        return taken
+
+    def take_opening(self) -> Item | None:
+        """Take one opening, of the peer whose turn it is."""
+        with self._news:
+            if not self._openings:
+                return None
+            peer, waiting = self._openings.popitem(last=False)
+            hello = waiting.pop(next(iter(waiting)))
+            self._opening_count -= 1
+            if waiting:
+                self._openings[peer] = waiting  # behind all others
+            return peer, hello

@@ -1,0 +1,102 @@
+"""Limits: how many runs may be opened, and how fast.
+
+In: who wants a run opened, and how many are open.
+Out: leave to do it, or the reason to wait.
+Never: refuses for good: whoever waits and asks again gets in.
+
+A new run costs a directory and several syncs. A flood of ever new run ids must neither
+fill the disk with directories nor keep those that train waiting; a launch of hundreds of
+runs at once, each by a process of its own, is ordinary.
+
+Not thread-safe: the journal thread owns it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from shared.clock import Clock
+
+PEER_BURST: Final = 200
+PEER_PER_S: Final = 3.0
+ALL_BURST: Final = 1_000
+ALL_PER_S: Final = 10.0
+PEERS_MAX: Final = 10_000
+TURN_NS: Final = 25_000_000
+"""Time of one turn that may go into opening runs."""
+
+
+class Wait(Exception):
+    """Not now; the message says why."""
+
+
+class Allowance:
+    """A number of things that grows with time, up to a burst."""
+
+    def __init__(self, burst: float, per_s: float, now_ns: int) -> None:
+        self._burst, self._per_s = burst, per_s
+        self._left, self._at_ns = burst, now_ns
+
+    def left(self, now_ns: int) -> float:
+        self._left = min(self._burst, self._left + (now_ns - self._at_ns) / 1e9 * self._per_s)
+        self._at_ns = now_ns
+        return self._left
+
+    def spend(self) -> None:
+        self._left -= 1
+
+
+class RunLimits:
+    """Who may open a run now."""
+
+    def __init__(self, clock: Clock, runs_max: int) -> None:
+        self._clock = clock
+        self._runs_max = runs_max
+        self._all = Allowance(ALL_BURST, ALL_PER_S, clock.monotonic_ns())
+        self._of_peer: dict[bytes, Allowance] = {}
+        self._spent_ns = 0
+
+    @property
+    def is_turn_spent(self) -> bool:
+        """True if this turn has opened as much as it may."""
+        return self._spent_ns >= TURN_NS
+
+    def begin_turn(self) -> None:
+        self._spent_ns = 0
+
+    def spend_time(self, spent_ns: int) -> None:
+        """Note how long an opening took."""
+        self._spent_ns += spent_ns
+
+    def check(self, peer: bytes, *, is_new: bool, open_runs: int) -> None:
+        """Take leave to open a run, new or not.
+
+        Raises:
+            Wait: not in this turn, or too many runs are open or were begun.
+        """
+        if self.is_turn_spent:
+            raise Wait("wait: other runs are being opened")
+        if open_runs >= self._runs_max:
+            raise Wait(
+                f"wait: {open_runs} runs are open, as many as file descriptors allow; "
+                "raise the limit of open files (ulimit -n) for more"
+            )
+        if is_new:
+            self._spend(peer)
+
+    def _spend(self, peer: bytes) -> None:
+        now = self._clock.monotonic_ns()
+        own = self._of_peer.get(peer)
+        if own is None:
+            if len(self._of_peer) >= PEERS_MAX:
+                self._forget_full(now)
+            own = self._of_peer[peer] = Allowance(PEER_BURST, PEER_PER_S, now)
+        if own.left(now) < 1 or self._all.left(now) < 1:
+            raise Wait("wait: too many new runs a minute")
+        own.spend()
+        self._all.spend()
+
+    def _forget_full(self, now: int) -> None:
+        """Forget peers that spent nothing lately, or all of them where all did."""
+        kept = {p: a for p, a in self._of_peer.items() if a.left(now) < PEER_BURST}
+        self._of_peer = kept if len(kept) < PEERS_MAX else {}
