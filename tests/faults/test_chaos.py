@@ -25,7 +25,7 @@ def trainer(tmp_path: Path) -> Trainer:
     side.write_bytes(b"".join(records) + b"torn")
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    return Trainer(0, "r", "rank0", side, 0, process, ended_by="exit")
+    return Trainer(0, "r", "rank0", side, 0, process, tmp_path, ended_by="exit")
 
 
 def judged(trainer: Trainer, numbers: list[int], durable: int | None = None) -> chaos.Verdict:
