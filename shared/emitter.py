@@ -25,7 +25,7 @@ from shared.backlog import DROPPED_FIRST, DROPPED_NEVER, QUEUE_FULL
 from shared.clock import Clock, SystemClock
 from shared.events import Event, MetricsLogged, RunStarted, Scalar
 from shared.held import EVENT_COST_BYTES, VALUE_COST_BYTES, held_event
-from shared.ids import check_run_id, check_source, new_session
+from shared.ids import check_run_id, check_source, new_run_id, new_session
 from shared.launches import with_launch_id
 from shared.outgoing import OutgoingStream
 from shared.packing import kind_of
@@ -45,6 +45,7 @@ YIELD_SHARE: Final = 0.5
 """Above this share of the room for the queue, emit() lets the sender thread have a turn:
 at most the interpreter's switch interval (5 ms), and never for I/O."""
 YIELD_EVERY: Final = 64
+YIELD_ALWAYS_SHARE: Final = 0.9
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Emitter:
         self,
         endpoint: str | None = None,
         *,
-        run_id: str,
+        run_id: str | None = None,
         source: str = "rank0",
         spool_dir: str | os.PathLike[str] | None = None,
         close_timeout_s: float = 5.0,
@@ -121,13 +122,14 @@ class Emitter:
 
         Without an endpoint or a spool_dir those of the environment are taken
         (TELEMETRY_ENDPOINT, TELEMETRY_SPOOL_DIR). An address that only the environment
-        gives and that can't be used is logged; the emitter then spools.
+        gives and that can't be used is logged; the emitter then spools. Without a run_id
+        this is a new run. With that of an earlier run, that one goes on.
 
         Raises:
             ValueError: a bad endpoint, run id or source; nothing was started.
         """
         self.endpoint = endpoint_of(endpoint)
-        self.run_id = check_run_id(run_id)
+        self.run_id = check_run_id(new_run_id() if run_id is None else run_id)
         self._source = check_source(source)
         self.close_timeout_s = close_timeout_s
         self._options = SenderOptions(
@@ -293,8 +295,9 @@ class Emitter:
 
     def _has_room(self, event: Event, queued: int, sender: Sender) -> bool:
         """Decide about an event where the queue is more than half full."""
-        if len(self._queue) % YIELD_EVERY == 0:
+        if len(self._queue) % YIELD_EVERY == 0 or queued > sender.room * YIELD_ALWAYS_SHARE:
             time.sleep(0)
+            queued = self._cost_in - self._cost_out
         kind = kind_of(event)
         if kind in DROPPED_FIRST:
             return queued <= sender.room - self._options.queue_max_bytes * RESERVED_SHARE

@@ -237,6 +237,9 @@ def _add_replay(commands: Commands) -> None:
     parser.add_argument(
         "--wandb-mode", choices=("online", "offline"), help="default: as the run was recorded"
     )
+    parser.add_argument(
+        "--per-core", action="store_true", help="chart every processor core in TensorBoard"
+    )
     parser.set_defaults(act=_replay)
 
 
@@ -244,7 +247,7 @@ def _replay(args: argparse.Namespace) -> int:
     from telemetry.replay import replay
 
     check_sinks((args.to,), "--to")
-    return replay(args.runs, args.to, args.out, args.wandb_mode)
+    return replay(args.runs, args.to, args.out, args.wandb_mode, per_core=args.per_core)
 
 
 def _add_inspect(commands: Commands) -> None:

@@ -45,6 +45,8 @@ class ServeConfig:
                                           "there by those that are gone is taken in")  # fmt: skip
     sample_hz: float = _setting(1.0, "hardware samples a second, 0 for none", 0, 20)
     host: str = _setting("", "name of this host in the metrics (default: its own)")
+    per_core: bool = _setting(False, "chart every processor core in TensorBoard; else only the "
+                              "whole processor")  # fmt: skip
     host_run: bool = _setting(True, "record the hardware as a run of its own while nothing trains")
     wandb_mode: str = _setting("disabled", "of the host's own run: disabled, offline or online; "
                                "WANDB_MODE where nothing else says it")  # fmt: skip

@@ -23,6 +23,7 @@ from telemetry.output import Page
 from telemetry.recorded import Recorded, cut_off, open_recorded
 from telemetry.rows import Row
 from telemetry.sinkprocess import state_path
+from telemetry.sinks.base import Position, left_out_of
 from telemetry.sinks.cursor import sink_is_done
 from telemetry.sinks.skips import read_skips
 from telemetry.sinks.wandb.check import missing_rows
@@ -195,6 +196,9 @@ def _sink_words(
         words += f", {told['restarts']} restarts"
     if skipped:
         words += f", {skipped:,} rows stepped over"
+    state = cursor.get("state")
+    if left_out := left_out_of(Position(0, state if isinstance(state, dict) else {})):
+        words += f", {left_out:,} values left out"
     if told.get("state") in TROUBLED:
         words += f", {told['state']}: {told.get('detail', '')}"
     return words

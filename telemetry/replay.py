@@ -27,8 +27,12 @@ from telemetry.sinks.runner import Reporter, SinkJob, run_sink
 COLUMNS: Final = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
 
 
-def replay(runs: Sequence[Path], sink: str, out: Path, wandb_mode: str | None) -> int:
+def replay(
+    runs: Sequence[Path], sink: str, out: Path, wandb_mode: str | None, *, per_core: bool = False
+) -> int:
     """Carry each run into the sink; the worst exit code of all.
+
+    per_core: with a chart of each processor core in TensorBoard.
 
     Raises:
         CommandError: one of them is not a recorded run; none was touched then.
@@ -43,7 +47,8 @@ def replay(runs: Sequence[Path], sink: str, out: Path, wandb_mode: str | None) -
     with Progress(*COLUMNS, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         for run in recorded:
             place = out / _name(run)
-            job = SinkJob(sink, run.run_dir, place, False, _options(run, wandb_mode))
+            options = _options(run, wandb_mode) | ({"per_core": "1"} if per_core else {})
+            job = SinkJob(sink, run.run_dir, place, False, options)
             codes.append(_replay_one(run, job, stop, progress))
             if stop.is_set():
                 break

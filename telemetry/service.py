@@ -16,6 +16,7 @@ import shutil
 import socket
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Final
@@ -41,7 +42,7 @@ from telemetry.samplerprocess import SamplerProcess
 from telemetry.spools import SpoolCarrier
 from telemetry.status import Health, StatusServer
 from telemetry.summary import Commands, print_summary
-from telemetry.supervisor import Supervisor
+from telemetry.supervisor import Supervisor, sink_command
 
 log = logging.getLogger("telemetry.service")
 
@@ -90,6 +91,8 @@ class Service:
             undo.callback(self._data_dir.close)
             self._gateway = _bound(config, self._shares.connections, pid)
             undo.callback(self._gateway.close)
+            # Everybody else learns the port that was chosen, where one was asked for.
+            self.config = replace(config, bind=self._gateway.address)
             self._open_parts()
             undo.pop_all()
 
@@ -108,6 +111,7 @@ class Service:
             self._clock,
             max_processes=config.max_sink_processes,
             sink_timeout_s=config.sink_timeout_s,
+            command=partial(sink_command, per_core=config.per_core),
         )
         # `run` has its command spool in the data directory, also with a sidecar that is not its.
         names = dict.fromkeys([*config.spool_dir, str(config.data_dir.absolute() / "spool")])

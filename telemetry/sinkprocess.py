@@ -60,6 +60,8 @@ class SinkStatus(NamedTuple):
     detail: str
     skipped: int = 0
     """Rows that it steps over."""
+    left_out: int = 0
+    """Values that it has no place for."""
 
 
 @dataclass
@@ -75,6 +77,7 @@ class SinkProcess:
     detail: str = ""
     row: int = 0
     skipped: int = 0
+    left_out: int = 0
     started_ns: int = 0
     heard_ns: int = 0
     not_before_ns: int = 0
@@ -100,7 +103,7 @@ class SinkProcess:
     def status(self) -> SinkStatus:
         return SinkStatus(
             self.run_dir.name, self.sink, self.state, self.row, self.restarts, self.detail,
-            self.skipped,
+            self.skipped, self.left_out,
         )  # fmt: skip
 
     @property
@@ -169,6 +172,7 @@ class SinkProcess:
                 self.state, self.row = report["state"], report["row"]
                 self.detail = report["detail"]
                 self.skipped = report.get("skipped", 0)
+                self.left_out = report.get("left_out", 0)
                 self.is_said = report.get("said", False)
             if now - self.recorded_ns > RECORD_NS:
                 self.recorded_ns = now

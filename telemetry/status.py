@@ -153,7 +153,13 @@ class _Collector:
             "Rows that a sink steps over because it can't take them",
             labels=["run_id", "sink"],
         )
+        left_out = GaugeMetricFamily(
+            "telemetry_sink_left_out_values",
+            "Values that a sink leaves out because it has no place for them",
+            labels=["run_id", "sink"],
+        )
         for sink in health.sinks:
+            left_out.add_metric([sink.run_id, sink.sink], sink.left_out)
             skipped.add_metric([sink.run_id, sink.sink], sink.skipped)
             at.add_metric([sink.run_id, sink.sink], sink.row)
             restarts.add_metric([sink.run_id, sink.sink], sink.restarts)
@@ -161,4 +167,5 @@ class _Collector:
         yield at
         yield restarts
         yield skipped
+        yield left_out
         yield states

@@ -20,6 +20,7 @@ from shared.text import clean
 from telemetry.files import read_json
 from telemetry.journal.layout import read_mark
 from telemetry.logs import LINE_MAX_CHARS
+from telemetry.run_names import logdir_of
 from telemetry.runs import RUN_FILE
 
 PYTHON = ("python", "-m", "telemetry")
@@ -97,7 +98,7 @@ def _lines(run_dir: Path, info: dict[str, Any], behind: set[str], commands: Comm
         if commands.tensorboard_url:
             lines.append(f"telemetry:   {'look:':<13} {commands.tensorboard_url}")
         else:
-            add("look", "tensorboard", "--logdir", run_dir / "tensorboard")
+            add("look", "tensorboard", "--logdir", logdir_of(run_dir))
     # One command each: with several paths, wandb stops at the first that a kill has torn.
     for path in unsynced_wandb_runs(run_dir):
         add("upload", "wandb", "sync", path)

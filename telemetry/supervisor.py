@@ -37,14 +37,16 @@ PROBE_NS: Final = 30_000_000_000
 """Between two tries of one sink by ended runs, while it can't be had."""
 
 
-def sink_command(sink: str, run_dir: Path) -> list[str]:
+def sink_command(sink: str, run_dir: Path, per_core: bool = False) -> list[str]:
     """Return the command that brings one sink of one run up to date, and keeps it there.
 
     The process has an environment of our own making: what the sidecar's says of runs that
-    say nothing themselves goes along as options.
+    say nothing themselves goes along as options. per_core: chart each processor core.
     """
     said = sink_defaults(os.environ).items()
     options = [f"--option={name}={value}" for name, value in sorted(said)]
+    if per_core:
+        options.append("--option=per_core=1")
     run = str(run_dir.absolute())
     return module_command("telemetry", "sink", sink, run, "--follow", *options)
 

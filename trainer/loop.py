@@ -234,6 +234,8 @@ class Training:
         """Scalars and histograms of the quantizers, in one copy."""
         detail = self.plan.quant_detail
         values = dict(self.model.diagnostics(detail=detail))
+        if self.stepper.is_empty:  # gradients of 0 that say nothing
+            values = {name: v for name, v in values.items() if "/gradient_" not in name}
         for name, histogram in self.model.histograms(detail=detail).items():
             values |= {f"{name}/edges": histogram.edges, f"{name}/counts": histogram.counts}
         self.copies.send(Reading("quant", step), values)

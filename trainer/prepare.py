@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shared.connection import check_endpoint
+from shared.connection import check_address
 from shared.ids import check_run_id, new_run_id
 from shared.wandb_limits import cleaned
 from trainer.args import TrainArgs
@@ -291,6 +291,6 @@ def start_config(prepared: Prepared) -> dict[str, Any]:
 def _check_telemetry_arguments(args: TrainArgs) -> None:
     if args.telemetry_endpoint is not None:
         try:
-            check_endpoint(args.telemetry_endpoint)
+            check_address(args.telemetry_endpoint)
         except ValueError as exc:
             raise BadInput(f"--telemetry_endpoint: {exc}") from exc

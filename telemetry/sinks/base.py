@@ -38,6 +38,12 @@ class Position(NamedTuple):
 START = Position(0, {})
 
 
+def left_out_of(position: Position) -> int:
+    """Return how many values a sink left out because it has no place for them."""
+    count = position.state.get("left_out", 0)
+    return count if type(count) is int else 0
+
+
 def sleep(seconds: float) -> bool:
     """Wait where nobody watches, and nobody asks to stop."""
     time.sleep(seconds)

@@ -7,6 +7,9 @@ Never: colours, moves the cursor, or lets through what would move it.
 
     2026-07-31 12:00:00.250  rank0           train  step 1,200  loss 2.25  learning_rate 0.0003
 
+A run that nobody has introduced begins with a line of its id. What is missing of
+an event is said once a reason.
+
 Times are UTC. Lines are printed at least once: after a crash, what was printed
 since the last commit is printed again.
 """
@@ -27,6 +30,7 @@ from shared.events import (
     Gap,
     MessageLogged,
     MetricsLogged,
+    PartialEvent,
     RunFinished,
     RunStarted,
     Scalar,
@@ -35,6 +39,7 @@ from shared.text import clean
 from telemetry.rows import STEP, Row, RunContext, point_of
 from telemetry.sinks.base import Position, SinkContext, SinkRejected, SinkUnavailable
 
+REASONS_MAX: Final = 64
 HARDWARE_INTERVAL_NS: Final = 10 * 1_000_000_000
 _GIB: Final = 1024**3
 LINE_MAX_CHARS: Final = 8_000
@@ -44,13 +49,19 @@ class ConsoleSink:
     """One run on a stream of text, stdout by default. Not thread-safe."""
 
     def __init__(self, context: SinkContext, stream: TextIO | None = None) -> None:
+        self._context = context
         self._stream = stream or sys.stdout
         self._next_row = 0
         self._hardware_shown_ns: dict[str, int] = {}
+        # Why values were left out, as far as it was said.
+        self._told: set[str] = set()
 
     def open(self, position: Position) -> int:
         self._next_row = position.row
         self._hardware_shown_ns = dict(position.state.get("hardware_shown_ns", {}))
+        self._told = set(position.state.get("told", []))
+        if position.row == 0 and self._context.run.get("is_introduced") is False:
+            self._print(f"run {clean(self._context.run_id)}: no RunStarted of it was seen")
         return position.row
 
     def write(self, rows: Sequence[Row]) -> None:
@@ -61,7 +72,8 @@ class ConsoleSink:
 
     def commit(self) -> Position:
         self._flush()
-        return Position(self._next_row, {"hardware_shown_ns": dict(self._hardware_shown_ns)})
+        shown_ns = dict(self._hardware_shown_ns)
+        return Position(self._next_row, {"hardware_shown_ns": shown_ns, "told": sorted(self._told)})
 
     def finish(self, status: str | None, exit_code: int | None) -> Position:
         return self.commit()
@@ -78,9 +90,19 @@ class ConsoleSink:
             return
         said = words(row, event)
         if said is not None:
-            kind, text = said
-            line = f"{row.source:<14}  {kind:<7}  {text}"
-            yield f"{utc(row.envelope.wall_ns)}  {clean(line, LINE_MAX_CHARS)}"
+            yield _line(row, *said)
+        for text in self._left_out(event):
+            yield _line(row, "left out", text)
+
+    def _left_out(self, event: Event) -> Iterator[str]:
+        """The parts that an event lacks, for each reason that was not said before."""
+        if not isinstance(event, PartialEvent):
+            return
+        for reason in dict.fromkeys(event.left_out.values()):
+            if reason not in self._told and len(self._told) < REASONS_MAX:
+                self._told.add(reason)
+                names = [name for name, why in event.left_out.items() if why == reason]
+                yield f"{', '.join(names)}: {reason}"
 
     def _is_too_soon(self, row: Row, event: Event) -> bool:
         """Whether the host's hardware was shown less than an interval ago, or later than this."""
@@ -108,6 +130,11 @@ class ConsoleSink:
             self._stream.flush()
         except (OSError, ValueError) as exc:
             raise _translated(exc) from exc
+
+
+def _line(row: Row, kind: str, text: str) -> str:
+    line = f"{row.source:<14}  {kind:<7}  {text}"
+    return f"{utc(row.envelope.wall_ns)}  {clean(line, LINE_MAX_CHARS)}"
 
 
 def words(row: Row, event: Event) -> tuple[str, str] | None:

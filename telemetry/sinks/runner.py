@@ -41,6 +41,7 @@ from telemetry.sinks.base import (
     SinkContext,
     SinkRejected,
     SinkUnavailable,
+    left_out_of,
 )
 from telemetry.sinks.cursor import Cursor, CursorLocked, OtherJournal
 from telemetry.sinks.registry import make_sink
@@ -72,6 +73,8 @@ class Reporter:
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
         self._skips: Sized = ()
+        self.left_out = 0
+        """Values that the sink has no place for, as its position says."""
         self.is_said = False
         """The detail of what is told next was in a log line already."""
 
@@ -89,6 +92,8 @@ class Reporter:
             return
         told: dict[str, Any] = {"state": state, "row": row, "detail": detail}
         told |= {"skipped": len(self._skips), "said": self.is_said}
+        if self.left_out:
+            told["left_out"] = self.left_out
         line = json.dumps(told) + "\n"
         try:
             os.write(self._fd, line.encode())
@@ -219,6 +224,7 @@ def _carry(
     Whoever follows a run goes on to the end of what is on disk before it stops.
     """
     first_row, slot = sink.open(cursor.position), account.slot
+    report.left_out = left_out_of(cursor.position)
     committed_s = time.monotonic()
     journal = job.run_dir / "journal"
     with JournalReader(journal, first_row, is_recorded=not job.follow) as reader:
@@ -246,11 +252,13 @@ def _carry(
                 position = sink.finish(info.get("status"), info.get("exit_code"))
                 position = _behind_skips(position, reader.next_row, account)
                 cursor.commit(position, is_done=True, ending=int(info.get("endings", 0)))
+                report.left_out = left_out_of(position)
                 report("done", position.row)
                 return True
             if time.monotonic() - committed_s >= COMMIT_INTERVAL_S or is_stopping:
                 slot.enter(COMMITTING)
                 cursor.commit(sink.commit())
+                report.left_out = left_out_of(cursor.position)
                 slot.enter(IDLE)
                 committed_s = time.monotonic()
             report("running", reader.next_row)

@@ -129,7 +129,7 @@ def shown_in_tensorboard(run_dir: Path, rows: list[Row], steps: dict[Said, int])
         for tag, found in points.items():
             at = [step for step, _ in found]
             # What does not rise would be hidden, or hide: TensorBoard keeps the last of a step.
-            if at != sorted(set(at)):
+            if at != sorted(at):
                 faults.append(f"{where}: the steps of {tag} do not rise")
         if directory.name.startswith("hardware"):
             hardware += len(points.get("telemetry/samples", []) or points.get("cpu_percent", []))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -112,6 +113,18 @@ def test_events_arrive_in_order_exactly_once(endpoint, spool_dir):
         assert sidecar.malformed == []
     assert emitter.stats() == EmitterStats(emitted=len(said), acknowledged=len(said))
     assert not spool_dir.exists() or list(spool_dir.iterdir()) == []
+
+
+def test_without_a_run_id_each_start_is_a_run_of_its_own(endpoint, spool_dir):
+    """A second try does not go on with the first one's run."""
+    with FakeSidecar(endpoint) as sidecar:
+        for _ in range(2):
+            with Emitter(endpoint, spool_dir=spool_dir) as emitter:
+                emitter.emit(metric(1))
+
+        run_ids = {run_id for run_id, *_ in sidecar.disk.events}
+
+    assert len(run_ids) == 2
 
 
 def test_what_is_changed_after_emit_was_said_as_it_was(endpoint):
@@ -356,6 +369,78 @@ def test_a_full_queue_is_counted_by_kind_and_the_gap_arrives(
     assert steps(events) == sorted(steps(events))
     stats = emitter.stats()
     assert adds_up(stats) and stats.dropped == counted.total() and stats.queued == 0
+
+
+@pytest.mark.parametrize("has_spool", [True, False])
+def test_a_burst_beside_a_healthy_sidecar_is_all_recorded(endpoint, spool_dir, has_spool):
+    """20,000 rows of 12 values back to back: nothing is dropped while there is memory."""
+    options = {"spool_dir": spool_dir} if has_spool else {}
+    values = {f"train/value_{i}": i / 2 for i in range(12)}
+    with FakeSidecar(endpoint) as sidecar:
+        emitter = Emitter(endpoint, run_id=RUN, source="rank0", **options)
+
+        for step in range(20_000):
+            emitter.emit(MetricsLogged(kind="train", step=step, values=values))
+
+        assert emitter.close(FAR_S * 3)
+        assert steps(sidecar.disk.typed(sidecar.disk.key_of(RUN))) == list(range(20_000))
+    assert emitter.stats() == EmitterStats(emitted=20_000, acknowledged=20_000)
+
+
+def test_a_burst_that_memory_does_not_hold_goes_to_the_spool(endpoint, spool_dir):
+    """Ten times the bound, with a sidecar that acknowledges nothing until the end."""
+    values = {f"train/value_{i}": i / 2 for i in range(12)}
+    with FakeSidecar(endpoint) as sidecar:
+        sidecar.is_syncing = False
+        emitter = Emitter(
+            endpoint, run_id=RUN, source="rank0", spool_dir=spool_dir, queue_max_bytes=4 * 2**20
+        )
+
+        for step in range(60_000):
+            emitter.emit(MetricsLogged(kind="train", step=step, values=values))
+        held = emitter._sender.backlog.held_bytes + emitter._sender.main.stream.memory_bytes
+        sidecar.is_syncing = True
+
+        assert held < 4 * 2**20 and emitter.close(FAR_S * 3)
+        assert emitter.stats() == EmitterStats(emitted=60_000, acknowledged=60_000)
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_the_end_waits_for_nobody_who_is_not_there(endpoint, spool_dir, caplog, is_frozen):
+    """With all of it in the spool: 0.3 s after the last write, and it says what is where.
+    One that is there and does not answer is waited for, as long as an answer may take."""
+    with contextlib.ExitStack() as stack:
+        if is_frozen:
+            stack.enter_context(FakeSidecar(endpoint)).is_mute = True
+        emitter = Emitter(endpoint, run_id=RUN, source="rank0", spool_dir=spool_dir)
+        for step in range(2_000):
+            emitter.emit(metric(step))
+        wait_until(lambda: emitter.stats().spooled == 2_000)
+
+        began = time.monotonic()
+        is_all = emitter.close()
+        took_s = time.monotonic() - began
+
+    assert not is_all and orphaned(spool_dir) == 2_000
+    assert took_s < (3.5 if is_frozen else 0.6), "0.2 s, and much more on a shared core"
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "2000 events" in line and str(spool_dir) in line
+
+
+def test_the_end_waits_for_a_sidecar_that_answers_late(endpoint, spool_dir):
+    """As one whose disk stands still for a second: it is there, and it answers."""
+    with FakeSidecar(endpoint) as sidecar:
+        sidecar.is_syncing = False
+        emitter = Emitter(endpoint, run_id=RUN, source="rank0", spool_dir=spool_dir)
+        for step in range(100):
+            emitter.emit(metric(step))
+        wait_until(lambda: emitter.stats().spooled == 100)
+        sync = threading.Timer(1.0, lambda: setattr(sidecar, "is_syncing", True))
+        sync.start()
+
+        assert emitter.close(FAR_S)
+        sync.join()
+    assert list(spool_dir.iterdir()) == []
 
 
 def test_close_is_bounded_and_the_rest_is_taken_in_by_the_next_emitter(endpoint, spool_dir):

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from shared.events import MetricsLogged
+from shared.events import MessageLogged, MetricsLogged
 from tests.trainer.test_processes import run_two
 from trainer import prepare as prepare_module
 from trainer.__main__ import main
@@ -44,10 +44,10 @@ def test_a_step_with_nothing_to_predict_is_gone_through(
     assert code == 0
     assert len(train) == 16
     assert (0 < len(losses) < 16) or "accumulation" in extra
-    assert all(
-        math.isfinite(v) for values in train for v in values.values() if v.__class__ is float
-    )
+    numbers = [v for values in train for v in values.values() if isinstance(v, float)]
+    assert all(math.isfinite(number) for number in numbers)
     assert all(loss > 1 for loss in losses)
+    assert not any("no gradient" in message.text for message in recorder.of(MessageLogged))
     assert ("nothing to predict" in capsys.readouterr().err) == (len(losses) < 16)
 
 

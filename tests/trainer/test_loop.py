@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -144,6 +145,28 @@ def test_a_step_with_nothing_to_predict_is_a_step_without_gradient():
     assert beside == pytest.approx(alone)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_an_empty_step_is_left_out_with_a_loss_scale_too():
+    """The scaler has seen no infinity, and the scale stays."""
+    torch.manual_seed(0)
+    model = PlainModel()
+    stepper = Stepper(model, CPU, torch.float16, Processes(Place()))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    something = batch_of(torch.randint(5, VOCABULARY, (2, 12)))
+    moved = []
+
+    for batch in (something, batch_of(torch.full((2, 12), 3))):
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        stepper.autocast = nullcontext  # half precision itself is slow on a CPU
+        stepper.accumulate_gradients([batch])
+        stepper.scaler.unscale_(optimizer)
+        stepper.update(optimizer)
+        pairs = zip(before, model.parameters(), strict=True)
+        moved.append(any(not torch.equal(old, new) for old, new in pairs))
+
+    assert moved == [True, False]
+    assert stepper.scaler.get_scale() == 2.0**16
 
 
 def test_an_interrupted_evaluation_has_no_result():

@@ -68,8 +68,8 @@ class ModelConfig:
     pact_clip_init: float = 6.0
 
     skip_init_scale: float = 0.5
-    # Of the gradients of s, t and delta, each. A guard against a step that explodes: those
-    # of ordinary steps are a thousand times as small, and it does not act on them.
+    # Of the gradients of s, t and delta, each. A guard against a step that explodes: the
+    # largest of an ordinary step are about a hundredth of it, so it does not act on them.
     lsq_grad_clip: float = 1.0
     # AdamW moves s, t and delta by about its learning rate whatever their gradient's
     # size, and t and delta are a tenth as large as what that rate is made for.

@@ -154,6 +154,8 @@ class BitNetQDyT(nn.Module):
         for module in self.modules():
             if isinstance(module, ObservedModule):
                 module.observing = on
+                if on:  # those of an earlier step, where this one brings none
+                    module.readings = {}
 
     def watch_codes(self) -> None:
         """Note the ternary codes of this step, for the flips that diagnostics() tells of.

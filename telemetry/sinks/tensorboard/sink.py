@@ -21,6 +21,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from telemetry.rows import Row
+from telemetry.run_names import name_run
 from telemetry.sinks.base import START, Position, SinkContext, SinkUnavailable
 from telemetry.sinks.tensorboard.files import DamagedFiles, EventFiles
 from telemetry.sinks.tensorboard.lastsfile import DamagedLasts, LastsCommit, LastsFile
@@ -48,14 +49,16 @@ class SinkState(msgspec.Struct):
     files: dict[str, int] = {}
     lasts: LastsCommit = LastsCommit()
     policy: PolicyState = msgspec.field(default_factory=PolicyState)
-    # Rows or parts of them at which something broke.
+    # Rows or parts of them at which something broke; and the values of no place, with them.
     broken: int = 0
+    left_out: int = 0
 
 
 class TensorBoardSink:
     """One run as event files. Not thread-safe."""
 
     def __init__(self, context: SinkContext) -> None:
+        self._context = context
         self._has_cores = bool(context.options.get(CORES_OPTION))
         self._version = POLICY_VERSION + ("+cores" if self._has_cores else "")
         self._starts = Starts(context.out_dir)
@@ -79,6 +82,7 @@ class TensorBoardSink:
             except (DamagedFiles, DamagedLasts, OtherPolicy, ValueError) as exc:
                 _log.warning("TensorBoard files are written anew from row 0: %s", exc)
                 self._recover(START)
+        name_run(self._context.out_dir, str(self._context.run.get("name", "")))
         self._is_open = True
         return self._next_row
 
@@ -98,7 +102,9 @@ class TensorBoardSink:
             start = self._starts.number() if changes else 0
             lasts = self._lasts.commit(changes, self._policy.everything(), start)
         self._tell_left_out()
-        state = SinkState(self._version, lengths, lasts, self._policy.state(), self._broken)
+        left_out = self._policy.left_out.total + self._broken
+        policy = self._policy.state()
+        state = SinkState(self._version, lengths, lasts, policy, self._broken, left_out)
         built: dict[str, Any] = msgspec.to_builtins(state)
         return Position(self._next_row, built)
 

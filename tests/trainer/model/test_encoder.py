@@ -343,6 +343,22 @@ def test_without_padding_no_mask_gives_what_a_mask_of_ones_gives():
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_the_clip_of_the_columns_is_a_guard_and_acts_on_no_ordinary_gradient():
+    """Their largest are far below it; what a step that explodes would bring is cut off."""
+    model = make_model()
+    model.apply_schedule(60, 100)
+
+    model(*make_batch()).loss.backward()
+    columns = ("raw_scale", "threshold", "dead_zone")
+    found = [p.grad.abs().max() for n, p in model.named_parameters() if n.endswith(columns)]
+    model.zero_grad()
+    (1e6 * model(*make_batch()).loss).backward()
+    exploded = [p.grad.abs().max() for n, p in model.named_parameters() if n.endswith(columns)]
+
+    assert max(found) < 0.1 * model.config.lsq_grad_clip
+    assert max(exploded) <= model.config.lsq_grad_clip
+
+
 def test_attention_is_given_no_mask_where_nothing_is_padded(monkeypatch):
     """A mask of booleans, all true, would keep it from its fused kernels."""
     masks = []
