@@ -1,23 +1,30 @@
-"""Generator of docs/FLAGS.md: every command, flag, default and environment variable.
+"""Generator of the pages that the code itself says: flags, and formats.
 
-In: the parsers and the configuration themselves.
-Out: the page, written by `python -m docs.generate`; a test compares it with the code.
+In: the parsers and the configuration; the docstrings that draw a format field by field.
+Out: docs/FLAGS.md and docs/FORMATS.md, written by `python -m docs.generate`; a test
+compares them with the code.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
+import re
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
+
+from shared.events import EVENT_TYPES
 from telemetry import cli
 from telemetry.config import PREFIX, ServeConfig
 from trainer import args as trainer_args
 from trainer.checkpoint_args import COMMANDS, make_checkpoint_parser
 
-PATH = Path(__file__).parent / "FLAGS.md"
-HEAD = """\
+DOCS = Path(__file__).parent
+FLAGS_HEAD = """\
 # Commands and flags
 
 Made from the code by `python -m docs.generate`; a test fails where it is not up to date.
@@ -30,9 +37,88 @@ has commas between them.
 """
 
 
-def page() -> str:
-    """Return the whole page."""
-    parts = [HEAD, "## python -m telemetry\n"]
+FORMATS_HEAD = """\
+# Formats
+
+Every byte on disk and on the wire, field by field. Made by `python -m docs.generate` from the
+modules that write them; a test fails where it is not up to date. Fields are only ever added,
+with defaults; what the first version wrote is kept under `tests/data/first/` and read by tests.
+
+## Data directory
+
+```
+DATA_DIR/
+  sidecar.lock              held by the sidecar at work here: its pid and address
+  runs/<run_id>/            one run; can be copied, archived and replayed anywhere
+    journal/                every event, in order: the only thing that must be kept
+    run.json                what the journal says of the run, for people, tools and sinks
+    cursors/<sink>.json     how far each sink has got, and <sink>.lock while one is at work
+    cursors/<sink>.skipped  rows at which this sink crashed twice
+    tensorboard/  wandb/    what the sinks made
+    quarantine/             what could not be decoded or accepted
+  removed/<run_id>.json     what is remembered of a run that made room for others
+```
+"""
+FORMATS = (
+    ("Events", "shared/events.py"),
+    ("Wire", "shared/wire.py"),
+    ("Segments and records", "shared/record.py"),
+    ("Journal and durable mark", "telemetry/journal/layout.py"),
+    ("Cursor of a sink", "telemetry/sinks/cursor.py"),
+    ("Spool", "shared/spool.py"),
+    ("Removed runs", "telemetry/tombstones.py"),
+    ("Checkpoint", "trainer/checkpoint.py"),
+    ("Export", "trainer/export.py"),
+)
+
+
+def pages() -> dict[Path, str]:
+    """Return each page that is made here, by its path."""
+    return {DOCS / "FLAGS.md": _flags_page(), DOCS / "FORMATS.md": _formats_page()}
+
+
+def _formats_page() -> str:
+    """Return the layouts that modules draw in their docstrings."""
+    parts = [FORMATS_HEAD]
+    for title, name in FORMATS:
+        text = ast.get_docstring(ast.parse((DOCS.parent / name).read_text())) or ""
+        parts.append(f"## {title}\n\n*[{name}](../{name})*\n\n{_as_markdown(text)}\n")
+        if title == "Events":
+            parts.append(_table(_event_fields(), ("event", "tag", "fields of its body")))
+    return "\n".join(parts)
+
+
+def _event_fields() -> Iterable[tuple[str, ...]]:
+    for tag, event in EVENT_TYPES.items():
+        fields = [
+            f"`{field.name}`" + ("" if field.required else f" ({_shown(field)})")
+            for field in msgspec.structs.fields(event)
+        ]
+        yield f"`{event.__name__}`", f"`{tag}`", ", ".join(fields)
+
+
+def _shown(field: msgspec.structs.FieldInfo) -> str:
+    """Return a field's default; a container begins empty."""
+    if field.default is msgspec.NODEFAULT:
+        return "empty"
+    return "empty" if field.default == "" else repr(field.default)
+
+
+def _as_markdown(docstring: str) -> str:
+    """Return a docstring with its drawings fenced, without its In, Out and Never."""
+    blocks = []
+    for block in re.split(r"\n\n(?=\S)|(?<=\S)\n\n(?=    )", docstring):
+        if block.startswith(("In: ", "Out: ", "Never: ")):
+            continue
+        drawing = block.startswith("    ")
+        text = textwrap.dedent(block).strip("\n")
+        blocks.append(f"```\n{text}\n```" if drawing else text)
+    return "\n\n".join(blocks)
+
+
+def _flags_page() -> str:
+    """Return every command, flag, default and variable of the environment."""
+    parts = [FLAGS_HEAD, "## python -m telemetry\n"]
     for name, parser in _commands(cli.make_parser()).items():
         parts.append(f"### {name}\n\n{_sentence(parser)}\n")
         if name == "serve":
@@ -109,4 +195,5 @@ def _table(rows: Iterable[tuple[str, ...]], head: tuple[str, ...]) -> str:
 
 
 if __name__ == "__main__":
-    PATH.write_text(page())
+    for path, text in pages().items():
+        path.write_text(text)

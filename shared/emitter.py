@@ -25,7 +25,7 @@ from shared.backlog import DROPPED_FIRST, DROPPED_NEVER, QUEUE_FULL
 from shared.clock import Clock, SystemClock
 from shared.events import Event, MetricsLogged, RunStarted, Scalar
 from shared.held import EVENT_COST_BYTES, VALUE_COST_BYTES, held_event
-from shared.ids import check_run_id, check_source, new_session
+from shared.ids import check_run_id, check_source, new_run_id, new_session
 from shared.launches import with_launch_id
 from shared.outgoing import OutgoingStream
 from shared.packing import kind_of
@@ -110,7 +110,7 @@ class Emitter:
         self,
         endpoint: str | None = None,
         *,
-        run_id: str,
+        run_id: str | None = None,
         source: str = "rank0",
         spool_dir: str | os.PathLike[str] | None = None,
         close_timeout_s: float = 5.0,
@@ -122,13 +122,14 @@ class Emitter:
 
         Without an endpoint or a spool_dir those of the environment are taken
         (TELEMETRY_ENDPOINT, TELEMETRY_SPOOL_DIR). An address that only the environment
-        gives and that can't be used is logged; the emitter then spools.
+        gives and that can't be used is logged; the emitter then spools. Without a run_id
+        this is a new run. With that of an earlier run, that one goes on.
 
         Raises:
             ValueError: a bad endpoint, run id or source; nothing was started.
         """
         self.endpoint = endpoint_of(endpoint)
-        self.run_id = check_run_id(run_id)
+        self.run_id = check_run_id(new_run_id() if run_id is None else run_id)
         self._source = check_source(source)
         self.close_timeout_s = close_timeout_s
         self._options = SenderOptions(

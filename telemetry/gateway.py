@@ -27,6 +27,8 @@ from telemetry.locks import take_lock
 BATCH_MESSAGES: Final = 512
 BATCH_BYTES: Final = 8 * 1024 * 1024
 CONNECTIONS_MAX: Final = 4_000
+ANY_PORT: Final = ":0"
+"""At the end of a tcp address: a port of the kernel's choice."""
 _OPTIONS: Final = (
     (zmq.LINGER, 200),
     (zmq.SNDTIMEO, 0),
@@ -75,6 +77,8 @@ class Gateway:
         self._socket = self._context.socket(zmq.ROUTER)
         for option, value in _OPTIONS:
             self._socket.setsockopt(option, value)
+        if address.startswith("tcp://["):
+            self._socket.setsockopt(zmq.IPV6, 1)
         self._connections = ConnectionLimit(self._socket, connections_max)
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
@@ -85,6 +89,8 @@ class Gateway:
             if exc.errno == zmq.EADDRINUSE:
                 raise AddressInUse(f"{address} is in use by another process") from exc
             raise OSError(f"{address}: {exc.strerror}") from exc
+        if address.startswith("tcp://") and address.endswith(ANY_PORT):
+            self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
     def receive(self, timeout_s: float) -> Iterator[tuple[bytes, Message]]:
         """Wait for messages at most timeout_s, then yield those that are there, to a bound."""
@@ -146,8 +152,13 @@ def check_bind(address: str, *, allow_insecure: bool) -> None:
     Raises:
         ValueError: with the way out.
     """
-    check_endpoint(address)
     transport, _, rest = address.partition("://")
+    if transport == "tcp" and address.endswith(ANY_PORT):
+        check_endpoint(address.removesuffix(ANY_PORT) + ":1")
+    else:
+        check_endpoint(address)
+    if transport == "tcp" and ":" in rest.rpartition(":")[0] and "[" not in rest:
+        raise ValueError(f"bind address {address!r}: write an IPv6 address in brackets, [::1]")
     if transport != "tcp" or allow_insecure:
         return
     host = rest.rpartition(":")[0].strip("[]")

@@ -12,6 +12,7 @@ import logging
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -171,9 +172,25 @@ def _start(config: ServeConfig) -> Launch:
         address = holder_of(config.data_dir)[1] or config.address
         log.info("using the sidecar that is at work on %s", address)
         return Launch(new_session(), config, address, None)
+    config = replace(config, bind=_with_port(config.address))
     sidecar = Sidecar(config)
     sidecar.keep()
     return Launch(new_session(), config, config.address, sidecar)
+
+
+def _with_port(address: str) -> str:
+    """Choose a free port for an address that leaves it open: the command has to be told now."""
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    if not address.startswith("tcp://") or port != "0":
+        return address
+    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.bind((host.strip("[]"), 0))
+            return f"tcp://{host}:{probe.getsockname()[1]}"
+    except OSError as exc:
+        log.warning("%s has no free port (%s)", address, exc.strerror or exc)
+        return address
 
 
 def _run_command(command: Sequence[str], started: Launch, mask: Iterable[int]) -> int:

@@ -86,6 +86,8 @@ class Lifecycle:
             s.is_over(now) or (s.is_main and run.has_finished(s.session)) for s in streams
         )
         if run.finish_status is not None and others_over and run.run_id not in self._dirty:
+            # Nobody will introduce it any more.
+            run.show_if_unannounced(is_over=True)
             run.end()
         elif run.finish_status is None:
             code = self._exits.code_of(run.launch_id)

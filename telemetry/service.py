@@ -91,6 +91,8 @@ class Service:
             undo.callback(self._data_dir.close)
             self._gateway = _bound(config, self._shares.connections, pid)
             undo.callback(self._gateway.close)
+            # Everybody else learns the port that was chosen, where one was asked for.
+            self.config = replace(config, bind=self._gateway.address)
             self._open_parts()
             undo.pop_all()
 

@@ -115,6 +115,18 @@ def test_events_arrive_in_order_exactly_once(endpoint, spool_dir):
     assert not spool_dir.exists() or list(spool_dir.iterdir()) == []
 
 
+def test_without_a_run_id_each_start_is_a_run_of_its_own(endpoint, spool_dir):
+    """A second try does not go on with the first one's run."""
+    with FakeSidecar(endpoint) as sidecar:
+        for _ in range(2):
+            with Emitter(endpoint, spool_dir=spool_dir) as emitter:
+                emitter.emit(metric(1))
+
+        run_ids = {run_id for run_id, *_ in sidecar.disk.events}
+
+    assert len(run_ids) == 2
+
+
 def test_what_is_changed_after_emit_was_said_as_it_was(endpoint):
     """Values, and the containers of a config, are copied."""
     values: dict[str, float] = {"a": 1.0}

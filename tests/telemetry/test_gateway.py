@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import zmq
 
+from shared.connection import check_endpoint
 from shared.wire import FRAME_MAX_BYTES, Hello, Message, Welcome, decode, encode
 from telemetry.gateway import AddressInUse, Gateway, check_bind
 from tests.telemetry.waiting import wait_until
@@ -196,3 +197,39 @@ def test_an_ipc_path_can_be_bound_again_after_a_close(gateway):
     gateway.close()
 
     Gateway(gateway.address).close()
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:0", "tcp://[::1]:0", "tcp://localhost:0"])
+def test_a_port_of_the_kernels_choice_is_told_and_can_be_reached(address):
+    """In version 6 of the protocol as well."""
+    if "::1" in address and not has_ipv6():
+        pytest.skip("no IPv6 here")
+    with (
+        Gateway(address) as gateway,
+        zmq.Context() as context,
+        context.socket(zmq.DEALER) as dealer,
+    ):
+        dealer.setsockopt(zmq.IPV6, 1)
+        dealer.setsockopt(zmq.LINGER, 0)
+        dealer.connect(check_endpoint(gateway.address))
+        dealer.send_multipart(encode(HELLO))
+
+        ((_, message),) = received(gateway)
+
+    assert message == HELLO and not gateway.address.endswith(":0")
+
+
+@pytest.mark.parametrize("address", ["tcp://::1:5555", "tcp://fe80::1:5555"])
+def test_an_ipv6_address_without_brackets_is_told_how_to_be_written(address):
+    """Where its port begins nobody can tell."""
+    with pytest.raises(ValueError, match="in brackets"):
+        check_bind(address, allow_insecure=False)

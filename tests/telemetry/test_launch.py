@@ -20,6 +20,7 @@ from telemetry.datadir import holder_of, is_held
 from telemetry.files import read_json
 from telemetry.launch import Sidecar
 from tests.telemetry.sidecar_process import QUIET, SidecarProcess, clean_env
+from tests.telemetry.test_gateway import has_ipv6
 from tests.telemetry.waiting import wait_until
 
 EMIT = """
@@ -282,6 +283,21 @@ def test_a_data_directory_that_can_not_be_had_is_told_once(place, target, why):
 
     assert done.returncode == 3
     assert len(done.stderr.splitlines()) == 2 and why in done.stderr
+
+
+@pytest.mark.parametrize("bind", ["tcp://127.0.0.1:0", "tcp://[::1]:0"])
+def test_an_address_with_an_open_port_is_told_whole(place, bind):
+    """The command has it before its sidecar listens."""
+    if "::1" in bind and not has_ipv6():
+        pytest.skip("no IPv6 here")
+    data = place / "data"
+    done = subprocess.run(
+        [sys.executable, "-m", "telemetry", "run", "--data-dir", str(data), *QUIET,
+         f"--bind={bind}", "--", sys.executable, "-c", EMIT + FINISH],
+        env=clean_env(), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+    assert ending_of(data) == ("ended", "finished", None), done.stderr
 
 
 @pytest.mark.parametrize("ignored", ["SIGCHLD", "SIGINT", "SIGHUP"])

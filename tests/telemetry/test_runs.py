@@ -463,6 +463,20 @@ def test_a_run_that_nobody_introduces_is_shown_under_its_id(station, how):
     assert told["state"] == ("ended" if how == "lost" else "running")
 
 
+def test_a_run_that_finishes_without_an_introduction_is_shown_under_its_id(station):
+    """A script that forgets RunStarted, and is over within a second."""
+    producer = Producer(station, "s1")
+    producer.hello()
+    producer.emit(metric(0))
+    producer.emit(finished())
+    producer.fin()
+    station.settle()
+
+    told = info(station)
+    assert (told["name"], told["is_introduced"]) == ("r", False)
+    assert (told["state"], told["status"]) == ("ended", "finished")
+
+
 def test_a_run_that_is_introduced_late_has_the_name_it_was_given(station):
     """It was shown under its id meanwhile."""
     other = Producer(station, "s2", source="rank1", peer=b"rank1")
