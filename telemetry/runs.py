@@ -30,6 +30,7 @@ from shared.events import (
 )
 from shared.ids import check_run_id
 from telemetry.files import read_json, write_json
+from telemetry.journal.layout import make_durably
 from telemetry.journal.reader import JournalReader
 from telemetry.journal.recovery import readable_end
 from telemetry.journal.writer import JournalWriter
@@ -268,7 +269,7 @@ class Runs:
         if run is None:
             directory = self.directory / check_run_id(run_id)
             _refuse_links(directory)
-            directory.mkdir(parents=True, exist_ok=True)
+            make_durably(directory)
             run = self._open[run_id] = Run(directory, run_id, self._session, self._clock)
         return run
 
