@@ -29,13 +29,13 @@ from shared.events import (
     join_events,
 )
 from shared.ids import check_run_id
-from telemetry.files import read_json, write_json
+from telemetry.files import write_json
 from telemetry.journal.layout import make_durably
 from telemetry.journal.reader import JournalReader
 from telemetry.journal.recovery import readable_end
 from telemetry.journal.writer import JournalWriter
 from telemetry.rows import Row
-from telemetry.runinfo import RUN_FILE, SIDECAR, RunInfo
+from telemetry.runinfo import RUN_FILE, SIDECAR, RunInfo, checked_info
 from telemetry.sessions import MAIN_SOURCE
 from telemetry.tombstones import Tombstone, read_tombstone
 
@@ -355,7 +355,7 @@ def _refuse_links(directory: Path) -> None:
 
 
 def _is_over(directory: Path) -> bool:
-    info = read_json(directory / RUN_FILE) or {}
+    info = checked_info(directory, directory.name)
     # Not the mark alone: after a power cut it may be older than what was acknowledged.
     end, known = readable_end(directory / "journal"), info.get("as_of_row")
     has_news = end is not None and not (isinstance(known, int) and end.next_row <= known)
