@@ -30,6 +30,8 @@ ARRAY_MAX_BYTES: Final = 4096
 ROW_BUDGET: Final = 512
 """Elements of one value of a row: 4 KiB of numbers."""
 CONFIG_BUDGET: Final = 100_000
+TEXT_HELD_MAX: Final = 128 * 1024
+"""Characters of a text: more than any field may have, so that what is cut is still told."""
 
 TOO_LARGE: Final = "too large"
 _COPY_TRIES: Final = 5
@@ -52,6 +54,8 @@ class Freezer:
         if self.left < 0:
             return Odd(TOO_LARGE, "it has too many entries; record fewer", "...")
         found = scalar_of(value)
+        if type(found) is str:
+            return found[:TEXT_HELD_MAX]
         if type(found) is not Odd:
             return found
         if id(value) in self._inside:
@@ -109,6 +113,10 @@ def _parts(value: Any, kind: type) -> Any:
         return _copied(lambda: dict(object.__getattribute__(value, "__dict__")))
     if dataclasses.is_dataclass(kind):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(kind)}
+    for declared in ("__attrs_attrs__", "__pydantic_fields__"):
+        if declared in vars(kind):
+            # attrs and pydantic: what an instance holds, under the names that its class declares.
+            return _copied(lambda: dict(object.__getattribute__(value, "__dict__")))
     numpy = sys.modules.get("numpy")
     if numpy is not None and kind is numpy.ndarray:
         items = value.tolist()
