@@ -58,7 +58,7 @@ def use_device(device: torch.device) -> None:
     those of the current one, which is GPU 0 until it is set.
     """
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)  # it refuses a GPU without a number
 
 
 def allow_tf32(device: torch.device) -> None:

@@ -120,9 +120,9 @@ class ExportedEncoder(BitNetQDyT):
         The mask is 1 or true where a token is no padding, as tokenizers have it; without
         one there is none.
         """
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        mask = None if attention_mask is None else attention_mask.bool()
         every = torch.arange(input_ids.numel(), device=input_ids.device)
-        flat = self(input_ids, mask.bool(), input_ids, every).logits
+        flat = self(input_ids, mask, input_ids, every).logits
         return torch.unflatten(flat, 0, input_ids.shape)
 
 

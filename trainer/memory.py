@@ -22,10 +22,11 @@ def explain_out_of_memory(
     if not _is_out_of_memory(error):
         return None
     if args.batch_size > 1:
-        half = args.batch_size // 2
-        accumulation = -(-args.batch_size * args.gradient_accumulation_steps // half)
+        # A divisor: a step of other rows would be another run than the checkpoint's.
+        less = next(n for n in range(args.batch_size // 2, 0, -1) if args.batch_size % n == 0)
+        accumulation = args.batch_size * args.gradient_accumulation_steps // less
         lower = (
-            f"lower --batch_size from {args.batch_size}, for example --batch_size {half} "
+            f"lower --batch_size from {args.batch_size}, for example --batch_size {less} "
             f"--gradient_accumulation_steps {accumulation} for the same step"
         )
     else:

@@ -126,6 +126,11 @@ def build_training(
         f"parameters on {device}{together}, {plan.total_steps:,} steps of "
         f"{plan.rows_per_step} rows, {plan.rows_per_epoch:,} rows an epoch."
     )
+    if device.type == "cuda":
+        progress.say(
+            "In training, factors of float32 products are rounded to TF32 (not with "
+            "NVIDIA_TF32_OVERRIDE=0); in evaluation they are not."
+        )
     for sentence in describe_schedule(prepared.model_config, plan):
         progress.say(sentence)
     on_gpu = device.type == "cuda"

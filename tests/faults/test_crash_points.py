@@ -92,7 +92,7 @@ def check_journal(root: Path, promises: Promises) -> None:
 
 def test_a_journal_keeps_what_was_acknowledged_wherever_the_power_goes() -> None:
     """Rows, segments, the durable mark, and the names of all directories above them."""
-    assert cut_everywhere(record, check_journal, throws=4) > 50
+    assert cut_everywhere(record, check_journal, throws=3) > 50
 
 
 def start_sidecar(root: Path, promises: Promises) -> None:
@@ -118,7 +118,7 @@ def take_up(root: Path, promises: Promises) -> None:
 def test_what_a_restart_found_is_on_disk_before_it_is_promised() -> None:
     """The first process was killed between its write and its sync: the second finds whole
     records that were never synced, and tells producers that it has them."""
-    assert kill_everywhere(record, take_up, check_journal, throws=4) > 50
+    assert kill_everywhere(record, take_up, check_journal, throws=3) > 50
 
 
 # --- the cut tail
@@ -218,7 +218,7 @@ def check_removed(root: Path, promises: Promises) -> None:
 
 def test_a_run_is_removed_whole_or_not_at_all() -> None:
     """And never without its tombstone."""
-    assert cut_everywhere(remove, check_removed) > 30
+    assert cut_everywhere(remove, check_removed, throws=3) > 30
 
 
 # --- TensorBoard

@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from telemetry.files import read_json, write_json
+from telemetry.journal.layout import make_durably
 from telemetry.sinks.base import SinkUnavailable
 
 RETRY_FIRST_S: Final = 30.0
@@ -90,7 +91,7 @@ class LinkFile:
         if link == self.value:
             return
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_durably(self.path.parent)
             write_json(self.path, msgspec.to_builtins(link))
         except OSError as exc:
             raise SinkUnavailable(f"{self.path} can't be written: {exc}") from exc

@@ -1,0 +1,57 @@
+"""A sidecar whose disk stands still on demand: syncs wait for as long as a file is there.
+
+In: `python -m tests.faults.stalling_sidecar`, with what `python -m telemetry` takes; and
+the path of the file in the environment variable TM_STALL_FILE.
+Out: as the sidecar's own, but for syncs that take as long as the test says.
+Never: stalls for more than a minute, or any process but itself.
+
+`fsfreeze` does the same to a whole file system, and needs root and a loop mount:
+see `test_processes`. Here a stall can come at any moment of a run, and hits what
+the sidecar syncs, journals and run.json alike.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from shared import programs
+
+real_command = programs.module_command
+STALL_FILE = "TM_STALL_FILE"
+STALL_MAX_S = 60.0
+
+
+def stalling(sync: Callable[[int], None], file: Path) -> Callable[[int], None]:
+    """The sync, after the disk goes on."""
+
+    def synced(fd: int) -> None:
+        deadline_s = time.monotonic() + STALL_MAX_S
+        while file.exists() and time.monotonic() < deadline_s:
+            time.sleep(0.02)
+        sync(fd)
+
+    return synced
+
+
+def command_of(module: str, *arguments: str) -> list[str]:
+    """The command line of one of our modules; of the service that the guard starts, this one."""
+    is_service = (module, arguments[:1]) == ("telemetry", ("serve",))
+    return real_command(__spec__.name if is_service and __spec__ else module, *arguments)
+
+
+def main() -> int:
+    file = Path(os.environ[STALL_FILE])
+    os.fsync = stalling(os.fsync, file)  # type: ignore[assignment]
+    os.fdatasync = stalling(os.fdatasync, file)
+    programs.module_command = command_of
+    from telemetry.cli import main as telemetry_main
+
+    return telemetry_main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
