@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from shared.events import NAME_MAX_BYTES
-from shared.scalars import Odd, odd, scalar_of, type_name, utf8
+from shared.scalars import Odd, scalar_of, type_name, utf8
 
 Frozen = Any
 """Scalars, None, Odd, and lists and dicts of these."""
@@ -91,7 +91,7 @@ class Freezer:
         for key in self._within(list(parts)):
             name = name_of(key)
             if name in entries:
-                name = marked(name, f"{type_name(key)} {name}")
+                name = marked(name, f"{type_name(key)} {name} {len(entries)}")
             entries[name] = self.freeze(parts[key], depth + 1)
         return entries
 
@@ -103,7 +103,7 @@ class Freezer:
 def _parts(value: Any, kind: type) -> Any:
     """Return the entries or the items of a container, copied at once; None for no container."""
     if issubclass(kind, dict):
-        return _copied(lambda: dict(dict.items(value)))
+        return _copied(lambda: dict.copy(value))
     if issubclass(kind, _SEQUENCES + _VIEWS):
         base: Any = next(base for base in _SEQUENCES + _VIEWS if issubclass(kind, base))
         return _copied(lambda: list(base.__iter__(value)))
@@ -161,9 +161,11 @@ def name_of(key: Any) -> str:
         if name == key and len(name.encode()) <= NAME_MAX_BYTES:
             return name
         return marked(name, key)
-    found = scalar_of(key)
+    if type(key) is tuple:
+        return name_of("/".join(name_of(part) for part in key[:DEPTH_MAX]))
+    found = key if type(key) is Odd else scalar_of(key)
     if isinstance(found, Odd):
-        return marked(odd(key, type(key)).text, f"{type_name(key)} at {id(key)}")
+        return marked(found.text, f"{type_name(key)} {found.text}")
     if isinstance(found, str):
         return name_of(found)
     return repr(found)
