@@ -11,8 +11,9 @@ import pytest
 from rich.console import Console
 
 from tests.faults import chaos, oracle
-from tests.faults.plant import Trainer
+from tests.faults.plant import Plant, Trainer
 from tests.faults.trainer_process import RECORD, last_emitted, read_side_file
+from tests.telemetry.waiting import wait_until
 
 SECOND_NS = 1_000_000_000
 
@@ -100,3 +101,56 @@ def test_chaos_loses_and_doubles_nothing(place: Path, minutes: float, least_kill
     told = [kill.in_flight for kill in kills if kill.in_flight is not None]
     assert told.count(0) <= max(1, len(told) // 10), "too many kills hit nothing"
     print(console.file.getvalue(), file=sys.stderr)
+
+
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        2.0,
+        pytest.param(12.0, marks=[pytest.mark.faults, pytest.mark.timeout(300)]),
+        pytest.param(60.0, marks=[pytest.mark.faults, pytest.mark.timeout(400)]),
+    ],
+)
+def test_a_disk_that_stands_still_delays_acknowledgements_and_nothing_else(
+    place: Path, seconds: float
+) -> None:
+    """Fault 37: two trainers at 200 events a second. The service lives and answers, acknowledges
+    nothing meanwhile, and everything afterwards."""
+    for name in ("data/runs", "spool"):
+        (place / name).mkdir(parents=True)
+    with Plant(place, 200.0) as plant:
+        plant.start_sidecar()
+        trainers = [plant.start_trainer("stalled", source, 0) for source in ("rank0", "rank1")]
+        wait_until(lambda: all(acknowledged(trainer) > 50 for trainer in trainers), 60)
+        service = plant.sidecar
+
+        plant.stall_disk(seconds)
+        # What was in a sync when the disk stopped may still be told.
+        wait_until(lambda: all(trainer.in_flight > 30 for trainer in trainers), 60)
+        before = [acknowledged(trainer) for trainer in trainers]
+        wait_until(lambda: plant.end_stall() or not plant.is_stalled, seconds + 60)
+        during = [acknowledged(trainer) for trainer in trainers]
+        goal = [emitted(trainer) for trainer in trainers]
+        wait_until(
+            lambda: all(acknowledged(t) > g for t, g in zip(trainers, goal, strict=True)), 60
+        )
+
+        assert before == during
+        assert service is not None and plant.sidecar == service, "the service has not lived"
+        for trainer in trainers:
+            plant.end_trainer(trainer, "finish" if trainer.source == "rank0" else "exit")
+        assert all(trainer.popen.wait(60) == 0 for trainer in trainers)
+        wait_until(lambda: not list(plant.spool.glob("*.spool")), 60)
+        assert plant.stop_sidecar(150) == 0
+        verdict = chaos.judge(plant, lambda _: None)
+    assert verdict.faults == [] and verdict.journaled == verdict.emitted
+
+
+def acknowledged(trainer: Trainer) -> int:
+    last = last_emitted(trainer.side)
+    return 0 if last is None else last.acknowledged
+
+
+def emitted(trainer: Trainer) -> int:
+    last = last_emitted(trainer.side)
+    return 0 if last is None else last.number

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from telemetry.sinks.base import START, Position
-from telemetry.sinks.cursor import Cursor, CursorLocked
+from telemetry.sinks.cursor import Cursor, CursorLocked, OtherJournal
 
 
 def test_a_new_cursor_stands_at_the_start(tmp_path):
@@ -116,3 +116,25 @@ def test_a_cursor_is_on_disk_whole_before_it_takes_the_place_of_the_old_one(tmp_
     (beside, size), (directory, _) = synced
     assert beside.endswith(".tmp") and size == cursor.path.stat().st_size
     assert directory == "cursors"
+
+
+def test_rows_of_another_journal_do_not_move_a_cursor(tmp_path):
+    """A row number means nothing there; both journals are named."""
+    with Cursor(tmp_path, "lines", "r", "a" * 32) as cursor:
+        cursor.commit(Position(7, {}))
+
+    with pytest.raises(OtherJournal, match=r"a{32}.*b{32}"):
+        Cursor(tmp_path, "lines", "r", "b" * 32)
+    with Cursor(tmp_path, "lines", "r", "a" * 32) as cursor:
+        assert cursor.position.row == 7
+
+
+def test_a_cursor_of_before_takes_the_journal_that_it_is_used_with(tmp_path):
+    """It did not say, and there was only one."""
+    with Cursor(tmp_path, "lines", "r") as cursor:
+        cursor.commit(Position(7, {}))
+    with Cursor(tmp_path, "lines", "r", "a" * 32) as cursor:
+        cursor.commit(Position(8, {}))
+
+    with pytest.raises(OtherJournal):
+        Cursor(tmp_path, "lines", "r", "b" * 32)

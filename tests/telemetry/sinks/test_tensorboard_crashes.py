@@ -194,6 +194,11 @@ def _damage(out_dir: Path, position: Position, reached: Position, data: st.DataO
         kept = full.read_bytes()
         cut = data.draw(st.integers(committed.get(path, 0), len(kept)), "cut")
         full.write_bytes(kept[:cut] + data.draw(st.binary(max_size=5), "garbage"))
+    named, length = position.state.get("lasts", ("", 0))
+    for path in (out_dir / "cursors").glob("tensorboard.lasts.*"):
+        kept = path.read_bytes()
+        cut = data.draw(st.integers(length if path.name == named else 0, len(kept)), "cut")
+        path.write_bytes(kept[:cut] + data.draw(st.binary(max_size=5), "garbage"))
 
 
 def test_a_disk_that_fails_at_any_sync_costs_and_doubles_nothing(
