@@ -38,6 +38,8 @@ ROWS = {
     22: "trainer exits in every way with no sidecar",
     23: "events that are too large, or none",
     24: "hostile bytes on the wire",
+    26: "idle, slow and flooding peers",
+    27: "hostile run ids, names and links",
     28: "wall clock steps back",
     30: "events of a newer and an older schema",
     31: "secrets found nowhere",
@@ -46,8 +48,15 @@ ROWS = {
     34: "ranks far apart, clock back between sessions",
     35: "a disk that freezes",
     36: "soak",
+    37: "a disk that stands still under the data directory",
+    38: "few file descriptors",
+    39: "floods of runs, bytes and unread answers",
+    40: "several live sessions of one source",
+    41: "values that can't be recorded",
+    44: "run.json, cursors and marks of any content",
+    46: "late spools, also of a removed run",
 }
-"""Rows 25 to 27 and 29 are of other parts: keys, floods, hostile names, GPUs."""
+"""Rows 25 and 29 are of other parts: keys and GPUs."""
 
 
 @functools.cache
