@@ -132,6 +132,17 @@ def test_files_of_the_first_version_are_written_anew(
     assert read_all(tmp_path) == read_all(tmp_path / "whole")
 
 
+def test_a_committed_file_that_lacks_a_byte_is_written_anew(
+    tmp_path: Path, journal: RowMaker
+) -> None:
+    """A reader would stop there, and never see what comes behind."""
+    position = write_all(tmp_path, journal.rows)
+    path = tmp_path / "tensorboard" / next(iter(position.state["files"]))
+    os.truncate(path, path.stat().st_size - 1)
+
+    assert sink_in(tmp_path).open(through_json(position)) == 0
+
+
 def test_cores_on_request_are_another_version(tmp_path: Path, journal: RowMaker) -> None:
     """Asked for later, the charts are there from the first row."""
     journal.hardware({"cpu/0/percent": 5.0, "cpu/1/percent": 6.0})
