@@ -50,13 +50,18 @@ ROWS = {
     36: "soak",
     37: "a disk that stands still under the data directory",
     38: "few file descriptors",
-    39: "floods of runs, bytes and unread answers",
-    40: "several live sessions of one source",
-    41: "values that can't be recorded",
-    44: "run.json, cursors and marks of any content",
-    46: "late spools, also of a removed run",
+    39: "ever new runs, large frames, peers that never read",
+    40: "restarts at once, cells run again, two jobs with one id, workers that emit",
+    41: "values, names and configurations that can't be recorded",
+    42: "W&B's variables and files of a sweep, a service, a fork",
+    43: "a row at which a sink crashes every time",
+    44: "any content of run.json, cursors and the durable mark",
+    46: "a spool that arrives before what came before it, or late for a removed run",
+    47: "kills of a sink while a row is announced",
+    48: "event files cut and written on while TensorBoard has them open",
 }
-"""Rows 25 and 29 are of other parts: keys and GPUs."""
+"""Rows 25 and 29 are of other parts: keys and GPUs. Row 45 is of
+sidecars that forward to one another."""
 
 
 @functools.cache

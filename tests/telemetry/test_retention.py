@@ -131,6 +131,7 @@ RUN_JSON = (
     b'{"state": "ended", "endings": 2, "as_of_row": -1}',
     b'{"state": "ended", "endings": 2, "as_of_row": 4}',
     b'{"state": "ended", "endings": "2", "as_of_row": 3}',
+    b'{"state": "ended", "endings": 2.0, "as_of_row": 3}',
     b'{"state": "ended", "endings": 2, "as_of_row": 3, "run_id": "other"}',
 )
 

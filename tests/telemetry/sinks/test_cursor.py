@@ -138,3 +138,41 @@ def test_a_cursor_of_before_takes_the_journal_that_it_is_used_with(tmp_path):
 
     with pytest.raises(OtherJournal):
         Cursor(tmp_path, "lines", "r", "b" * 32)
+
+
+def test_a_cursor_that_can_not_be_had_leaves_no_lock_and_no_descriptor(tmp_path):
+    """The same process may try again: once the other has let go, or the file is mended."""
+    with Cursor(tmp_path, "lines", "r") as cursor:
+        cursor.commit(Position(7, {}))
+        before = sum(1 for _ in Path("/proc/self/fd").iterdir())
+        with pytest.raises(CursorLocked):
+            Cursor(tmp_path, "lines", "r")
+        assert sum(1 for _ in Path("/proc/self/fd").iterdir()) == before
+    whole = cursor.path.read_bytes()
+    cursor.path.write_text('{"run_id": "r", "row": "x", "state": {}}')
+    with pytest.raises(ValueError, match="damaged"):
+        Cursor(tmp_path, "lines", "r")
+    cursor.path.write_bytes(whole)
+
+    with Cursor(tmp_path, "lines", "r") as again:
+        assert again.position.row == 7
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"run_id": "r", "row": -1, "state": {}}',
+        '{"run_id": "r", "row": 1e999, "state": {}}',
+        '{"run_id": "r", "row": [], "state": {}}',
+        '{"run_id": "r", "row": 1, "state": 5}',
+        '{"run_id": "r", "row": 1, "state": {}, "ending": []}',
+        '{"run_id": "r", "row": 1, "state": {}, "ending": "x"}',
+    ],
+)
+def test_a_damaged_cursor_is_named(tmp_path, content):
+    """Fault 44: one error, that the runner tells of; nothing else comes out of it."""
+    (tmp_path / "cursors").mkdir()
+    (tmp_path / "cursors" / "lines.json").write_text(content)
+
+    with pytest.raises(ValueError, match="damaged"):
+        Cursor(tmp_path, "lines", "r")
