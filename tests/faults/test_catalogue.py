@@ -38,6 +38,8 @@ ROWS = {
     22: "trainer exits in every way with no sidecar",
     23: "events that are too large, or none",
     24: "hostile bytes on the wire",
+    26: "idle, slow and flooding peers",
+    27: "hostile run ids, names and links",
     28: "wall clock steps back",
     30: "events of a newer and an older schema",
     31: "secrets found nowhere",
@@ -58,7 +60,7 @@ ROWS = {
     47: "kills of a sink while a row is announced",
     48: "event files cut and written on while TensorBoard has them open",
 }
-"""Rows 25 to 27 and 29 are of other parts: keys, floods, hostile names, GPUs. Row 45 is of
+"""Rows 25 and 29 are of other parts: keys and GPUs. Row 45 is of
 sidecars that forward to one another."""
 
 
