@@ -176,3 +176,22 @@ def test_a_damaged_cursor_is_named(tmp_path, content):
 
     with pytest.raises(ValueError, match="damaged"):
         Cursor(tmp_path, "lines", "r")
+
+
+@pytest.mark.parametrize(("written", "opened"), [("", "a" * 32), ("a" * 32, "")])
+def test_a_journal_that_is_not_known_is_no_other_journal(tmp_path, written, opened):
+    """A cursor of an earlier version names none, nor does a journal whose headers are damaged."""
+    with Cursor(tmp_path, "lines", "r", written) as cursor:
+        cursor.commit(Position(7, {}))
+
+    with Cursor(tmp_path, "lines", "r", opened) as cursor:
+        assert cursor.position.row == 7
+
+
+def test_a_sink_that_has_seen_rows_and_holds_none_has_a_cursor_all_the_same(tmp_path):
+    """Row 0 is a place like any other: what the sink needs to go on is kept."""
+    with Cursor(tmp_path, "lines", "r") as cursor:
+        cursor.commit(Position(0, {"seen": 5}))
+
+    with Cursor(tmp_path, "lines", "r") as cursor:
+        assert cursor.position == Position(0, {"seen": 5})
