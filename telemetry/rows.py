@@ -138,7 +138,8 @@ def host_of(source: str) -> str:
 
 
 def _hardware_values(row: Row, event: MetricsLogged, context: RunContext) -> dict[str, Scalar]:
-    host = host_of(row.source)
+    # Who is no sampler, and calls its values hardware, is a host of its own.
+    host = host_of(row.source) or row.source
     is_first_host = context.first_host in (None, host)
     values: dict[str, Scalar] = {}
     for name, value in event.values.items():

@@ -9,8 +9,9 @@ Letters: B rows in a batch, T tokens in a row, V tokens in the vocabulary.
 
 from __future__ import annotations
 
+import multiprocessing.util
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -222,6 +223,24 @@ class TrainingBatches(Dataset[Batch]):
             order = torch.randperm(len(self.rows), generator=_generator(self.seed, 2, epoch))
             self._orders = {epoch - 1: self._orders.get(epoch - 1, order), epoch: order}
         return int(self._orders[epoch][offset])
+
+
+def usable_workers(num_workers: int, say: Callable[[str], None]) -> int:
+    """Return how many loader processes can be had; none where they can't share anything.
+
+    They need a semaphore in /dev/shm and sockets in a directory for temporary files. One
+    that can't send its batch would keep the trainer waiting for ever.
+    """
+    if num_workers == 0:
+        return 0
+    try:
+        # Made here, it is the directory of the processes that begin later as well.
+        multiprocessing.util.get_temp_dir()
+        multiprocessing.Lock()
+    except OSError as exc:
+        say(f"Batches are prepared by the trainer itself: loader processes can't start ({exc}).")
+        return 0
+    return num_workers
 
 
 def load_batches(

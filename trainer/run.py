@@ -17,7 +17,7 @@ import torch
 from trainer.allocator import keep_freed_memory
 from trainer.args import TrainArgs
 from trainer.configure import describe_model
-from trainer.data import Batch, TrainingBatches, evaluation_batches, load_batches
+from trainer.data import Batch, TrainingBatches, evaluation_batches, load_batches, usable_workers
 from trainer.device import allow_tf32, use_device
 from trainer.errors import PeerLost, TrainingFailed
 from trainer.evaluate import evaluate
@@ -145,6 +145,7 @@ def build_training(
     seed_noise(args.seed, processes.rank)
     # More workers than cores only get in each other's way; the batches are the same.
     num_workers = min(args.num_workers, len(os.sched_getaffinity(0)))
+    num_workers = usable_workers(num_workers, progress.say)
     source = TrainingBatches(
         prepared.rows["train"],
         plan.batch_size,

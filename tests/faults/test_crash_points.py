@@ -16,7 +16,7 @@ import pytest
 from shared.clock import SystemClock
 from telemetry.datadir import DataDir
 from telemetry.files import read_json, write_json
-from telemetry.journal.layout import make_durably, segments
+from telemetry.journal.layout import MARK_NAME, make_durably, segments, sync_directory
 from telemetry.journal.writer import JournalWriter
 from telemetry.retention import Retention, read_tombstone
 from telemetry.sinks.base import Position, SinkContext
@@ -119,6 +119,27 @@ def test_what_a_restart_found_is_on_disk_before_it_is_promised() -> None:
     """The first process was killed between its write and its sync: the second finds whole
     records that were never synced, and tells producers that it has them."""
     assert kill_everywhere(record, take_up, check_journal, throws=3) > 50
+
+
+def go_on_without_mark(root: Path, promises: Promises) -> None:
+    """A journal that was copied without its mark is opened, and goes on."""
+    durable_data_dir(root)
+    with JournalWriter(run_dir(root) / "journal") as writer:
+        write(writer, 2)
+        writer.sync()
+    (run_dir(root) / "journal" / MARK_NAME).unlink()
+    sync_directory(run_dir(root) / "journal")
+    with JournalWriter(run_dir(root) / "journal") as writer:
+        for _ in range(4):
+            write(writer, 1)
+        writer.sync()
+        note(writer, promises)
+
+
+def test_a_mark_that_was_missing_is_on_disk_before_a_row_is_written() -> None:
+    """Without it a later block of an unfinished write would look like a record behind damage,
+    and the events before that block would count as had."""
+    assert cut_everywhere(go_on_without_mark, check_journal, throws=16) > 15
 
 
 # --- the cut tail

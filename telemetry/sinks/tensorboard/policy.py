@@ -170,7 +170,7 @@ class Policy:
     def _text(self, row: Row, stream: Stream, step: int, name: str, text: str) -> list[Entry]:
         tag = stream.tag(name, "text")
         short = text if len(text) <= 64 else hashlib.sha256(text.encode()).hexdigest()
-        return self._extra(row, stream, step, tag, f"{TEXT}{short}", Text(text))
+        return self._extra(row, stream, step, tag, f"{TEXT}{short}", Text(words.shown(text)))
 
     def _histogram(self, row: Row, stream: Stream, event: HistogramLogged) -> list[Entry]:
         tag = stream.tag(event.name, "histogram")
@@ -242,7 +242,8 @@ def _said(row: Row, stream: Stream, tag: str, extra: Extra) -> Entry:
 
 def _said_text(row: Row, stream: Stream, name: str, text: str) -> list[Entry]:
     tag = stream.tag(name, "message")
-    return [_said(row, stream, tag, Text(text))] if stream.placement.note(tag, "message:") else []
+    extra = Text(words.shown(text))
+    return [_said(row, stream, tag, extra)] if stream.placement.note(tag, "message:") else []
 
 
 def _message(row: Row, stream: Stream, level: str, text: str) -> list[Entry]:

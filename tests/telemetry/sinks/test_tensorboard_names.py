@@ -83,6 +83,21 @@ def test_levels_and_histograms_with_hostile_names_are_cleaned_too(
     assert len(found) == 2 and all(each.tag.isprintable() and each.tag for each in found)
 
 
+def test_texts_keep_their_lines_and_lose_what_acts(tmp_path: Path, journal: RowMaker) -> None:
+    """Messages, stages and the configuration, in a browser as in a terminal."""
+    journal.start(config={"a\x1b": "b\u202ec"})
+    journal.append(MessageLogged(level="info", text="one\n\x1b[2Jtwo\u202e"))
+    journal.metrics(1, {"stage": "warm\x07up"})
+
+    write_all(tmp_path, journal.rows)
+
+    found = read_all(tmp_path)
+    assert by_tag(found, "messages/info") == [(1, "one\n\\x1b[2Jtwo\\u202e")]
+    assert by_tag(found, "stage") == [(1, "warm\\x07up")]
+    ((_, config),) = by_tag(found, "config")
+    assert "| a\\x1b | b\\u202ec |" in config and config.count("\n") > 2
+
+
 def test_what_breaks_in_one_entry_costs_only_that(
     tmp_path: Path,
     journal: RowMaker,
@@ -218,6 +233,17 @@ def test_hardware_has_units_that_people_read() -> None:
     }
     assert shown_hardware(values, has_cores=True)["~hw/n/cpu/3/percent"] == 50.0
     assert all(name > "val/loss" for name in shown if "/" in name)
+
+
+def test_hardware_of_who_is_no_sampler_is_under_its_source(
+    tmp_path: Path, journal: RowMaker
+) -> None:
+    """An own script may call its readings so."""
+    journal.metrics(None, {"fan/rpm": 900.0}, kind="hardware")
+
+    write_all(tmp_path, journal.rows)
+
+    assert by_tag(read_all(tmp_path), "~hw/rank0/fan/rpm", "rank0") == [(0, 900.0)]
 
 
 def test_hparams_are_what_can_be_compared() -> None:
