@@ -162,6 +162,16 @@ def test_beyond_the_tags_new_ones_are_left_out_and_known_ones_go_on(
     assert found.tags == 3
 
 
+def test_near_the_bound_of_tags_no_step_falls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the short way is taken by some rows and not by others."""
+    monkeypatch.setattr(placement, "TAGS_MAX", 3)
+    found = Placement([], LeftOut())
+    found.numbers(1, {"a": 1.0, "b": 1.0})
+    found.numbers(5, {"a": 5.0, "b": 5.0})
+
+    assert list(found.numbers(4, {"a": 4.0})) == [1]
+
+
 @given(said=st.lists(SAID, max_size=40))
 def test_tags_are_counted_as_they_are_remembered(
     said: list[tuple[int, dict[str, float]]],
