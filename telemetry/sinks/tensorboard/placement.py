@@ -80,7 +80,6 @@ class _Level:
     def clear(self) -> None:
         steps = [step for step, _ in self.lasts.values()]
         self.state.floor = max([self.state.floor, *steps])
-        self.state.highest = max(self.state.highest, self.state.floor)
         self.lasts, self.changed, self.is_cleared = {}, {}, True
 
 

@@ -278,7 +278,9 @@ def test_buffers_are_bounded_between_commits(
 
     (path,) = (tmp_path / "tensorboard" / "rank0").iterdir()
     assert path.stat().st_size > 500
+    files.append("rank0", 20, 0, b"not on disk yet")
     files.recover(0, {})
+    assert files.sync() == {}
     assert not list((tmp_path / "tensorboard").glob("*/*"))
 
 
