@@ -1,4 +1,4 @@
-"""Which subdirectory a value goes to, against a model of TensorBoard's fast loader."""
+"""The subdirectory that a value goes to, against a model of TensorBoard's fast loader."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SAID = st.tuples(
 
 
 class Loader:
-    """What the fast loader shows of a tag in a subdirectory, as it was measured."""
+    """The fast loader: all that it shows of a tag in a subdirectory, as it was measured."""
 
     def __init__(self) -> None:
         self.shown: defaultdict[tuple[int, str], dict[int, float]] = defaultdict(dict)
