@@ -77,7 +77,7 @@ def journals(draw: st.DrawFn) -> list[Row]:
 
 
 def said_in(rows: list[Row]) -> Counter[tuple[str, float, float]]:
-    """All that the rows say: tag, time and value of every number, but for steps and elapsed time."""
+    """All that rows say: tag, time and value of every number, but for steps and elapsed time."""
     said: Counter[tuple[str, float, float]] = Counter()
     context = RunContext()
     for row in rows:
