@@ -66,8 +66,7 @@ class Conversation:
         """Notices of the sidecar that were told."""
 
     def turn(self, peers: Iterable[Peer]) -> None:
-        """Take in what has come, and say what is due. Of one source only one session
-        may be open, so streams that are to end first come first."""
+        """Take in what has come, and say what is due, for one stream after the other."""
         peers = list(peers)
         by_number = {peer.stream.number: peer for peer in peers}
         for message in self._connection.receive():

@@ -474,5 +474,6 @@ def test_tries_of_an_ended_run_add_no_fragment_each(
     run_on(online, clock, made.rows, START)
 
     assert counts == [1, 1, 1, 1]
+    assert LinkFile(online.out_dir / "wandb", RUN_ID).value.settled_row == 0
     check_whole(server, made.rows)
     assert the_run(server).states[-1] == "finished"
