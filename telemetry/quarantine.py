@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Final
 
 FILES_MAX: Final = 1000
+BYTES_MAX: Final = 64 * 1024 * 1024
+"""Of one run: what nobody will accept must not fill the disk."""
 
 
 def keep(directory: Path, name: str, data: bytes) -> None:
@@ -17,7 +19,10 @@ def keep(directory: Path, name: str, data: bytes) -> None:
     """
     with contextlib.suppress(OSError):
         directory.mkdir(exist_ok=True)
-        if directory.is_symlink() or sum(1 for _ in directory.iterdir()) >= FILES_MAX:
+        sizes = [path.lstat().st_size for path in directory.iterdir()]
+        if directory.is_symlink() or len(sizes) >= FILES_MAX:
+            return
+        if sum(sizes) + len(data) > BYTES_MAX:
             return
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(directory / name, flags, 0o644)

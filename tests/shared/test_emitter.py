@@ -879,6 +879,32 @@ def test_a_trainer_ends_in_time_with_its_own_code_and_leaves_the_rest(
     assert orphaned(spool_dir) == 100
 
 
+def test_emitters_of_one_process_share_the_time_at_its_end(endpoint, spool_dir):
+    """Row 22: four of them, without spools: one time-out and a little, not four."""
+    script = """
+    more = [Emitter(sys.argv[1], run_id=f"run{n}", source="rank0", close_timeout_s=4.0)
+            for n in range(4)]
+    for each in more:
+        each.emit(metric(0))
+    """
+    began = time.monotonic()
+
+    done = trainer(script, endpoint, spool_dir)
+
+    assert done.returncode == 0 and time.monotonic() - began < 12
+
+
+def test_a_count_of_memory_that_a_race_spoiled_is_right_again_when_the_queue_is_empty(endpoint):
+    """Two threads that add at once may lose one addition."""
+    with FakeSidecar(endpoint) as sidecar, Emitter(endpoint, run_id=RUN, source="rank0") as emitter:
+        emitter._cost_in -= 7
+
+        emitter.emit(metric(0))
+        sidecar.wait_for_events(RUN, 1)
+
+        wait_until(lambda: emitter._cost_in == emitter._cost_out)
+
+
 def test_a_trainer_that_vanishes_leaves_all_but_its_last_moments(endpoint, spool_dir):
     """Row 22: os._exit runs nothing of ours. What was older than 100 ms is in the spool."""
     script = """

@@ -138,3 +138,60 @@ def test_a_cursor_of_before_takes_the_journal_that_it_is_used_with(tmp_path):
 
     with pytest.raises(OtherJournal):
         Cursor(tmp_path, "lines", "r", "b" * 32)
+
+
+def test_a_cursor_that_can_not_be_had_leaves_no_lock_and_no_descriptor(tmp_path):
+    """The same process may try again: once the other has let go, or the file is mended."""
+    with Cursor(tmp_path, "lines", "r") as cursor:
+        cursor.commit(Position(7, {}))
+        before = sum(1 for _ in Path("/proc/self/fd").iterdir())
+        with pytest.raises(CursorLocked):
+            Cursor(tmp_path, "lines", "r")
+        assert sum(1 for _ in Path("/proc/self/fd").iterdir()) == before
+    whole = cursor.path.read_bytes()
+    cursor.path.write_text('{"run_id": "r", "row": "x", "state": {}}')
+    with pytest.raises(ValueError, match="damaged"):
+        Cursor(tmp_path, "lines", "r")
+    cursor.path.write_bytes(whole)
+
+    with Cursor(tmp_path, "lines", "r") as again:
+        assert again.position.row == 7
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"run_id": "r", "row": -1, "state": {}}',
+        '{"run_id": "r", "row": 1e999, "state": {}}',
+        '{"run_id": "r", "row": [], "state": {}}',
+        '{"run_id": "r", "row": 1, "state": 5}',
+        '{"run_id": "r", "row": 1, "state": {}, "ending": []}',
+        '{"run_id": "r", "row": 1, "state": {}, "ending": "x"}',
+    ],
+)
+def test_a_damaged_cursor_is_named(tmp_path, content):
+    """Fault 44: one error, that the runner tells of; nothing else comes out of it."""
+    (tmp_path / "cursors").mkdir()
+    (tmp_path / "cursors" / "lines.json").write_text(content)
+
+    with pytest.raises(ValueError, match="damaged"):
+        Cursor(tmp_path, "lines", "r")
+
+
+@pytest.mark.parametrize(("written", "opened"), [("", "a" * 32), ("a" * 32, "")])
+def test_a_journal_that_is_not_known_is_no_other_journal(tmp_path, written, opened):
+    """A cursor of an earlier version names none, nor does a journal whose headers are damaged."""
+    with Cursor(tmp_path, "lines", "r", written) as cursor:
+        cursor.commit(Position(7, {}))
+
+    with Cursor(tmp_path, "lines", "r", opened) as cursor:
+        assert cursor.position.row == 7
+
+
+def test_a_sink_that_has_seen_rows_and_holds_none_has_a_cursor_all_the_same(tmp_path):
+    """Row 0 is a place like any other: what the sink needs to go on is kept."""
+    with Cursor(tmp_path, "lines", "r") as cursor:
+        cursor.commit(Position(0, {"seen": 5}))
+
+    with Cursor(tmp_path, "lines", "r") as cursor:
+        assert cursor.position == Position(0, {"seen": 5})

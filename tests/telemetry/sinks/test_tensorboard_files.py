@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from telemetry.sinks.base import START, Position, SinkContext
+from telemetry.sinks.base import START, Position, SinkContext, SinkUnavailable
 from telemetry.sinks.tensorboard import TensorBoardSink, lastsfile
 from telemetry.sinks.tensorboard.files import EventFiles
 from telemetry.sinks.tensorboard.starts import Starts
@@ -205,16 +205,38 @@ def test_a_link_in_place_of_what_was_committed_is_not_followed(
     assert read_all(tmp_path / "run") == read_all(tmp_path / "whole")
 
 
-def test_a_committed_name_that_leads_elsewhere_is_not_cut(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["victim", "events.out.tfevents.00000000000000000000.000001.telemetry"]
+)
+def test_a_committed_name_that_leads_elsewhere_is_not_cut(tmp_path: Path, name: str) -> None:
     """A position is a file that somebody may have written."""
-    victim = tmp_path / "victim"
+    victim = tmp_path / "other" / name
+    victim.parent.mkdir()
     victim.write_text("precious")
     sink = sink_in(tmp_path / "run")
     sink.open(START)
-    state = sink.commit().state | {"files": {"../../victim": 3}}
+    state = sink.commit().state | {"files": {f"../../other/{name}": 3}}
 
     assert sink_in(tmp_path / "run").open(Position(5, state)) == 0
     assert victim.read_text() == "precious"
+
+
+def test_a_file_of_the_next_name_is_another_writers(tmp_path: Path, journal: RowMaker) -> None:
+    """It is not written into; opened again, the sink takes another name."""
+    sink = sink_in(tmp_path)
+    sink.open(START)
+    sink.write(journal.rows)
+    theirs = "events.out.tfevents.00000000000000000000.000001.telemetry"
+    (tmp_path / "tensorboard" / "rank0").mkdir(parents=True)
+    (tmp_path / "tensorboard" / "rank0" / theirs).write_bytes(b"theirs")
+
+    with pytest.raises(SinkUnavailable, match="File exists"):
+        sink.commit()
+
+    assert (tmp_path / "tensorboard" / "rank0" / theirs).read_bytes() == b"theirs"
+    write_all(tmp_path, journal.rows)
+    write_all(tmp_path / "whole", journal.rows)
+    assert read_all(tmp_path) == read_all(tmp_path / "whole")
 
 
 def test_a_link_in_place_of_the_last_steps_is_not_followed(
@@ -247,7 +269,7 @@ def test_writes_that_the_disk_takes_in_parts_are_whole(
 def test_buffers_are_bounded_between_commits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is over the bound is on disk, and cut again where no commit follows."""
+    """More than the bound is on disk, and cut again where no commit follows."""
     monkeypatch.setattr("telemetry.sinks.tensorboard.files.BUFFER_MAX_BYTES", 100)
     files = EventFiles(tmp_path / "tensorboard", Starts(tmp_path))
     files.recover(0, {})
@@ -256,7 +278,9 @@ def test_buffers_are_bounded_between_commits(
 
     (path,) = (tmp_path / "tensorboard" / "rank0").iterdir()
     assert path.stat().st_size > 500
+    files.append("rank0", 20, 0, b"not on disk yet")
     files.recover(0, {})
+    assert files.sync() == {}
     assert not list((tmp_path / "tensorboard").glob("*/*"))
 
 
