@@ -3,7 +3,7 @@
 In: `python -m tests.faults.stalling_sidecar`, with what `python -m telemetry` takes; and
 the path of the file in the environment variable TM_STALL_FILE.
 Out: as the sidecar's own, but for syncs that take as long as the test says.
-Never: stalls for more than a minute, or any process but itself.
+Never: stalls for more than three minutes, or any process but itself.
 
 `fsfreeze` does the same to a whole file system, and needs root and a loop mount:
 see `test_processes`. Here a stall can come at any moment of a run, and hits what
@@ -15,14 +15,15 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from shared import programs
+from telemetry import guard
 
-real_command = programs.module_command
 STALL_FILE = "TM_STALL_FILE"
-STALL_MAX_S = 60.0
+STALL_MAX_S = 180.0
 
 
 def stalling(sync: Callable[[int], None], file: Path) -> Callable[[int], None]:
@@ -37,17 +38,18 @@ def stalling(sync: Callable[[int], None], file: Path) -> Callable[[int], None]:
     return synced
 
 
-def command_of(module: str, *arguments: str) -> list[str]:
-    """The command line of one of our modules; of the service that the guard starts, this one."""
-    is_service = (module, arguments[:1]) == ("telemetry", ("serve",))
-    return real_command(__spec__.name if is_service and __spec__ else module, *arguments)
+def guard_here(flags: Sequence[str]) -> NoReturn:
+    """Guard the service in this program: another one would not know of the stalls."""
+    assert __spec__ is not None
+    command = programs.module_command(__spec__.name, "serve", *flags)
+    sys.exit(guard.Guard(command, programs.module_environ(os.environ)).run())
 
 
 def main() -> int:
     file = Path(os.environ[STALL_FILE])
     os.fsync = stalling(os.fsync, file)  # type: ignore[assignment]
     os.fdatasync = stalling(os.fdatasync, file)
-    programs.module_command = command_of
+    guard.become_guard = guard_here
     from telemetry.cli import main as telemetry_main
 
     return telemetry_main(sys.argv[1:])

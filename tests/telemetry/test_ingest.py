@@ -714,7 +714,7 @@ def test_hardware_that_no_run_takes_is_counted(tmp_path):
         hardware.emit(metric(step))
     hardware.committed()
 
-    assert station.ingest.counts["hardware_frames_without_a_run_total"] == 3
+    assert station.ingest.counts["hardware_events_without_a_run_total"] == 3
 
 
 @pytest.mark.parametrize("is_full_at", ["sync", "look"])
