@@ -97,7 +97,7 @@ class Policy:
         return PolicyState(self._context, self._streams.state())
 
     def take_changes(self) -> list[SessionChange]:
-        """What is new of the last steps since the last call."""
+        """Return what is new of the last steps since the last call."""
         return self._streams.take_changes()
 
     def everything(self) -> Iterator[SessionChange]:
@@ -106,11 +106,11 @@ class Policy:
 
     @property
     def left_out(self) -> LeftOut:
-        """What found no place so far."""
+        """The values that found no place so far."""
         return self._streams.left_out
 
     def entries(self, row: Row) -> list[Entry]:
-        """What a row becomes. A row that can't be understood here becomes nothing."""
+        """Return what a row becomes; nothing for one that can't be understood here."""
         event = _event_of(row)
         self._context = self._context.after(row, event)
         if event is None:
@@ -191,7 +191,7 @@ class Policy:
         return [Entry(directory, step, row.envelope.wall_ns, {}, [(tag, extra)])]
 
     def _own(self, row: Row, values: dict[str, float]) -> list[Entry]:
-        """What the telemetry counts of itself, whoever says it."""
+        """Place what the telemetry counts of itself, whoever says it."""
         stream = self._streams.of_own(row)
         tagged = {stream.tag(name, "scalar"): value for name, value in values.items()}
         return self._numbers(row, stream, stream.number_of(row), tagged, False)
@@ -251,7 +251,7 @@ def _message(row: Row, stream: Stream, level: str, text: str) -> list[Entry]:
 
 
 def _left_out(row: Row, stream: Stream, event: PartialEvent) -> list[Entry]:
-    """Which parts of an event are missing, for each reason that was not told before."""
+    """Say which parts of an event are missing, for each reason that was not told before."""
     told = stream.state.reasons
     fresh = [each for each in dict.fromkeys(event.left_out.values()) if each not in told]
     fresh = fresh[: REASONS_MAX - len(told)]

@@ -143,6 +143,8 @@ class TensorBoardSink:
         """Call make; whatever breaks in it costs what it would have made, and is counted."""
         try:
             return make()
+        except MemoryError:  # of the process, not of the value
+            raise
         except Exception:  # values are a stranger's, and the rows behind are as good as ever
             self._broken += 1
             if self._broken == 1:

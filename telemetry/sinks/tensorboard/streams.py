@@ -167,7 +167,7 @@ class Streams:
         )
 
     def take_changes(self) -> list[SessionChange]:
-        """What is new of the tags since the last call."""
+        """Return what is new of the tags since the last call."""
         return [
             (stream.state.number, change)
             for stream in self._streams.values()

@@ -52,7 +52,7 @@ def left_out(names: list[str], reason: str, event: PartialEvent) -> str:
 
 
 def description(event: RunStarted) -> dict[str, Any]:
-    """What a run is called, to stand above its configuration."""
+    """Return what a run is called, to stand above its configuration."""
     about = {
         "project": event.project,
         "name": event.name,

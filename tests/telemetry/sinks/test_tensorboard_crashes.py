@@ -77,7 +77,7 @@ def journals(draw: st.DrawFn) -> list[Row]:
 
 
 def said_in(rows: list[Row]) -> Counter[tuple[str, float, float]]:
-    """What the rows say: tag, time and value of every number, but for steps and elapsed time."""
+    """All that rows say: tag, time and value of every number, but for steps and elapsed time."""
     said: Counter[tuple[str, float, float]] = Counter()
     context = RunContext()
     for row in rows:
@@ -187,7 +187,7 @@ def test_a_sink_killed_anywhere_makes_the_points_of_one_that_was_not(
 
 
 def _damage(out_dir: Path, position: Position, reached: Position, data: st.DataObject) -> None:
-    """What a kill can leave of the files behind a commit: some of them, and garbage."""
+    """Leave what a kill can leave of the files behind a commit: some of them, and garbage."""
     committed = position.state.get("files", {})
     for path in reached.state["files"]:
         full = out_dir / "tensorboard" / path

@@ -269,7 +269,7 @@ def test_writes_that_the_disk_takes_in_parts_are_whole(
 def test_buffers_are_bounded_between_commits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is over the bound is on disk, and cut again where no commit follows."""
+    """More than the bound is on disk, and cut again where no commit follows."""
     monkeypatch.setattr("telemetry.sinks.tensorboard.files.BUFFER_MAX_BYTES", 100)
     files = EventFiles(tmp_path / "tensorboard", Starts(tmp_path))
     files.recover(0, {})
@@ -278,7 +278,9 @@ def test_buffers_are_bounded_between_commits(
 
     (path,) = (tmp_path / "tensorboard" / "rank0").iterdir()
     assert path.stat().st_size > 500
+    files.append("rank0", 20, 0, b"not on disk yet")
     files.recover(0, {})
+    assert files.sync() == {}
     assert not list((tmp_path / "tensorboard").glob("*/*"))
 
 

@@ -1,4 +1,4 @@
-"""What strangers call things, and what breaks: each costs itself at most."""
+"""Strangers' names, and values that break something: each costs itself at most."""
 
 from __future__ import annotations
 

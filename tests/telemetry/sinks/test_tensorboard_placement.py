@@ -1,4 +1,4 @@
-"""Which subdirectory a value goes to, against a model of TensorBoard's fast loader."""
+"""The subdirectory that a value goes to, against a model of TensorBoard's fast loader."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SAID = st.tuples(
 
 
 class Loader:
-    """What the fast loader shows of a tag in a subdirectory, as it was measured."""
+    """The fast loader: all that it shows of a tag in a subdirectory, as it was measured."""
 
     def __init__(self) -> None:
         self.shown: defaultdict[tuple[int, str], dict[int, float]] = defaultdict(dict)
@@ -182,6 +182,24 @@ def test_tags_are_counted_as_they_are_remembered(
     assert found.tags == sum(len(change.lasts) for change in found.everything())
     found.fold()
     assert found.tags == 0 and list(found.everything()) == []
+
+
+def test_what_was_forgotten_is_forgotten_after_a_restart_too() -> None:
+    """Or a sink that was killed would place values other than one that was not."""
+    found = Placement([], LeftOut())
+    found.numbers(5, {"a": 1.0})
+    log = found.take_changes()
+    found.fold()
+    found.numbers(7, {"b": 1.0})
+    log += found.take_changes()
+    assert found.take_changes() == []
+
+    restored = Placement(found.levels, LeftOut())
+    for change in log:
+        restored.restore(change)
+
+    assert list(restored.everything()) == list(found.everything())
+    assert restored.tags == found.tags == 1
 
 
 @given(said=st.lists(SAID, min_size=1, max_size=30), later=st.lists(SAID, max_size=30))

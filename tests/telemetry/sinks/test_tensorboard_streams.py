@@ -1,4 +1,4 @@
-"""Which subdirectory a session writes to, so that TensorBoard hides none of its points."""
+"""The subdirectory that a session writes to, so that TensorBoard hides none of its points."""
 
 from __future__ import annotations
 

@@ -57,6 +57,17 @@ def history(step: int, **values: str) -> Any:
     return record
 
 
+@pytest.mark.parametrize("left", [0, 1, 6, 7, 8])
+def test_a_record_behind_the_last_bytes_of_a_block_is_found(left: int) -> None:
+    """With seven left a chunk begins there that holds nothing yet; with fewer none does."""
+    first = bytes(BLOCK_BYTES - len(HEADER) - 7 - left)
+    data, ends = framed([first, b"second", b"third"])
+
+    found = list(split_records(data[len(HEADER) :], len(HEADER)))
+
+    assert found == list(zip([first, b"second", b"third"], ends, strict=True))
+
+
 sizes = st.one_of(st.integers(0, 200), st.integers(32_000, 33_000), st.integers(0, 100_000))
 payload_lists = st.lists(sizes.map(lambda size: random.Random(size).randbytes(size)), max_size=6)
 
