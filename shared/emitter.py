@@ -137,7 +137,7 @@ class Emitter:
             spool_dir=spool_dir_of(spool_dir),
             series_interval_s=series_interval_s,
         )
-        self._is_worker = False
+        self._is_worker = process.is_of_emitting_parent(self.run_id, self._source)
         self._clock = clock or SystemClock()
         self._reset()
         try:

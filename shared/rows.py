@@ -19,6 +19,7 @@ from typing import Any, Final
 from shared.events import EVENT_MAX_BYTES, VALUES_MAX
 from shared.frozen import ROW_BUDGET, Freezer, freeze, marked, name_of
 from shared.leftout import LeftOuts
+from shared.redact import redacted
 from shared.scalars import INT_MAX, INT_MIN, NONE, Odd, scalar_of, utf8
 
 TEXT_MAX_BYTES: Final = 8 * 1024
@@ -134,7 +135,7 @@ def _leaves(name: str, value: Any, left_out: LeftOuts) -> Iterator[tuple[str, An
     elif kind is Odd:
         left_out.add(name, value)
     elif kind is str:
-        yield name, cut_text(name, value, TEXT_MAX_BYTES, left_out)
+        yield name, cut_text(name, redacted(value, name), TEXT_MAX_BYTES, left_out)
     else:
         yield name, value
 

@@ -21,7 +21,7 @@ A checkpoint is a directory of these files:
     step           optimizer steps done, of total_steps
     schedule       what learning rate and stages follow from; rows_per_step
     position       rows read, in the order that the seed gives them
-    best_val_loss  float or null
+    best_val_loss  float or null, on masks of evaluation_seed
     identity       what must not change in mid-run: model fields, seed, hashes of text and tokens
     arguments      the arguments of the session that wrote it
     model_config   the fields of the model's configuration

@@ -298,9 +298,9 @@ class Chaos:
         wait_until(self.plant.are_workers_done, 60)
         self.plant.bring_late_spools(0)
         deadline_s = time.monotonic() + DRAIN_S
-        while (left := self._undone()) and time.monotonic() < deadline_s:
+        while (left := undone(self.plant)) and time.monotonic() < deadline_s:
             say(f"draining: {left[0]}")
-            wait_until(lambda: not self.plant.is_sidecar_up or not self._undone() or tick(), 10)
+            wait_until(lambda: not self.plant.is_sidecar_up or not undone(self.plant) or tick(), 10)
         if not self.plant.is_sidecar_up:
             return ["the sidecar ended by itself"]
         code = self.plant.stop_sidecar(150)
@@ -312,17 +312,19 @@ class Chaos:
                 self.plant.end_trainer(slot.trainer, "kill")
                 slot.start_at_s = 0.0
 
-    def _undone(self) -> list[str]:
-        left = [f"{p.name} is still in the spool" for p in self.plant.spool.glob("*.spool")]
-        for run_dir in self.plant.run_dirs():
-            info = read_json(run_dir / "run.json") or {}
-            if info.get("state") != "ended":
-                left.append(f"{run_dir.name} has not ended")
-            for sink in SINKS:
-                cursor = read_json(run_dir / "cursors" / f"{sink}.json") or {}
-                if not cursor.get("done") or cursor.get("ending") != info.get("endings"):
-                    left.append(f"{sink} is at row {cursor.get('row')} of {run_dir.name}")
-        return left
+
+def undone(plant: Plant) -> list[str]:
+    """What has not come to its end yet: spools, runs, sinks."""
+    left = [f"{path.name} is still in the spool" for path in plant.spool.glob("*.spool")]
+    for run_dir in plant.run_dirs():
+        info = read_json(run_dir / "run.json") or {}
+        if info.get("state") != "ended":
+            left.append(f"{run_dir.name} has not ended")
+        for sink in SINKS:
+            cursor = read_json(run_dir / "cursors" / f"{sink}.json") or {}
+            if not cursor.get("done") or cursor.get("ending") != info.get("endings"):
+                left.append(f"{sink} is at row {cursor.get('row')} of {run_dir.name}")
+    return left
 
 
 def tick(every_s: float = 1.0) -> bool:

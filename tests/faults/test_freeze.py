@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def tool(*words: object, check: bool = True) -> int:
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("seconds", [12.0, 60.0])
 def test_a_frozen_file_system_under_the_sidecar_loses_nothing(
     place: Path, mount: Path, seconds: float
@@ -84,20 +85,23 @@ def test_a_frozen_file_system_under_the_sidecar_loses_nothing(
         for trainer in trainers:
             plant.end_trainer(trainer, "finish" if trainer.source == "rank0" else "exit")
         assert all(trainer.popen.wait(60) == 0 for trainer in trainers)
-        wait_until(lambda: not list(plant.spool.glob("*.spool")), 60)
+        # A sink that hung for sink_timeout_s was killed, and is started again.
+        wait_until(lambda: not chaos.undone(plant), 240)
         assert plant.stop_sidecar(150) == 0
         verdict = chaos.judge(plant, lambda _: None)
     assert verdict.faults == [] and verdict.journaled == verdict.emitted
 
 
-def held(trainers: list[Trainer], is_alive: object, seconds: float) -> None:
-    """Trainers emit at their own rate for so long, and nobody acknowledges."""
+def held(trainers: list[Trainer], is_alive: Callable[[], bool], seconds: float) -> None:
+    """Trainers emit at their own rate for so long, and the service lives."""
     first = [emitted(trainer) for trainer in trainers]
-    rate_hz = 100  # half of what they are told: this machine may be busy
+    end_s = time.monotonic() + seconds
+    # Half of what they are told: this machine may be busy.
     wait_until(
-        lambda: all(
-            emitted(t) - f > rate_hz * seconds for t, f in zip(trainers, first, strict=True)
+        lambda: (
+            time.monotonic() > end_s
+            and all(emitted(t) - f > 100 * seconds for t, f in zip(trainers, first, strict=True))
         ),
         4 * seconds + 60,
     )
-    assert callable(is_alive) and is_alive()
+    assert is_alive()

@@ -74,6 +74,10 @@ def say_in_nested(base):
 def say_given(out, base):
     say(base, out=out)
 
+def say_by_own(base):
+    with Emitter(sys.argv[1], run_id="run", source="rank0", spool_dir=sys.argv[2]) as out:
+        say(base, out=out)
+
 def main(context):
     SCRIPT
 
@@ -153,6 +157,26 @@ def test_an_emitter_given_to_a_process_is_a_worker_there(endpoint, place, contex
     assert Counter(chain.from_iterable(found.values())) == Counter(
         [*range(100, 120), *range(200, 220)]
     )
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
+def test_an_emitter_that_a_process_makes_itself_is_a_worker_of_its_parents(
+    endpoint, place, context
+):
+    """Row 40: the same run and source as the process that started it."""
+    script = """
+    while emitter.stats().acknowledged < 10:
+        time.sleep(0.01)
+    child = context.Process(target=say_by_own, args=(100,))
+    child.start()
+    child.join()
+    """
+    with FakeSidecar(endpoint) as sidecar:
+        done = run_script(script, endpoint, place, context)
+
+        assert (done.returncode, done.stderr) == (0, "")
+        found = steps_by_source(sidecar)
+    assert found == {"rank0": list(range(20)), "rank0.worker0": list(range(100, 120))}
 
 
 def test_workers_of_a_pool_deliver_each_of_their_tasks(endpoint, place):
