@@ -10,6 +10,7 @@ import pytest
 
 from telemetry.sinks.account import Account
 from telemetry.sinks.base import SinkUnavailable
+from telemetry.sinks.skips import read_skips
 from telemetry.sinks.slot import AT_ROW, Slot, slot_path
 
 
@@ -130,3 +131,13 @@ def test_the_supervisor_and_the_sink_count_in_one_place(directory):
 
     with closing(account(directory)) as held:
         assert 9 in held.skips
+
+
+def test_a_row_is_put_on_record_once(directory, caplog):
+    """However often the sink refuses it."""
+    with closing(account(directory)) as held:
+        held.skip(3, "first")
+        held.skip(3, "second")
+
+    assert [skip.reason for skip in read_skips(directory / "lines.skipped")] == ["first"]
+    assert caplog.text.count("steps over row 3") == 1
