@@ -1,6 +1,6 @@
-"""Arguments of the commands that read a checkpoint: evaluate and export.
+"""Arguments of the commands `evaluate` and `export`, which read a checkpoint.
 
-In: the command line behind the command's name.
+In: the command line.
 Out: CheckpointArgs.
 Never: imports torch, so that --help and a mistyped flag are answered at once.
 """
@@ -21,7 +21,7 @@ COMMANDS = ("evaluate", "export")
 
 @dataclass(frozen=True)
 class CheckpointArgs:
-    """What to do with a checkpoint; None is what the run itself had."""
+    """All arguments of evaluate or export; a None in dataset or batch_size is the run's own."""
 
     command: str
     checkpoint: Path
@@ -55,7 +55,7 @@ def parse_checkpoint_args(argv: Sequence[str]) -> CheckpointArgs:
 
 
 def make_checkpoint_parser(command: str) -> argparse.ArgumentParser:
-    """The flags of one of the COMMANDS."""
+    """Build the parser of the flags of one of the COMMANDS."""
     what = {"evaluate": "Loss and perplexity of a checkpoint.", "export": "Pack a checkpoint."}
     parser = _Parser(
         prog=f"python -m trainer {command}", description=what[command], allow_abbrev=False
