@@ -169,6 +169,19 @@ def test_what_an_event_lacks_is_said_once_a_reason(tmp_path: Path, journal: RowM
     ]
 
 
+def test_reasons_are_told_up_to_a_bound(tmp_path: Path, journal: RowMaker) -> None:
+    """A producer with ever new words does not fill the position."""
+    for number in range(200):
+        event = MetricsLogged(
+            kind="train", values={}, left_out={"a": f"reason {number}"}, left_out_count=1
+        )
+        journal.append(event)
+
+    write_all(tmp_path, journal.rows)
+
+    assert len(by_tag(read_all(tmp_path), "messages/left_out")) == 64
+
+
 def test_a_run_that_nobody_introduced_is_shown_like_any_other(
     tmp_path: Path, journal: RowMaker
 ) -> None:
