@@ -64,6 +64,12 @@ def test_two_names_never_have_one_tag(names: set[str]) -> None:
     assert all(tag.encode() and clean(tag) == tag for tag in tags)
 
 
+@pytest.mark.parametrize("name", ["/train/loss", "train/loss/", " train/loss "])
+def test_a_tag_has_no_empty_group(name: str) -> None:
+    """TensorBoard would show it under a heading without a name."""
+    assert cleaned_tag(name).startswith("train/loss-")
+
+
 @pytest.mark.parametrize("name", ["train/loss", "val/f1*macro", "损失", "a.b_c-d/e", "50 %", "x:0"])
 def test_a_name_that_is_fine_is_its_tag(name: str) -> None:
     """Also where W&B would not take it."""
