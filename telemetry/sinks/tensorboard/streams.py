@@ -104,7 +104,6 @@ class Stream:
             self.scalar_tags[name] = tag
         elif self.kinds.get(tag) != kind:
             self.kinds[tag] = kind
-            self.scalar_tags.clear()
         return tag
 
     def restored(self) -> None:
