@@ -63,12 +63,12 @@ def make_checkpoint_parser(command: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("checkpoint", type=Path, help="directory step-… of a run", metavar="CHECKPOINT")
     add("--split", choices=("validation", "test"), default="validation", help="held-out text")
-    add("--dataset", choices=DATASETS, help="other text than the run's own")
+    add("--dataset", choices=DATASETS, help="text instead of the run's own")
     add("--batch_size", type=_positive, help="rows in a batch; the run's by default")
-    add("--eval_batches", type=_count, default=0, help="batches at most; 0 for all")
+    add("--eval_batches", type=_count, default=0, help="largest number of batches; 0 for all")
     add("--cache_dir", type=Path, default=Path("./cache"), help="where tokenized text is kept")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("--calibrate", action="store_true", help="fixed group means in QDyT, where that helps")
+    add("--calibrate", action="store_true", help="fix group means of QDyT if that lowers the loss")
     if command == "evaluate":
         add("--analyze_quantization", action="store_true", help="tables and pictures by layer")
         add(

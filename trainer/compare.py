@@ -81,7 +81,7 @@ def compare_arguments(
     if before != rows_per_step:
         changes.append(f"a step had {before} rows and has {rows_per_step}")
     changes += _place_changes(checkpoint["random"], world_size)
-    return [f"Other than before the checkpoint: {', '.join(changes)}."] if changes else []
+    return [f"Changed since the checkpoint: {', '.join(changes)}."] if changes else []
 
 
 def _place_changes(random: Sequence[Mapping[str, Any]], world_size: int) -> list[str]:

@@ -108,7 +108,7 @@ def explain(error: BaseException, prepared: Prepared) -> BaseException:
         return error
     if prepared.processes.world_size > 1 and is_peer_failure(error):
         return PeerLost(
-            "another process of this run has ended or stands still; what it said before is "
+            "another process of this run has ended or does not answer; its own messages tell "
             "the cause. Go on with --resume_from latest"
         )
     return explain_out_of_memory(error, prepared.args, prepared.rows["train"].shape[1]) or error
