@@ -58,6 +58,23 @@ class Claim:
             self._fd = -1
 
 
+def holder(directory: Path, name: str) -> str:
+    """Return the pid of the process that holds a name; empty where nobody is known to."""
+    try:
+        fd = os.open(directory / (name + SUFFIX), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return ""
+    try:
+        # Shared: two who ask at once must not hold it for one another.
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return ""
+    except OSError:
+        pid = os.pread(fd, 20, 0).decode("ascii", "replace")
+        return pid if pid.isdigit() else ""
+    finally:
+        os.close(fd)
+
+
 def claim_worker(directory: Path, run_id: str, source: str) -> tuple[int, Claim]:
     """Claim the lowest worker number that nobody holds.
 

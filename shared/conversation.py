@@ -28,6 +28,7 @@ log = logging.getLogger("telemetry.emitter")
 HELLO_INTERVAL_NS: Final = 500_000_000
 KEEPALIVE_NS: Final = 5_000_000_000
 ACK_OVERDUE_NS: Final = 2_000_000_000
+NOTICES_MAX: Final = 10
 SILENCE_NS: Final = 8_000_000_000
 """After so long without an answer to what was asked, the socket is rebuilt."""
 
@@ -61,10 +62,11 @@ class Conversation:
         self._on_released = on_released
         self._on_refused = on_refused
         self.unanswered_since_ns: int | None = None
+        self._told: set[str] = set()
+        """Notices of the sidecar that were told."""
 
     def turn(self, peers: Iterable[Peer]) -> None:
-        """Take in what has come, and say what is due. Of one source only one session
-        may be open, so streams that are to end first come first."""
+        """Take in what has come, and say what is due, for one stream after the other."""
         peers = list(peers)
         by_number = {peer.stream.number: peer for peer in peers}
         for message in self._connection.receive():
@@ -82,6 +84,7 @@ class Conversation:
         if peer is None:
             return
         peer.heard_ns = self._clock.monotonic_ns()
+        self._tell_notice(getattr(message, "notice", ""))
         match message:
             case Welcome():
                 peer.stream.on_welcome(message)
@@ -92,6 +95,12 @@ class Conversation:
                 self._note_refusal(peer, message, is_news=peer.stream.on_nack(message))
             case FinAck():
                 peer.stream.on_fin_ack(message)
+
+    def _tell_notice(self, notice: str) -> None:
+        """Tell whoever runs this process what the sidecar has to say to them, once."""
+        if notice and notice not in self._told and len(self._told) < NOTICES_MAX:
+            self._told.add(notice)
+            log.warning("%s", clean(notice, 300))
 
     def _note_refusal(self, peer: Peer, message: Nack, is_news: bool) -> None:
         if message.seq >= 0:

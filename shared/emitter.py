@@ -24,12 +24,12 @@ from shared import process
 from shared.backlog import DROPPED_FIRST, DROPPED_NEVER, QUEUE_FULL
 from shared.clock import Clock, SystemClock
 from shared.events import Event, MetricsLogged, RunStarted, Scalar
-from shared.held import EVENT_COST_BYTES, VALUE_COST_BYTES, held_event
+from shared.held import EVENT_COST_BYTES, held_event
 from shared.ids import check_run_id, check_source, new_run_id, new_session
 from shared.launches import with_launch_id
 from shared.outgoing import OutgoingStream
 from shared.packing import kind_of
-from shared.rows import held_row
+from shared.rows import VALUE_COST_BYTES, held_row
 from shared.sender import BY_SIDECAR, NOT_AN_EVENT, Queued, Sender, SenderOptions
 from shared.wandb_variables import filled_in
 from shared.whereabouts import endpoint_of, spool_dir_of
@@ -137,7 +137,7 @@ class Emitter:
             spool_dir=spool_dir_of(spool_dir),
             series_interval_s=series_interval_s,
         )
-        self._is_worker = False
+        self._is_worker = process.is_of_emitting_parent(self.run_id, self._source)
         self._clock = clock or SystemClock()
         self._reset()
         try:
@@ -160,8 +160,8 @@ class Emitter:
         """Queue an event, stamped now; its containers are copied, so they may change after."""
         try:
             if type(event) is MetricsLogged and not event.left_out:
-                values = held_row(event.values)
-                cost = EVENT_COST_BYTES + VALUE_COST_BYTES * len(values)
+                values, cost = held_row(event.values)
+                cost += EVENT_COST_BYTES + VALUE_COST_BYTES * len(values)
                 event = MetricsLogged(kind=event.kind, step=event.step, values=values)
             else:
                 event, cost = held_event(event)

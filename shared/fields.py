@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from shared.frozen import ROW_BUDGET, freeze
 from shared.leftout import LeftOuts
 from shared.rows import cut_text
-from shared.scalars import INT_MAX, INT_MIN, Odd, scalar_of, type_name, utf8
+from shared.scalars import INT_MAX, INT_MIN, Odd, scalar_of
 
 Default = TypeVar("Default", int, None)
 
@@ -23,11 +23,10 @@ def text_of(name: str, value: Any, left_out: LeftOuts, default: str, max_bytes: 
     if found is None:
         return default
     if isinstance(found, Odd):
-        text = _error_text(value) if issubclass(type(value), BaseException) else found.text
-        if not found.is_told and text == found.text:
+        if not found.is_told:
             left_out.add(name, found)
             return default
-        found = text
+        found = found.text
     return cut_text(name, found if isinstance(found, str) else repr(found), max_bytes, left_out)
 
 
@@ -59,10 +58,3 @@ def number_of(name: str, value: Any, left_out: LeftOuts, default: Default) -> in
     why = found if isinstance(found, Odd) else Odd("not an int", "give a whole number")
     left_out.add(name, why)
     return default
-
-
-def _error_text(error: BaseException) -> str:
-    """An exception by its type and what it was raised with: its own text is not asked for."""
-    args = [scalar_of(arg) for arg in error.args]
-    said = ", ".join(utf8(str(arg)) for arg in args if not isinstance(arg, Odd))
-    return f"{type_name(error).removeprefix('builtins.')}: {said}"

@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from shared.events import NAME_MAX_BYTES
-from shared.scalars import Odd, odd, scalar_of, type_name, utf8
+from shared.scalars import Odd, scalar_of, type_name, utf8
 
 Frozen = Any
 """Scalars, None, Odd, and lists and dicts of these."""
@@ -30,6 +30,8 @@ ARRAY_MAX_BYTES: Final = 4096
 ROW_BUDGET: Final = 512
 """Elements of one value of a row: 4 KiB of numbers."""
 CONFIG_BUDGET: Final = 100_000
+TEXT_HELD_MAX: Final = 128 * 1024
+"""Characters of a text: more than any field may have, so that what is cut is still told."""
 
 TOO_LARGE: Final = "too large"
 _COPY_TRIES: Final = 5
@@ -52,6 +54,8 @@ class Freezer:
         if self.left < 0:
             return Odd(TOO_LARGE, "it has too many entries; record fewer", "...")
         found = scalar_of(value)
+        if type(found) is str:
+            return found[:TEXT_HELD_MAX]
         if type(found) is not Odd:
             return found
         if id(value) in self._inside:
@@ -87,7 +91,7 @@ class Freezer:
         for key in self._within(list(parts)):
             name = name_of(key)
             if name in entries:
-                name = marked(name, f"{type_name(key)} {name}")
+                name = marked(name, f"{type_name(key)} {name} {len(entries)}")
             entries[name] = self.freeze(parts[key], depth + 1)
         return entries
 
@@ -99,7 +103,7 @@ class Freezer:
 def _parts(value: Any, kind: type) -> Any:
     """Return the entries or the items of a container, copied at once; None for no container."""
     if issubclass(kind, dict):
-        return _copied(lambda: dict(dict.items(value)))
+        return _copied(lambda: dict.copy(value))
     if issubclass(kind, _SEQUENCES + _VIEWS):
         base: Any = next(base for base in _SEQUENCES + _VIEWS if issubclass(kind, base))
         return _copied(lambda: list(base.__iter__(value)))
@@ -109,6 +113,10 @@ def _parts(value: Any, kind: type) -> Any:
         return _copied(lambda: dict(object.__getattribute__(value, "__dict__")))
     if dataclasses.is_dataclass(kind):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(kind)}
+    for declared in ("__attrs_attrs__", "__pydantic_fields__"):
+        if declared in vars(kind):
+            # attrs and pydantic: what an instance holds, under the names that its class declares.
+            return _copied(lambda: dict(object.__getattribute__(value, "__dict__")))
     numpy = sys.modules.get("numpy")
     if numpy is not None and kind is numpy.ndarray:
         items = value.tolist()
@@ -153,9 +161,11 @@ def name_of(key: Any) -> str:
         if name == key and len(name.encode()) <= NAME_MAX_BYTES:
             return name
         return marked(name, key)
-    found = scalar_of(key)
+    if type(key) is tuple:
+        return name_of("/".join(name_of(part) for part in key[:DEPTH_MAX]))
+    found = key if type(key) is Odd else scalar_of(key)
     if isinstance(found, Odd):
-        return marked(odd(key, type(key)).text, f"{type_name(key)} at {id(key)}")
+        return marked(found.text, f"{type_name(key)} {found.text}")
     if isinstance(found, str):
         return name_of(found)
     return repr(found)

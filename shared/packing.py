@@ -170,7 +170,7 @@ def _histogram(event: HistogramLogged, left_out: LeftOuts) -> Body:
     return {
         "kind": _kind(event.kind, left_out),
         "step": step_of(event.step, left_out),
-        "name": name_of(event.name) if event.name is not None else "histogram",
+        "name": name_of(text_of("name", event.name, left_out, "histogram")),
         "edges": edges,
         "counts": counts,
     } | _told(event, left_out)

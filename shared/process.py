@@ -15,13 +15,19 @@ import time
 import weakref
 from typing import Any, Final, Protocol
 
+from shared.ids import main_source
+
 LAST_CLOSE_S: Final = 0.2
 
 
 class Endable(Protocol):
     """An emitter, as its process sees it."""
 
+    run_id: str
     close_timeout_s: float
+
+    @property
+    def source(self) -> str: ...
 
     def close(self, timeout_s: float | None = None) -> bool: ...
 
@@ -29,6 +35,8 @@ class Endable(Protocol):
 
 
 LIVE: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
+_INHERITED: Final[set[tuple[str, str]]] = set()
+"""Run and source of the emitters that were open in the process that this one was forked from."""
 _token = secrets.token_hex(8)
 _ended_by_multiprocessing = 0
 """The process that multiprocessing ends, where it was told to end our emitters too."""
@@ -39,6 +47,18 @@ def token() -> str:
     return _token
 
 
+def is_of_emitting_parent(run_id: str, source: str) -> bool:
+    """True if this process was forked from one that records this run under this source."""
+    return (run_id, source) in _INHERITED
+
+
+def spawned_by() -> str:
+    """Return the pid of the process of which this is a child by multiprocessing, or nothing."""
+    process = sys.modules.get("multiprocessing.process")
+    parent = None if process is None else process.parent_process()
+    return "" if parent is None else str(parent.pid)
+
+
 def end_with_process() -> None:
     """Have emitters closed when this process ends; called as soon as one says something.
 
@@ -46,8 +66,8 @@ def end_with_process() -> None:
     of multiprocessing.util.
     """
     global _ended_by_multiprocessing
-    process, util = (sys.modules.get(f"multiprocessing.{name}") for name in ("process", "util"))
-    if process is None or util is None or process.parent_process() is None:
+    util = sys.modules.get("multiprocessing.util")
+    if util is None or not spawned_by():
         return
     if _ended_by_multiprocessing != os.getpid():
         _ended_by_multiprocessing = os.getpid()
@@ -66,6 +86,7 @@ def _begin_again() -> None:
     global _token
     _token = secrets.token_hex(8)
     for emitter in list(LIVE):
+        _INHERITED.add((emitter.run_id, main_source(emitter.source)))
         emitter.begin_again_in_child()
 
 

@@ -39,7 +39,8 @@ _OF_ACCESS: Final = frozenset(_OF_ACCESS_WORDS.split())
 _OF_TEXT_WORDS: Final = (
     "pad padding eos bos unk sep cls mask begin end start stop special image video audio text "
     "next prev last first prompt class newline decoder encoder blank space subword eot eom "
-    "eoi boi sos per think vision separator target source forced additional "
+    "eoi boi sos per think vision separator target source forced "
+    "predicted generated current input output additional "
 )
 _OF_TEXT: Final = frozenset(_OF_TEXT_WORDS.split())
 _BEFORE_PASS_WORDS: Final = "db user smtp mysql ftp http proxy auth login admin root "

@@ -17,17 +17,20 @@ from fractions import Fraction
 from typing import Any, Final
 
 from shared.events import EVENT_MAX_BYTES, VALUES_MAX
-from shared.frozen import ROW_BUDGET, freeze, marked, name_of
+from shared.frozen import ROW_BUDGET, Freezer, freeze, marked, name_of
 from shared.leftout import LeftOuts
+from shared.redact import redacted
 from shared.scalars import INT_MAX, INT_MIN, NONE, Odd, scalar_of, utf8
 
 TEXT_MAX_BYTES: Final = 8 * 1024
 """Of a text among the values of a row."""
+VALUE_COST_BYTES: Final = 60
+"""Of memory, for one scalar with its name."""
 PIECE_MAX_BYTES: Final = EVENT_MAX_BYTES * 3 // 4
 """Of values in one event. A wider row becomes several of the same moment and step."""
 
 _SIMPLE: Final = frozenset({float, bool, int})
-_KEPT: Final[set[type]] = {*_SIMPLE, str, type(None), Decimal, Fraction}
+_KEPT: Final[set[type]] = {*_SIMPLE, type(None), Decimal, Fraction}
 """Types whose objects never change: emit() keeps them as they are. NumPy's scalars join."""
 _KNOWN_NAMES: Final[set[str]] = set()
 _KNOWN_NAMES_MAX: Final = 20_000
@@ -35,23 +38,47 @@ _KNOWN_NAMES_MAX: Final = 20_000
 Row = dict[str, float | int | bool | str]
 
 
-def held_row(values: Any) -> dict[Any, Any]:
-    """Return a copy of values that nobody can change. Runs on the training thread."""
-    row = dict(values)
+def held_row(values: Any) -> tuple[dict[Any, Any], int]:
+    """Return a copy of values that nobody can change, and what it takes beside its scalars.
+
+    Runs on the training thread.
+
+    Raises:
+        TypeError: there are no names in it.
+    """
+    row = dict(values) if type(values) is dict else _named(values)
     # Most rows hold numbers only: one pass in C.
-    if not _KEPT.issuperset(map(type, row.values())):
-        for name, value in row.items():
-            if type(value) not in _KEPT:
-                row[name] = _held(value)
-    return row
+    if _KEPT.issuperset(map(type, row.values())):
+        return row, 0
+    cost = 0
+    for name, value in row.items():
+        kind = type(value)
+        if kind is str:
+            # Cut later, where it can be said; but a text of a gigabyte is not held until then.
+            row[name] = value = value[: TEXT_MAX_BYTES + 1]
+            cost += 4 * len(value)
+        elif kind not in _KEPT:
+            row[name], size = _held(value)
+            cost += size
+    return row, cost
 
 
-def _held(value: Any) -> Any:
+def _named(values: Any) -> dict[Any, Any]:
+    found = freeze(values, ROW_BUDGET * VALUES_MAX)
+    if type(found) is not dict:
+        raise TypeError("a row is names and values")
+    return found
+
+
+def _held(value: Any) -> tuple[Any, int]:
+    """Return a value that nobody can change, and what it takes."""
     kind, numpy = type(value), sys.modules.get("numpy")
     if numpy is not None and issubclass(kind, numpy.number | numpy.bool_):
         _KEPT.add(kind)
-        return value
-    return freeze(value, ROW_BUDGET)
+        return value, 0
+    freezer = Freezer(ROW_BUDGET)
+    found = freezer.freeze(value)
+    return found, VALUE_COST_BYTES * (ROW_BUDGET - max(0, freezer.left))
 
 
 def simple_row(values: dict[Any, Any]) -> Row | None:
@@ -108,7 +135,7 @@ def _leaves(name: str, value: Any, left_out: LeftOuts) -> Iterator[tuple[str, An
     elif kind is Odd:
         left_out.add(name, value)
     elif kind is str:
-        yield name, cut_text(name, value, TEXT_MAX_BYTES, left_out)
+        yield name, cut_text(name, redacted(value, name), TEXT_MAX_BYTES, left_out)
     else:
         yield name, value
 
@@ -120,7 +147,7 @@ def cut_text(name: str, text: str, max_bytes: int, left_out: LeftOuts) -> str:
     data = text[: max_bytes + 1].encode()
     if len(data) <= max_bytes and len(text) <= max_bytes:
         return text
-    left_out.add(name, Odd("text cut", f"it has {len(text)} characters and was cut"))
+    left_out.add(name, Odd("text cut", f"it is longer than {max_bytes} bytes and was cut"))
     return data[: max_bytes - 3].decode(errors="ignore") + "..."
 
 

@@ -7,7 +7,7 @@ Never: calls a method of a type that is not in the list (`__str__`, `__float__`,
 
 | type | is recorded as |
 | --- | --- |
-| float, int, bool, str, their subclasses, NumPy scalars, arrays without a dimension | their value |
+| float, int, bool, str, their subclasses, NumPy scalars and arrays of one element | their value |
 | Decimal, Fraction, np.longdouble | the nearest float |
 | an int beyond int64 | a float where that is exactly the number |
 | Enum | its value if that is a text or the member is a number, else its name |
@@ -115,8 +115,8 @@ def _of_library(value: Any, kind: type) -> Recorded | Odd:
 
 def _numpy(value: Any, kind: type, numpy: Any) -> Recorded | Odd:
     if issubclass(kind, numpy.ndarray):
-        is_scalar = kind is numpy.ndarray and value.ndim == 0 and value.dtype.kind != "O"
-        return scalar_of(value[()]) if is_scalar else odd(value, kind)
+        is_scalar = kind is numpy.ndarray and value.size == 1 and value.dtype.kind in "biufU"
+        return scalar_of(value.reshape(())[()]) if is_scalar else odd(value, kind)
     if issubclass(kind, numpy.bool_):
         return bool(value)
     if issubclass(kind, numpy.integer) and not issubclass(kind, numpy.timedelta64):
@@ -141,6 +141,9 @@ def odd(value: Any, kind: type) -> Odd:
     if kind is bytes:
         text = utf8(value[:_TEXT_MAX].decode("utf-8", "backslashreplace"))
         return Odd("not a scalar", "it is bytes; decode it to a text", text, True)
+    if issubclass(kind, BaseException):
+        text = error_text(value)
+        return Odd("not a scalar", "it is an exception; record it as a message", text, True)
     if issubclass(kind, type) or kind in _NAMED:
         return Odd("not a scalar", f"it is a {name}; record a name of it", named(value), True)
     advice = "give a number, a bool, a text, or a small list, array or dict of them"
@@ -154,6 +157,13 @@ def is_of_device(kind: type) -> bool:
         and any(word in base.__name__ for word in ("Tensor", "Array", "array"))
         for base in kind.__mro__
     )
+
+
+def error_text(error: BaseException) -> str:
+    """An exception by its type and what it was raised with: its own text is not asked for."""
+    args = [scalar_of(arg) for arg in BaseException.__getattribute__(error, "args")]
+    said = ", ".join(str(arg) for arg in args if not isinstance(arg, Odd))
+    return f"{type_name(error).removeprefix('builtins.')}: {said}"[:_TEXT_MAX]
 
 
 def named(value: Any) -> str:

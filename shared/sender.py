@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from shared.backlog import Backlog
-from shared.claims import Claim, ClaimTaken, claim_worker
+from shared.claims import Claim, ClaimTaken, claim_worker, holder
 from shared.clock import Clock
 from shared.connection import Connection
 from shared.conversation import Conversation, Peer, adopted_peers, loader
@@ -26,6 +26,7 @@ from shared.events import CUSTOM, Event, MetricsLogged, Scalar
 from shared.ids import main_source, worker_source
 from shared.outgoing import Frame, OutgoingStream, State
 from shared.packing import Refused, kind_of, pack_event
+from shared.process import spawned_by
 from shared.spool import Spool, SpoolUnavailable
 from shared.text import clean
 
@@ -161,7 +162,7 @@ class Sender:
                     connection, self._clock, self._release, self._note_refused_event
                 )
                 # A worker's source is part of its first HELLO.
-                if self._is_worker:
+                if self._is_worker or self._is_of_parent():
                     self._guarded(self._claim_worker)
                 self._guarded(self._adopt_orphans)
                 has_news = True
@@ -243,6 +244,13 @@ class Sender:
             connection.rebuild()
 
     # --- under which name
+
+    def _is_of_parent(self) -> bool:
+        """True if the process that spawned this one records the run under the same source."""
+        parent, stream = spawned_by(), self.main.stream
+        if not parent or self._options.spool_dir is None:
+            return False
+        return holder(self._options.spool_dir, f"{stream.run_id}.{stream.source}") == parent
 
     def _claim_worker(self) -> None:
         """Become a worker of the source, with the lowest number that is free, or the pid."""

@@ -2,12 +2,14 @@
 
 In: the events of one frame, as they came.
 Out: the payload to journal, its typed events, and what was refused.
-Never: changes an event. A bad one is replaced by a Gap, so that every
-sequence number keeps its row.
+Never: changes an event that fits. Of one that does not what can be kept is kept, the rest
+left out by name; where nothing can, a Gap takes its place, so that every sequence number
+keeps its row.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import msgspec
@@ -30,7 +32,12 @@ from shared.events import (
     join_events,
     split_events,
 )
+from shared.text import clean
 from shared.wire import FRAME_MAX_EVENTS
+from telemetry.salvage import repacked
+
+COUNT_MAX = 2**53
+"""A float holds every count up to this exactly."""
 
 
 class Rejected(NamedTuple):
@@ -84,15 +91,31 @@ def _admit_one_by_one(payload: bytes, wall_ns: int, mono_ns: int) -> Admitted:
     _check_count(len(raws))
     for position, raw in enumerate(raws):
         try:
-            event = _checked(raw)
+            raw, event = _kept(raw)
         except DecodeError as exc:
-            reason = str(exc)[:200]
+            reason = clean(str(exc), 200)
             rejected.append(Rejected(position, raw, reason))
             event = Gap(count=1, by_kind={"unknown": 1}, reason=f"rejected: {reason}")
             raw = encode_event(event, wall_ns, mono_ns)
         packed.append(raw)
         events.append(event)
-    return Admitted(join_events(packed) if rejected else payload, events, rejected)
+    is_changed = any(kept is not raw for kept, raw in zip(packed, raws, strict=True))
+    return Admitted(join_events(packed) if is_changed else payload, events, rejected)
+
+
+def _kept(raw: bytes) -> tuple[bytes, Event | None]:
+    """An event as it came, or what can be kept of it.
+
+    Raises:
+        DecodeError: nothing can; it says what is wrong with the event as it came.
+    """
+    try:
+        return raw, _checked(raw)
+    except DecodeError as exc:
+        try:
+            return repacked(decode_envelope(raw), _checked)
+        except DecodeError:
+            raise exc from None
 
 
 def _checked(raw: bytes) -> Event | None:
@@ -118,7 +141,18 @@ def _bounded(event: Event | None) -> Event | None:
         size = len(msgspec.msgpack.encode(event.config))
         if size > CONFIG_MAX_BYTES:
             raise DecodeError(f"config of {size} bytes, at most {CONFIG_MAX_BYTES}")
+    elif isinstance(event, Gap):
+        _check_gap(event)
     return event
+
+
+def _check_gap(gap: Gap) -> None:
+    """Refuse counts that are none: sums of them would be wrong for good."""
+    for count in (gap.count, *gap.by_kind.values()):
+        if not 0 <= count <= COUNT_MAX:
+            raise DecodeError(f"gap of {count} events")
+    if gap.unknown_ms is not None and not 0 <= gap.unknown_ms < math.inf:
+        raise DecodeError(f"gap of {gap.unknown_ms} ms")
 
 
 def _check_name(name: str) -> None:

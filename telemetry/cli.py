@@ -142,13 +142,11 @@ def _serve(args: argparse.Namespace) -> int:
     return _serve_guarded(config, args.lifeline)
 
 
-def _guard(config: ServeConfig) -> int:
-    from shared.programs import module_command, module_environ
-    from telemetry.guard import Guard
+def _guard(config: ServeConfig) -> NoReturn:
+    from telemetry.guard import become_guard
 
     # What was given is checked by now; the service gets all of it as flags.
-    command = module_command("telemetry", "serve", *as_flags(config))
-    return Guard(command, module_environ(os.environ)).run()
+    become_guard(as_flags(config))
 
 
 def _serve_guarded(config: ServeConfig, lifeline: int) -> int:

@@ -46,6 +46,7 @@ class DataDir:
         Raises:
             CommandError: it can't be made or written, or another sidecar has it.
         """
+        self._path = path
         self._pid = pid or os.getpid()
         try:
             make_durably(path)
@@ -74,6 +75,15 @@ class DataDir:
             ) from exc
         os.ftruncate(self._fd, 0)
         self.publish("")
+
+    @property
+    def is_there(self) -> bool:
+        """True while the path leads to the directory whose lock this is."""
+        try:
+            found, held = (self._path / LOCK_NAME).stat(), os.fstat(self._fd)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino)
 
     def publish(self, address: str) -> None:
         """Say who holds the directory, and where it listens."""

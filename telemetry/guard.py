@@ -12,18 +12,20 @@ kernel ends the service; where it can't, the pipe between them does.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
 from types import FrameType
-from typing import Final
+from typing import Final, NoReturn
 
+from shared.programs import module_command, module_environ
 from telemetry.errors import EXIT_FAULT
+from telemetry.logs import configure_logs
 
 log = logging.getLogger("telemetry.guard")
 
@@ -93,8 +95,17 @@ class Guard:
                 self._child.send_signal(number)
 
 
+def become_guard(flags: Sequence[str]) -> NoReturn:
+    """Go on as the guard of `serve` with these flags: in place of this program, whose
+    libraries would take memory for as long as the service lives."""
+    command = module_command("telemetry.guard", *flags)
+    os.execve(command[0], command, module_environ(os.environ))
+
+
 def follow_guard(lifeline: int) -> None:
     """End this process when its guard ends. The service calls it before all else."""
+    import ctypes
+
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
@@ -112,3 +123,14 @@ def _name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def main() -> int:
+    """Guard `python -m telemetry serve` with the arguments of this program."""
+    configure_logs()
+    command = module_command("telemetry", "serve", *sys.argv[1:])
+    return Guard(command, dict(os.environ)).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

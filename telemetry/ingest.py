@@ -252,7 +252,10 @@ class Ingest:
 
     def _take(self, stream: IncomingStream, base_seq: int, admitted: Admitted) -> None:
         session, source = stream.session, stream.source
-        for run in self._destinations(stream):
+        runs = self._destinations(stream)
+        if not runs:
+            self.counts["hardware_events_without_a_run_total"] += len(admitted.events)
+        for run in runs:
             self._dirty.add(run.run_id)
             stream.unsynced.add(run.run_id)
             # One of a sampler's journals may have what another had to be sent again.
@@ -279,10 +282,7 @@ class Ingest:
         """The journals that a frame belongs in: a sampler's goes to every active run."""
         if not stream.is_hardware:
             return [self.runs.open(stream.run_id)]
-        found = self.runs.active(self._host_run.run_id) or self._host_run.opened(self.runs)
-        if not found:
-            self.counts["hardware_frames_without_a_run_total"] += 1
-        return found
+        return self.runs.active(self._host_run.run_id) or self._host_run.opened(self.runs)
 
     def _quarantined(self, stream: IncomingStream, data: Data, reason: str) -> Nack:
         """Put a frame aside of which not even the number of events is known."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shared.events import DecodeError, Gap, HistogramLogged, MetricsLogged
+from shared.events import DecodeError, Gap, HistogramLogged, MetricsLogged, PartialEvent
 from telemetry.errors import EXIT_DAMAGED, EXIT_OK, CommandError
 from telemetry.files import DamagedFile, load_json
 from telemetry.journal.layout import read_mark
@@ -28,6 +28,7 @@ from telemetry.sinks.cursor import sink_is_done
 from telemetry.sinks.skips import read_skips
 from telemetry.sinks.wandb.check import missing_rows
 
+LEFT_OUT_SHOWN = 20
 TROUBLED = ("unavailable", "rejected", "crashed", "killed")
 """States of a sink that somebody who looks at a run should know of."""
 
@@ -50,6 +51,9 @@ class Contents:
     tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)
     sessions: dict[str, set[str]] = field(default_factory=dict)
     missing: Counter[tuple[str, str]] = field(default_factory=Counter)
+    left_out: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Parts of events that could not be recorded: how often, by name and reason."""
+    left_out_count: int = 0
     unknown_ms: float = 0.0
     damage: list[Damage] = field(default_factory=list)
     rows: int = 0
@@ -71,6 +75,7 @@ def inspect(run_dir: Path) -> int:
     _print_run(page, recorded, contents)
     _print_events(page, contents)
     _print_missing(page, contents)
+    _print_left_out(page, contents)
     damaged = [*recorded.damaged, *_print_sinks(page, recorded, contents)]
     for line in damaged:
         page.line(f"damaged: {line}")
@@ -113,6 +118,9 @@ def _count(contents: Contents, row: Row) -> None:
         tally.first_step = measured.step if tally.first_step is None else tally.first_step
         tally.last_step = measured.step
     contents.sessions.setdefault(row.source, set()).add(row.session)
+    if isinstance(event, PartialEvent) and event.left_out_count:
+        contents.left_out.update(event.left_out.items())
+        contents.left_out_count += event.left_out_count
     if isinstance(event, Gap):
         for kind, count in event.by_kind.items():
             contents.missing[kind, event.reason] += count
@@ -153,6 +161,17 @@ def _print_missing(page: Page, contents: Contents) -> None:
             f"missing: the last words of a producer that ended without saying so; it may have "
             f"said more for {_duration(contents.unknown_ms / 1e3)} that nobody could count"
         )
+
+
+def _print_left_out(page: Page, contents: Contents) -> None:
+    """Name the parts of events that could not be recorded, the most frequent first."""
+    if not contents.left_out_count:
+        return
+    page.line(f"left out: {contents.left_out_count:,} values or settings of recorded events")
+    for (name, reason), count in contents.left_out.most_common(LEFT_OUT_SHOWN):
+        page.line(f"  {name}: {reason}" + (f", {count:,} times" if count > 1 else ""))
+    if (more := len(contents.left_out) - LEFT_OUT_SHOWN) > 0:
+        page.line(f"  and {more:,} other names")
 
 
 def _duration(seconds: float) -> str:

@@ -23,6 +23,7 @@ from telemetry.reception import Reception, Reply
 log = logging.getLogger("telemetry.reading")
 
 WAIT_S: Final = 0.25
+FAILED_WAIT_S: Final = 0.05
 FORGET_NS: Final = 10_000_000_000
 
 
@@ -76,6 +77,7 @@ class Reading:
                 self.failures += 1
                 if self.failures == 1:
                     log.exception("reading failed; it goes on")
+                self._stop.wait(FAILED_WAIT_S)
         self._send_answers()
 
     def _turn(self) -> None:

@@ -42,7 +42,7 @@ class Row(NamedTuple):
 
 
 class RunContext(msgspec.Struct, frozen=True):
-    """What the rows before say about the run: where rank 0 is, and how long it has run."""
+    """All that the rows before say about the run: where rank 0 is, and how long it has run."""
 
     host: str | None = None
     gpu_uuids: list[str] = []
@@ -126,7 +126,7 @@ def point_of(row: Row, event: Event | None, context: RunContext) -> Point | None
 
 
 def _own_name(source: str, name: str) -> str:
-    """What emitters tell of themselves, apart by source; rank 0 is who is meant otherwise."""
+    """Tell apart by source what emitters say of themselves; rank 0 is who is meant otherwise."""
     if name.startswith("telemetry/"):
         return f"telemetry/{source}/{name.removeprefix('telemetry/')}"
     return name
@@ -138,7 +138,8 @@ def host_of(source: str) -> str:
 
 
 def _hardware_values(row: Row, event: MetricsLogged, context: RunContext) -> dict[str, Scalar]:
-    host = host_of(row.source)
+    # Who is no sampler, and calls its values hardware, is a host of its own.
+    host = host_of(row.source) or row.source
     is_first_host = context.first_host in (None, host)
     values: dict[str, Scalar] = {}
     for name, value in event.values.items():

@@ -62,7 +62,7 @@ class RunInfo:
 
     def __init__(self, directory: Path, run_id: str, clock: Clock) -> None:
         self._directory, self._run_id, self._clock = directory, run_id, clock
-        self.values = _checked(read_json(directory / RUN_FILE), run_id)
+        self.values = checked_info(directory, run_id)
         if not self.values:
             self.forget()
         self.values.setdefault("as_of_row", 0)
@@ -178,8 +178,9 @@ def _packed_size(value: object) -> int:
     return len(msgspec.msgpack.encode(value))
 
 
-def _checked(values: dict[str, Any] | None, run_id: str) -> dict[str, Any]:
-    """What run.json said, or nothing where it is not one of this run that we could have made."""
+def checked_info(directory: Path, run_id: str) -> dict[str, Any]:
+    """Read run.json; nothing where it is not one of this run that we could have made."""
+    values = read_json(directory / RUN_FILE)
     if values is None or values.get("run_id") != run_id:
         return {}
     try:

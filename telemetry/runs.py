@@ -29,12 +29,13 @@ from shared.events import (
     join_events,
 )
 from shared.ids import check_run_id
-from telemetry.files import read_json, write_json
+from telemetry.files import write_json
+from telemetry.journal.layout import make_durably
 from telemetry.journal.reader import JournalReader
 from telemetry.journal.recovery import readable_end
 from telemetry.journal.writer import JournalWriter
 from telemetry.rows import Row
-from telemetry.runinfo import RUN_FILE, SIDECAR, RunInfo
+from telemetry.runinfo import RUN_FILE, SIDECAR, RunInfo, checked_info
 from telemetry.sessions import MAIN_SOURCE
 from telemetry.tombstones import Tombstone, read_tombstone
 
@@ -268,7 +269,7 @@ class Runs:
         if run is None:
             directory = self.directory / check_run_id(run_id)
             _refuse_links(directory)
-            directory.mkdir(parents=True, exist_ok=True)
+            make_durably(directory)
             run = self._open[run_id] = Run(directory, run_id, self._session, self._clock)
         return run
 
@@ -354,7 +355,7 @@ def _refuse_links(directory: Path) -> None:
 
 
 def _is_over(directory: Path) -> bool:
-    info = read_json(directory / RUN_FILE) or {}
+    info = checked_info(directory, directory.name)
     # Not the mark alone: after a power cut it may be older than what was acknowledged.
     end, known = readable_end(directory / "journal"), info.get("as_of_row")
     has_news = end is not None and not (isinstance(known, int) and end.next_row <= known)

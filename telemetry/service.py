@@ -287,6 +287,9 @@ class Service:
             self._runs.open_noted(room)
 
     def _check_room(self) -> None:
+        if not self._data_dir.is_there:
+            # What is written now goes into files that nobody can open any more.
+            raise JournalFault(f"the data directory {self.config.data_dir} was removed or moved")
         free = shutil.disk_usage(self.config.data_dir).free
         has_room = free >= self.config.min_free_bytes
         if has_room != self._ingest.has_room:

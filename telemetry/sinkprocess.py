@@ -233,7 +233,7 @@ class SinkProcess:
         log.warning("sink=%s run=%s killed: %s", self.sink, self.run_dir.name, why)
         self._record_descendants()
         self.listen(now)
-        self.state, self.detail, self.is_stopping = "killed", why, True
+        self.state, self.detail, self.is_stopping, self.is_said = "killed", why, True, True
         self.process.kill()
         self._kill_descendants()
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -18,12 +18,18 @@ from shared.clock import Clock
 from shared.connection import Connection
 from shared.conversation import Conversation, Peer, adopted_peers
 from shared.outgoing import State
+from telemetry.reception import WAIT
 from telemetry.streams import OWN_STREAM
 
 log = logging.getLogger("telemetry.spools")
 
 LOOK_S: Final = 5.0
 TURN_S: Final = 0.02
+REFUSED_RETRY_NS: Final = 60_000_000_000
+"""Between two tries to send a spool that was refused: of a run that was removed, say."""
+
+NOT_YET: Final = (WAIT, "unknown stream")
+"""How the reasons begin for which the same stream is simply asked for again."""
 
 
 class SpoolCarrier:
@@ -37,6 +43,8 @@ class SpoolCarrier:
         self._wake = threading.Event()
         self._is_idle = not directories
         self._peers: list[Peer] = []
+        self._not_before_ns: dict[Path, int] = {}
+        """When a spool that was refused may be tried again, by its path."""
         # An emitter's own stream is its first: what is carried is never taken for one.
         self._last_number = OWN_STREAM
         self._thread = threading.Thread(target=self._run, name="spools", daemon=True)
@@ -84,6 +92,7 @@ class SpoolCarrier:
         while self._peers and not self._stop.is_set():
             talk.turn(self._peers)
             self._forget_finished()
+            self._set_refused_aside()
             connection.wait(TURN_S)
 
     def _look(self) -> None:
@@ -94,12 +103,37 @@ class SpoolCarrier:
                 log.warning("spool directory %s: %s", directory, exc.strerror)
                 continue
             self._last_number += len(found)
-            self._peers += found
-            for peer in found:
-                log.info("taking in what run %s left in its spool", peer.stream.run_id)
+            self._peers += [peer for peer in found if self._may_try(peer)]
+
+    def _may_try(self, peer: Peer) -> bool:
+        """True if a spool that was found is to be sent; one that was refused lately stays."""
+        assert peer.spool is not None
+        path = peer.spool.path
+        if self._clock.monotonic_ns() < self._not_before_ns.get(path, 0):
+            peer.spool.close(delete=False)
+            return False
+        if path not in self._not_before_ns:
+            log.info("taking in what run %s left in its spool", peer.stream.run_id)
+        return True
+
+    def _set_refused_aside(self) -> None:
+        """Leave spools where they are that are not taken: others are not to wait for them."""
+        for peer in [peer for peer in self._peers if _is_refused(peer)]:
+            assert peer.spool is not None
+            self._peers.remove(peer)
+            if peer.spool.path not in self._not_before_ns:
+                log.warning("the spool %s stays: %s", peer.spool.path, peer.refusal)
+            retry_ns = self._clock.monotonic_ns() + REFUSED_RETRY_NS
+            self._not_before_ns[peer.spool.path] = retry_ns
+            peer.spool.close(delete=False)
 
     def _forget_finished(self) -> None:
         for peer in [peer for peer in self._peers if peer.stream.state is State.DONE]:
             self._peers.remove(peer)
             if peer.spool is not None:
                 peer.spool.close(delete=True)
+
+
+def _is_refused(peer: Peer) -> bool:
+    """True if the sidecar does not take this stream, now or ever."""
+    return bool(peer.refusal) and not peer.refusal.startswith(NOT_YET)

@@ -396,7 +396,7 @@ class Stack:
 KILL_SERVE = """
 import os, psutil, signal
 for process in psutil.process_iter(["cmdline"]):
-    if process.pid != 1 and process.info["cmdline"][-1:] == ["serve"]:
+    if process.pid != 1 and "telemetry.guard" in (process.info["cmdline"] or []):
         os.kill(process.pid, signal.SIGKILL)
 """
 

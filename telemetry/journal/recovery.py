@@ -24,6 +24,7 @@ from shared.record import (
     decode_table,
     find_record,
 )
+from telemetry.journal.closed import read_closed
 from telemetry.journal.layout import (
     Mark,
     SegmentFile,
@@ -47,6 +48,10 @@ class Recovered:
     """Above every stream number that was seen: those are never given twice, either."""
 
     streams: dict[int, StreamEntry] = field(default_factory=dict)
+    closed: dict[int, StreamEntry] = field(default_factory=dict)
+    """Streams that have ended and are in no header any more."""
+
+    closed_size: int = 0
     damage: list[Damage] = field(default_factory=list)
 
 
@@ -92,6 +97,7 @@ def recover(directory: Path) -> Recovered:
         break
     for segment in unread:
         _walk_headless(state, segment)
+    _add_closed(state, directory)
     if mark is not None and mark.next_row > state.next_row:
         state.damage.append(Damage(HOLE, 0, 0, state.next_row, mark.next_row, "durable rows"))
         state.next_row = mark.next_row
@@ -162,8 +168,38 @@ def identify(directory: Path) -> tuple[bytes, dict[int, StreamEntry]]:
         _walk(state, data, header.size)
         for headless in unread:
             _walk_headless(state, headless)
-        return header.journal_uuid, state.streams
+        _add_closed(state, directory)
+        return header.journal_uuid, state.closed | state.streams
     raise CorruptRecord(f"{directory}: no segment tells which journal this is")
+
+
+def _add_closed(state: Recovered, directory: Path) -> None:
+    """Take in the streams that have ended: they go on at their number, should they speak."""
+    closed = read_closed(directory)
+    streams = closed.streams
+    known = streams.keys() | state.streams.keys()
+    # Numbers are given without a hole: one that nobody names has been lost with its file.
+    if closed.is_damaged or len(known) <= max(known, default=-1):
+        # Every stream is named in some segment; all of them are read, this once.
+        streams = _streams_of_all(directory) | streams
+    state.closed = {n: entry for n, entry in streams.items() if n not in state.streams}
+    state.closed_size = closed.size
+    state.next_stream = max(state.next_stream, max(streams, default=-1) + 1)
+
+
+def _streams_of_all(directory: Path) -> dict[int, StreamEntry]:
+    """How far each stream is that any segment tells of."""
+    found = Recovered()
+    for segment in segments(directory):
+        data = segment.path.read_bytes()
+        found.next_row = segment.first_row
+        with contextlib.suppress(CorruptRecord):
+            if (header := decode_segment_header(memoryview(data))) is not None:
+                found.streams |= header.streams
+                _walk(found, data, header.size)
+                continue
+        _walk_headless(found, segment)
+    return found.streams
 
 
 def is_written(directory: Path) -> bool:

@@ -30,6 +30,7 @@ from shared.record import (
     encode_segment_header,
     encode_table,
 )
+from telemetry.journal.closed import append_closed
 from telemetry.journal.layout import (
     MARK_NAME,
     Mark,
@@ -98,6 +99,13 @@ class JournalWriter:
         self._pending: list[bytes] = []
         self._numbers: dict[tuple[str, str, str], int] = {}
         self._streams: dict[int, _Stream] = {}
+        self._unsynced: set[int] = set()
+        """Streams with events that are not on disk."""
+        self._ended: set[int] = set()
+        """Streams that the next segment's header need not name."""
+        self._unlisted: set[int] = set()
+        """Streams that have ended and that the segment being written does not name."""
+        self._closed_size = 0
         try:
             self.recovered = recover(directory)
             self._resume(self.recovered)
@@ -126,7 +134,10 @@ class JournalWriter:
         return -1 if number is None else self._streams[number].durable_seq
 
     def end_stream(self, run_id: str, session: str, source: str) -> None:
-        """Note that nothing more is expected of a stream."""
+        """Note that nothing more is expected of a stream: the next segment need not name it."""
+        number = self._numbers.get((run_id, session, source))
+        if number is not None and number not in self._unlisted:
+            self._ended.add(number)
 
     def append(
         self,
@@ -155,6 +166,7 @@ class JournalWriter:
         self._push(encode_record(EVENTS, number, row, base_seq, count, payload, flags))
         self._next_row = row + count
         self._streams[number].appended_seq = base_seq + count - 1
+        self._unsynced.add(number)
         return row
 
     def sync(self) -> None:
@@ -183,8 +195,9 @@ class JournalWriter:
         self._pending.clear()
         self.pending_bytes = 0
         self._durable_row = self._next_row
-        for stream in self._streams.values():
-            stream.durable_seq = stream.appended_seq
+        for number in self._unsynced:
+            self._streams[number].durable_seq = self._streams[number].appended_seq
+        self._unsynced.clear()
         self._is_published = False
 
     def close(self) -> None:
@@ -212,7 +225,9 @@ class JournalWriter:
         )
         self._uuid = recovered.journal_uuid or uuid.uuid4().bytes
         self._next_row = self._durable_row = recovered.next_row
-        for number, entry in recovered.streams.items():
+        self._unlisted = set(recovered.closed)
+        self._closed_size = recovered.closed_size
+        for number, entry in (recovered.closed | recovered.streams).items():
             self._streams[number] = _Stream(
                 entry.run_id, entry.session, entry.source, entry.durable_seq, entry.durable_seq
             )
@@ -253,11 +268,24 @@ class JournalWriter:
             number = self._numbers[key] = self._next_stream
             self._next_stream += 1
             self._streams[number] = _Stream(run_id, session, source)
-            table = encode_table({number: StreamEntry(run_id, session, source, -1)})
-            # Twice: without it every record of the stream would be lost with one bad bit.
-            for _ in range(2):
-                self._push(encode_record(STREAMS, number, self._next_row, 0, 0, table))
+            self._announce(number)
+        elif number in self._unlisted:
+            # It had ended, and speaks again.
+            self._unlisted.discard(number)
+            self._announce(number)
+        self._ended.discard(number)
         return number
+
+    def _announce(self, number: int) -> None:
+        """Name a stream in the segment that is being written."""
+        table = encode_table({number: self._entry(number)})
+        # Twice: without it every record of the stream would be lost with one bad bit.
+        for _ in range(2):
+            self._push(encode_record(STREAMS, number, self._next_row, 0, 0, table))
+
+    def _entry(self, number: int) -> StreamEntry:
+        stream = self._streams[number]
+        return StreamEntry(stream.run_id, stream.session, stream.source, stream.durable_seq)
 
     def _push(self, record: bytes) -> None:
         self._pending.append(record)
@@ -288,10 +316,8 @@ class JournalWriter:
 
     def _start_segment(self) -> None:
         """Begin the next segment; it exists durably before anything refers to it."""
-        table = {
-            number: StreamEntry(s.run_id, s.session, s.source, s.durable_seq)
-            for number, s in self._streams.items()
-        }
+        retired = self._unlisted | self._retire()
+        table = {n: self._entry(n) for n in self._streams if n not in retired}
         header = encode_segment_header(self._uuid, self._durable_row, table)
         path = segment_path(self.directory, self._durable_row)
         # Its header is on disk before it has its name: none is ever found half made.
@@ -313,7 +339,22 @@ class JournalWriter:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd, self._segment, self._offset = fd, self._durable_row, len(header)
+        self._unlisted = retired
+        self._ended -= retired
         self._is_published = False
+
+    def _retire(self) -> set[int]:
+        """Close the streams that have ended, and return which may leave the headers."""
+        if not self._ended:
+            return set()
+        entries = {number: self._entry(number) for number in sorted(self._ended)}
+        try:
+            self._closed_size = append_closed(self.directory, self._closed_size, entries)
+        except OSError as exc:
+            if exc.errno not in NO_ROOM + NO_DESCRIPTOR:
+                raise self._fault(exc) from exc
+            return set()  # the header names them once more
+        return set(entries)
 
     def _unmake(self, fd: int, *paths: Path) -> None:
         """Take a segment away that could not be begun: rows of its name go elsewhere."""

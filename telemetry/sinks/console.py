@@ -105,7 +105,7 @@ class ConsoleSink:
                 yield f"{', '.join(names)}: {reason}"
 
     def _is_too_soon(self, row: Row, event: Event) -> bool:
-        """Whether the host's hardware was shown less than an interval ago, or later than this."""
+        """True if the host's hardware was shown less than an interval ago, or later than this."""
         if not (isinstance(event, MetricsLogged) and event.kind == HARDWARE):
             return False
         now_ns = row.envelope.wall_ns

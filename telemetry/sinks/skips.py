@@ -39,9 +39,12 @@ class Skips:
         """Read them. path is where more are added.
 
         Raises:
-            OSError: a file is there that can't be read.
+            OSError: a file is there that can't be read, or not be synced.
         """
         self.path = path
+        # Read is not synced: who wrote the last line may have been killed at that.
+        if path.exists():
+            _sync(path)
         found = [*read_skips(recorded), *read_skips(path)] if recorded else read_skips(path)
         self._by_row = {skip.row: skip for skip in found}
 
@@ -60,16 +63,12 @@ class Skips:
         skip = Skip(row, clean(reason, REASON_MAX_CHARS), program_version())
         value = {**skip._asdict(), "wall_s": round(time.time(), 3)}
         line = json.dumps(value).encode() + b"\n"
-        is_new = not self.path.exists()
         with self.path.open("ab+") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
             if file.read(1) not in (b"", b"\n"):
                 line = b"\n" + line  # behind what a crash has cut short
             file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        if is_new:
-            sync_directory(self.path.parent)
+        _sync(self.path)
         self._by_row[row] = skip
 
 
@@ -106,6 +105,15 @@ def program_version() -> str:
         return metadata.version("training-telemetry")
     except metadata.PackageNotFoundError:
         return "unknown"
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    sync_directory(path.parent)
 
 
 def _parsed(line: bytes) -> Skip | None:

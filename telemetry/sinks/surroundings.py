@@ -94,16 +94,25 @@ def own_surroundings(directory: Path) -> Iterator[dict[str, str]]:
     For a sink that was started by hand, or by a replay. directory exists, and holds
     nothing that a library would read as its own configuration.
     """
-    before, cwd = dict(os.environ), os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+    before, cwd = dict(os.environ), _open_cwd()
     wanted = sink_environ(before)
     _set_environ(wanted)
     os.chdir(directory)
     try:
         yield sink_defaults(before)
     finally:
-        os.fchdir(cwd)
-        os.close(cwd)
+        if cwd is not None:
+            os.fchdir(cwd)
+            os.close(cwd)
         _set_environ(before)
+
+
+def _open_cwd() -> int | None:
+    """Return a descriptor of the working directory; None where it was removed under us."""
+    try:
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
 
 
 def _set_environ(wanted: Mapping[str, str]) -> None:

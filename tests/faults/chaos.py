@@ -1,5 +1,9 @@
 """A chaos run: trainers, sidecar and sinks killed and frozen at random, and then counted.
 
+The sidecar's disk stands still now and then, and it has few descriptors. Trainers repeat
+steps, fork workers that emit, are started again at once or twice under one id, and some
+leave a spool that is found when others have gone on.
+
     python -m tests.faults.chaos --minutes 5 --seed 1 [--kills 300]
 
 In: for how long, and the seed of the dice.
@@ -50,6 +54,12 @@ BUSY_MS = 900
 
 DRAIN_S = 300.0
 
+STALL_MAX_S = 6.0
+LATE_S = 8.0
+"""So long after its end a trainer's own spool is found."""
+
+TWINS_MAX = 2
+NEVER_S = float("inf")
 PATIENCE_S = 20.0
 """A wandb-core needs so long, on a busy machine, to be there and have rows before it."""
 
@@ -72,6 +82,12 @@ class Slot:
             and last_emitted(self.trainer.side) is not None
         )
 
+    @property
+    def is_acknowledged(self) -> bool:
+        """The sidecar knows it, live: one that has only a spool would come late."""
+        last = None if self.trainer is None else last_emitted(self.trainer.side)
+        return last is not None and last.acknowledged > 0
+
     def next_step(self, dice: random.Random) -> int:
         """Where a checkpoint of a little while ago lets the next one begin."""
         last = None if self.trainer is None else last_emitted(self.trainer.side)
@@ -90,6 +106,8 @@ class Chaos:
         self.sidecar_at_s = 0.0
         self.spared_until_s = 0.0
         self.endings: Counter[str] = Counter()
+        self.twins: list[tuple[float, Trainer]] = []
+        """Second jobs under the id of a first, and when each is killed."""
         # Those that are there seldom (a sink needs seconds to start) come often.
         self.actions: dict[Callable[[], bool], int] = {
             self.kill_trainer: 22,
@@ -100,13 +118,19 @@ class Chaos:
             self.kill_all: 3,
             self.end_trainer: 5,
             self.freeze: 12,
+            self.stall_disk: 5,
+            self.fork_worker: 12,
+            self.start_twin: 4,
         }
 
     def keep_up(self) -> None:
         """Start what is due, continue what was frozen."""
         now = time.monotonic()
         self.plant.thaw()
+        self.plant.end_stall()
         self.plant.reap()
+        self.plant.bring_late_spools(LATE_S)
+        self._end_twins(now)
         self.plant.note_sidecar_is_back()
         if not self.plant.is_sidecar_up and now >= self.sidecar_at_s:
             self.plant.start_sidecar()
@@ -115,8 +139,10 @@ class Chaos:
         for slot in self.slots:
             is_free = slot.trainer is None or slot.trainer.popen.poll() is not None
             if is_free and now >= slot.start_at_s:
-                step = slot.next_step(self.dice)
-                slot.trainer = self.plant.start_trainer(slot.run_id, slot.source, step)
+                step, is_late = slot.next_step(self.dice), self.dice.random() < 0.2
+                slot.trainer = self.plant.start_trainer(
+                    slot.run_id, slot.source, step, is_late=is_late
+                )
 
     def act(self) -> str:
         """Do one thing to something that is there; its name."""
@@ -199,6 +225,37 @@ class Chaos:
             return False
         return True
 
+    def stall_disk(self) -> bool:
+        """No sync comes back for a while."""
+        if self.plant.is_stalled or not self.plant.is_sidecar_up or self._is_spared:
+            return False
+        self.plant.stall_disk(self.dice.uniform(0.2, STALL_MAX_S))
+        return True
+
+    def fork_worker(self) -> bool:
+        """A worker that emits beside its parent, through what it inherited."""
+        at_work = [slot.trainer for slot in self.slots if slot.is_at_work]
+        moving = [trainer for trainer in at_work if trainer and not trainer.is_frozen]
+        if not moving:
+            return False
+        self.plant.order_worker(self.dice.choice(moving))
+        return True
+
+    def start_twin(self) -> bool:
+        """A second job with the id of a first, for a while."""
+        if len(self.twins) >= TWINS_MAX:
+            return False
+        slot = self.dice.choice(self.slots)
+        twin = self.plant.start_trainer(slot.run_id, slot.source, slot.next_step(self.dice))
+        self.twins.append((time.monotonic() + self.dice.uniform(2, 8), twin))
+        return True
+
+    def _end_twins(self, now_s: float) -> None:
+        for item in [item for item in self.twins if now_s >= item[0]]:
+            self.twins.remove(item)
+            if item[1].is_running:
+                self.plant.end_trainer(item[1], self.dice.choice(("kill", "exit")))
+
     def _end_one(self, how: str) -> bool:
         at_work = [slot for slot in self.slots if slot.is_at_work]
         if not at_work:
@@ -219,6 +276,10 @@ class Chaos:
     def finish(self, say: Callable[[str], None]) -> list[str]:
         """Let every run end, and every sink come to the end of it; what did not."""
         say("trainers finish")
+        self.plant.end_stall(everything=True)
+        # Who finishes a run is the newest of it: after all twins.
+        self._end_twins(NEVER_S)
+        self._renew_first_ranks()
         # A fresh sidecar has no back-off left from the kills before.
         if self.plant.is_sidecar_up:
             self.plant.thaw(everything=True)
@@ -227,33 +288,43 @@ class Chaos:
 
         def are_all_at_work() -> bool:
             self.keep_up()
-            return all(slot.is_at_work for slot in self.slots)
+            return all(slot.is_at_work and slot.is_acknowledged for slot in self.slots)
 
         wait_until(are_all_at_work, 120)
         for slot in self.slots:
             assert slot.trainer is not None
             self.plant.end_trainer(slot.trainer, "finish" if slot.source == "rank0" else "exit")
         wait_until(lambda: all(t.popen.poll() is not None for t in self.plant.trainers), 120)
+        wait_until(self.plant.are_workers_done, 60)
+        self.plant.bring_late_spools(0)
         deadline_s = time.monotonic() + DRAIN_S
-        while (left := self._undone()) and time.monotonic() < deadline_s:
+        while (left := undone(self.plant)) and time.monotonic() < deadline_s:
             say(f"draining: {left[0]}")
-            wait_until(lambda: not self.plant.is_sidecar_up or not self._undone() or tick(), 10)
+            wait_until(lambda: not self.plant.is_sidecar_up or not undone(self.plant) or tick(), 10)
         if not self.plant.is_sidecar_up:
             return ["the sidecar ended by itself"]
         code = self.plant.stop_sidecar(150)
         return left + ([f"the sidecar ended with code {code}"] if code else [])
 
-    def _undone(self) -> list[str]:
-        left = [f"{p.name} is still in the spool" for p in self.plant.spool.glob("*.spool")]
-        for run_dir in self.plant.run_dirs():
-            info = read_json(run_dir / "run.json") or {}
-            if info.get("state") != "ended":
-                left.append(f"{run_dir.name} has not ended")
-            for sink in SINKS:
-                cursor = read_json(run_dir / "cursors" / f"{sink}.json") or {}
-                if not cursor.get("done") or cursor.get("ending") != info.get("endings"):
-                    left.append(f"{sink} is at row {cursor.get('row')} of {run_dir.name}")
-        return left
+    def _renew_first_ranks(self) -> None:
+        for slot in self.slots:
+            if slot.source == "rank0" and slot.trainer is not None and slot.trainer.is_running:
+                self.plant.end_trainer(slot.trainer, "kill")
+                slot.start_at_s = 0.0
+
+
+def undone(plant: Plant) -> list[str]:
+    """What has not come to its end yet: spools, runs, sinks."""
+    left = [f"{path.name} is still in the spool" for path in plant.spool.glob("*.spool")]
+    for run_dir in plant.run_dirs():
+        info = read_json(run_dir / "run.json") or {}
+        if info.get("state") != "ended":
+            left.append(f"{run_dir.name} has not ended")
+        for sink in SINKS:
+            cursor = read_json(run_dir / "cursors" / f"{sink}.json") or {}
+            if not cursor.get("done") or cursor.get("ending") != info.get("endings"):
+                left.append(f"{sink} is at row {cursor.get('row')} of {run_dir.name}")
+    return left
 
 
 def tick(every_s: float = 1.0) -> bool:
@@ -300,8 +371,10 @@ def judge(plant: Plant, say: Callable[[str], None]) -> Verdict:
     verdict.faults += journals.faults
     verdict.journal_rows, verdict.hardware = journals.rows, journals.hardware
     verdict.gap_events = journals.gap_events
-    for trainer in plant.trainers:
+    for trainer in [*plant.trainers, *plant.workers()]:
         _judge_trainer(verdict, journals, trainer, plant.disturbed)
+    for run_dir in run_dirs:
+        verdict.faults += _wrong_words(run_dir)
     said = journals.said
     verdict.journaled = len(said)
     verdict.doubled = sum(count - 1 for count in said.values())
@@ -309,6 +382,15 @@ def judge(plant: Plant, say: Callable[[str], None]) -> Verdict:
         say(f"reading {sink}")
         _judge_sink(verdict, sink, run_dirs, rows_of, journals)
     return verdict
+
+
+def _wrong_words(run_dir: Path) -> list[str]:
+    """Fault 47: nothing was stepped over, however often sinks were killed; and the end is
+    that of the session that finished last."""
+    info = read_json(run_dir / "run.json") or {}
+    end = info.get("status"), info.get("exit_code")
+    wrong = [f"{path} is there" for path in run_dir.glob("cursors/*.skipped")]
+    return wrong + ([] if end == ("finished", 0) else [f"{run_dir.name} has ended as {end}"])
 
 
 def _judge_trainer(
@@ -393,7 +475,8 @@ def print_verdict(console: Console, verdict: Verdict, plant: Plant, endings: Cou
     console.print(
         f"{verdict.journal_rows} rows in journals, {verdict.hardware} of them hardware; "
         f"{len(plant.trainers)} trainers, ended by themselves: {dict(endings)}; "
-        f"{plant.freezes} freezes"
+        f"{plant.freezes} freezes, {plant.stalls} stalls of the disk, "
+        f"{len(list(plant.workers()))} forked workers"
     )
     print_kills(console, plant.kills)
 

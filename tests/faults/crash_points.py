@@ -23,12 +23,12 @@ Story = Callable[[Path, dict[str, Any]], None]
 """(root, promises): what a process does. It closes what it opens, also when it dies."""
 
 
-def cut_everywhere(story: Story, check: Story, throws: int = 6) -> int:
+def cut_everywhere(story: Story, check: Story, throws: int = 4) -> int:
     """Cut the power at every call of a story; returns how many calls it has."""
     return _everywhere([story], check, throws)
 
 
-def kill_everywhere(story: Story, restart: Story, check: Story, throws: int = 6) -> int:
+def kill_everywhere(story: Story, restart: Story, check: Story, throws: int = 4) -> int:
     """Kill the process at every call, start again, and cut the power when that is done."""
     return _everywhere([story, restart], check, throws)
 

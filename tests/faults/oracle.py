@@ -22,7 +22,10 @@ from telemetry.rows import Row
 from telemetry.sinks.wandb.offline import fragment_paths
 from telemetry.sinks.wandb.policy import Histogram, Policy
 from telemetry.sinks.wandb.wandb_file import history_rows
-from tests.faults.trainer_process import NUMBER, PROCESS, VALUE, values_of
+from tests.faults.trainer_process import NUMBER, PROCESS, VALUE, WORKERS_FROM, values_of
+
+DIRECTORIES_MAX = 16
+"""Of TensorBoard, for one session; the workers of a source share theirs."""
 
 Said = tuple[int, int]
 """(process, number): one event of one trainer."""
@@ -90,6 +93,8 @@ def read_journals(rows_of: dict[str, list[Row]]) -> Journals:
                     found.faults.append(f"{run_id}: row {row.row} has other values than were said")
                 if session_of.setdefault(row.session, process) != process:
                     found.faults.append(f"{run_id}: row {row.row} is of another session")
+                if (".worker" in row.source) != (process >= WORKERS_FROM):
+                    found.faults.append(f"{run_id}: row {row.row} is of source {row.source}")
         for row in rows:
             if row.session in session_of:
                 found.durable[session_of[row.session]] += 1
@@ -111,43 +116,72 @@ def _check_seqs(run_id: str, rows: Iterable[Row], faults: list[str]) -> None:
 
 def shown_in_tensorboard(run_dir: Path, rows: list[Row], steps: dict[Said, int]) -> Shown:
     """Read the event files as TensorBoard does, and count every point in them."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     said: Counter[Said] = Counter()
     faults: list[str] = []
     hardware = 0
-    for directory in sorted((run_dir / "tensorboard").iterdir()):
+    process_of = {(number, values_of(process, number)[VALUE]): process for process, number in steps}
+    directories: dict[str, set[str]] = defaultdict(set)
+    for directory in sorted(path for path in (run_dir / "tensorboard").iterdir() if path.is_dir()):
         where = f"{run_dir.name}/tensorboard/{directory.name}"
-        files = EventAccumulator(
-            str(directory), size_guidance={"tensors": 0, "scalars": 0}, purge_orphaned_data=False
-        )
-        files.Reload()
-        points = {tag: _points(files, tag) for tag in files.Tags()["tensors"]}
-        points |= {
-            t: [(e.step, e.value) for e in files.Scalars(t)] for t in files.Tags()["scalars"]
-        }
+        points = _points_of(directory)
         for tag, found in points.items():
             at = [step for step, _ in found]
-            # What does not rise would be hidden, or hide: TensorBoard keeps the last of a step.
+            # A step that goes back wipes those above it; of equal ones the last is shown.
             if at != sorted(at):
-                faults.append(f"{where}: the steps of {tag} do not rise")
+                faults.append(f"{where}: the steps of {tag} go back")
         if directory.name.startswith("hardware"):
             hardware += len(points.get("telemetry/samples", []) or points.get("cpu_percent", []))
-        columns = [points.get(tag, []) for tag in (PROCESS, NUMBER, VALUE)]
-        if len({tuple(step for step, _ in column) for column in columns}) > 1:
+        # Not the process: its value is the same at every step, and is not written twice at one.
+        numbers, values = points.get(NUMBER, []), points.get(VALUE, [])
+        if [step for step, _ in numbers] != [step for step, _ in values]:
             faults.append(f"{where}: not every event has all of its values")
             continue
-        for (step, process), (_, number), (_, value) in zip(*columns, strict=True):
-            key = int(process), int(number)
+        for (step, number), (_, value) in zip(numbers, values, strict=True):
+            process = process_of.get((int(number), value), -1)
+            key = process, int(number)
             said[key] += 1
-            if (key in steps and steps[key] != step) or value != values_of(*key)[VALUE]:
+            if steps.get(key) != step:
                 faults.append(f"{where}: {key} is shown at step {step} with value {value}")
+            directories[_session(directory.name, process)].add(directory.name)
+    faults += _too_many(run_dir, directories)
     expected = sum(_has(row, "cpu_percent") for row in rows)
     if hardware != expected:
         faults.append(
             f"{run_dir.name}/tensorboard: {hardware} samples of hardware, in the journal {expected}"
         )
     return Shown(said, faults)
+
+
+def _session(directory: str, process: int) -> str:
+    """Whose the directory is: one session's, or that of all workers of a source."""
+    return directory.partition(".worker")[0] + ".worker" if ".worker" in directory else str(process)
+
+
+def _too_many(run_dir: Path, directories: dict[str, set[str]]) -> list[str]:
+    """Directories that two sessions share, and sessions with more of them than are allowed."""
+    faults = []
+    for session, names in directories.items():
+        if len(names) > DIRECTORIES_MAX and not session.endswith(".worker"):
+            faults.append(f"{run_dir.name}: process {session} has {len(names)} directories")
+    owners = Counter(name for names in directories.values() for name in names)
+    for name in (name for name, count in owners.items() if count > 1):
+        faults.append(f"{run_dir.name}/tensorboard/{name}: two sessions in one directory")
+    return faults
+
+
+def _points_of(directory: Path) -> dict[str, list[tuple[int, float]]]:
+    """The points of every tag, as the loader that shows all of them reads them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    files = EventAccumulator(
+        str(directory), size_guidance={"tensors": 0, "scalars": 0}, purge_orphaned_data=False
+    )
+    files.Reload()
+    points = {tag: _points(files, tag) for tag in files.Tags()["tensors"]}
+    return points | {
+        tag: [(event.step, event.value) for event in files.Scalars(tag)]
+        for tag in files.Tags()["scalars"]
+    }
 
 
 def _points(files: Any, tag: str) -> list[tuple[int, float]]:

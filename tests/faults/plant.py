@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -24,11 +25,20 @@ from shared.ids import RUN_ID
 from telemetry.datadir import holder_of, is_held
 from telemetry.files import read_json
 from telemetry.journal.layout import read_mark
-from tests.faults.trainer_process import HOST, last_emitted
+from tests.faults.stalling_sidecar import STALL_FILE
+from tests.faults.trainer_process import (
+    HOST,
+    RECORD,
+    WORKER_EVENTS,
+    WORKERS_FROM,
+    last_emitted,
+)
 
 PR_SET_CHILD_SUBREAPER = 36
 SINKS = ("tensorboard", "wandb")
 NEVER_NS = 1 << 62
+DESCRIPTORS_SOFT = 512
+"""What the sidecar is started with; it may raise that to the hard limit."""
 
 
 class Kill(NamedTuple):
@@ -59,6 +69,7 @@ class Trainer:
     side: Path
     first_step: int
     popen: subprocess.Popen[bytes]
+    spool: Path
     stops: list[list[int]] = field(default_factory=list)
     """When it was frozen, from and to."""
     ended_by: str = ""
@@ -101,6 +112,10 @@ class Plant:
         self.trainers: list[Trainer] = []
         self.disturbed: list[list[int]] = []
         """When the sidecar was not there, or did not answer."""
+        self.stalls = 0
+        self._stall_file = place / "stalled"
+        self._stalled_until_s = 0.0
+        self._late_spools = place / "late"
         self._sides = place / "emitted"
         self._sides.mkdir()
         self._log = place / "sidecar.log"
@@ -143,15 +158,35 @@ class Plant:
         return self._sidecar is not None and self._sidecar.poll() is None
 
     def start_sidecar(self) -> None:
-        command = [sys.executable, "-m", "telemetry", "serve", "--data-dir", str(self.data_dir)]
+        command = [sys.executable, "-m", "tests.faults.stalling_sidecar", "serve"]
+        command += ["--data-dir", str(self.data_dir)]
         command += ["--sinks", ",".join(SINKS), "--sample-hz", "10", "--no-host-run"]
         command += ["--http", "off", "--spool-dir", str(self.spool), "--drain-grace-s", "120"]
         command += ["--sink-timeout-s", "30", "--host", HOST]
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("TELEMETRY_", "WANDB_"))}
+        kept[STALL_FILE] = str(self._stall_file)
         with self._log.open("ab") as log:
             self._sidecar = subprocess.Popen(
-                command, env=kept, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+                command, env=kept, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                preexec_fn=_with_few_descriptors,
+            )  # fmt: skip
+
+    def stall_disk(self, seconds: float) -> None:
+        """No sync of the sidecar comes back before so many seconds have passed."""
+        if not self.is_sidecar_away:
+            self.disturbed.append([time.monotonic_ns(), NEVER_NS])
+        self._stall_file.touch()
+        self._stalled_until_s = time.monotonic() + seconds
+        self.stalls += 1
+
+    @property
+    def is_stalled(self) -> bool:
+        return self._stall_file.exists()
+
+    def end_stall(self, everything: bool = False) -> None:
+        """Let the disk go on where it is due."""
+        if self.is_stalled and (everything or time.monotonic() >= self._stalled_until_s):
+            self._stall_file.unlink()
 
     @property
     def unacknowledged(self) -> int:
@@ -180,7 +215,7 @@ class Plant:
     def note_sidecar_is_back(self) -> None:
         """Call now and then: whether it serves is seen by who holds its directory."""
         frozen = {process.pid for _, process, _ in self._frozen}
-        if not self.is_sidecar_away or self._frozen_sidecar_pid in frozen:
+        if not self.is_sidecar_away or self._frozen_sidecar_pid in frozen or self.is_stalled:
             return
         pid, address = holder_of(self.data_dir)
         if is_held(self.data_dir) and address and pid == str(self._sidecar_pid):
@@ -232,7 +267,7 @@ class Plant:
                     item[1].resume()
                 if item[2] is not None:
                     item[2].stops[-1][1] = time.monotonic_ns()
-                if item[1].pid == self._frozen_sidecar_pid:
+                if item[1].pid == self._frozen_sidecar_pid and not self.is_stalled:
                     self.disturbed[-1][1] = time.monotonic_ns()
 
     def behind(self, target: Target) -> int | None:
@@ -246,18 +281,55 @@ class Plant:
 
     # --- trainers
 
-    def start_trainer(self, run_id: str, source: str, first_step: int) -> Trainer:
+    def start_trainer(
+        self, run_id: str, source: str, first_step: int, *, is_late: bool = False
+    ) -> Trainer:
+        """is_late: what it leaves in its spool is found when others have gone on."""
         number = len(self.trainers)
+        spool = self._late_spools / str(number) if is_late else self.spool
         side = self._sides / f"{number:05d}"
         command = [sys.executable, "-m", "tests.faults.trainer_process"]
         command += ["--endpoint", f"ipc://{self.data_dir}/telemetry.sock"]
-        command += ["--spool", str(self.spool), "--run", run_id, "--source", source]
+        command += ["--spool", str(spool), "--run", run_id, "--source", source]
         command += ["--process", str(number), "--side", str(side), "--step", str(first_step)]
         command += ["--rate-hz", str(self._rate_hz)]
         popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-        trainer = Trainer(number, run_id, source, side, first_step, popen)
+        trainer = Trainer(number, run_id, source, side, first_step, popen, spool)
         self.trainers.append(trainer)
         return trainer
+
+    def order_worker(self, trainer: Trainer) -> None:
+        """Have it fork a worker, which ends by itself."""
+        assert trainer.popen.stdin is not None
+        with contextlib.suppress(OSError):
+            trainer.popen.stdin.write(b"fork\n")
+            trainer.popen.stdin.flush()
+
+    def workers(self) -> Iterator[Trainer]:
+        """What forked workers have left, in the form of those that were not forked."""
+        for trainer in self.trainers:
+            for side in sorted(self._sides.glob(f"{trainer.side.name}.*")):
+                number = int(side.suffix[1:])
+                assert number % WORKERS_FROM == trainer.number
+                source = f"{trainer.source}.worker"
+                yield Trainer(
+                    number, trainer.run_id, source, side, 0, trainer.popen, trainer.spool,
+                    ended_by="exit",
+                )  # fmt: skip
+
+    def are_workers_done(self) -> bool:
+        """Every worker has emitted all that it will."""
+        return all(
+            side.stat().st_size >= WORKER_EVENTS * RECORD.size for side in self._sides.glob("*.*")
+        )
+
+    def bring_late_spools(self, after_s: float) -> None:
+        """Move what trainers left that are gone for so long to where it is taken in."""
+        for trainer in self.trainers:
+            age_s = (time.monotonic_ns() - trainer.ended_ns) / 1e9
+            if trainer.popen.poll() is not None and trainer.ended_ns and age_s >= after_s:
+                for path in trainer.spool.glob("*.spool") if trainer.spool != self.spool else ():
+                    path.rename(self.spool / path.name)
 
     def freeze_trainer(self, trainer: Trainer, seconds: float) -> None:
         trainer.stops.append([time.monotonic_ns(), NEVER_NS])
@@ -292,6 +364,11 @@ class Plant:
         for path in sorted((self.data_dir / "runs").iterdir()):
             if RUN_ID.fullmatch(path.name):
                 yield path
+
+
+def _with_few_descriptors() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS_SOFT, hard))
 
 
 def _target(process: psutil.Process) -> list[Target]:

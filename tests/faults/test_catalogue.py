@@ -38,6 +38,8 @@ ROWS = {
     22: "trainer exits in every way with no sidecar",
     23: "events that are too large, or none",
     24: "hostile bytes on the wire",
+    26: "idle, slow and flooding peers",
+    27: "hostile run ids, names and links",
     28: "wall clock steps back",
     30: "events of a newer and an older schema",
     31: "secrets found nowhere",
@@ -46,8 +48,20 @@ ROWS = {
     34: "ranks far apart, clock back between sessions",
     35: "a disk that freezes",
     36: "soak",
+    37: "a disk that stands still under the data directory",
+    38: "few file descriptors",
+    39: "ever new runs, large frames, peers that never read",
+    40: "restarts at once, cells run again, two jobs with one id, workers that emit",
+    41: "values, names and configurations that can't be recorded",
+    42: "W&B's variables and files of a sweep, a service, a fork",
+    43: "a row at which a sink crashes every time",
+    44: "any content of run.json, cursors and the durable mark",
+    46: "a spool that arrives before what came before it, or late for a removed run",
+    47: "kills of a sink while a row is announced",
+    48: "event files cut and written on while TensorBoard has them open",
 }
-"""Rows 25 to 27 and 29 are of other parts: keys, floods, hostile names, GPUs."""
+"""Rows 25 and 29 are of other parts: keys and GPUs. Row 45 is of
+sidecars that forward to one another."""
 
 
 @functools.cache

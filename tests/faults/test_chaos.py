@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from tests.faults import chaos, oracle
-from tests.faults.plant import Trainer
+from tests.faults.plant import Plant, Trainer
 from tests.faults.trainer_process import RECORD, last_emitted, read_side_file
+from tests.telemetry.waiting import wait_until
 
 SECOND_NS = 1_000_000_000
 
@@ -25,7 +27,7 @@ def trainer(tmp_path: Path) -> Trainer:
     side.write_bytes(b"".join(records) + b"torn")
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    return Trainer(0, "r", "rank0", side, 0, process, ended_by="exit")
+    return Trainer(0, "r", "rank0", side, 0, process, tmp_path, ended_by="exit")
 
 
 def judged(trainer: Trainer, numbers: list[int], durable: int | None = None) -> chaos.Verdict:
@@ -100,3 +102,57 @@ def test_chaos_loses_and_doubles_nothing(place: Path, minutes: float, least_kill
     told = [kill.in_flight for kill in kills if kill.in_flight is not None]
     assert told.count(0) <= max(1, len(told) // 10), "too many kills hit nothing"
     print(console.file.getvalue(), file=sys.stderr)
+
+
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        1.0,
+        pytest.param(12.0, marks=[pytest.mark.faults, pytest.mark.timeout(500)]),
+        pytest.param(60.0, marks=[pytest.mark.faults, pytest.mark.timeout(600)]),
+    ],
+)
+def test_a_disk_that_stands_still_delays_acknowledgements_and_nothing_else(
+    place: Path, seconds: float
+) -> None:
+    """Fault 37: two trainers at 200 events a second. The service lives and answers, acknowledges
+    nothing meanwhile, and everything afterwards."""
+    for name in ("data/runs", "spool"):
+        (place / name).mkdir(parents=True)
+    with Plant(place, 200.0) as plant:
+        plant.start_sidecar()
+        trainers = [plant.start_trainer("stalled", source, 0) for source in ("rank0", "rank1")]
+        wait_until(lambda: all(acknowledged(trainer) > 50 for trainer in trainers), 60)
+        service = plant.sidecar
+
+        plant.stall_disk(chaos.NEVER_S)
+        # What was in a sync when the disk stopped may still be told.
+        wait_until(lambda: all(trainer.in_flight > 200 for trainer in trainers), 60)
+        before, end_s = [acknowledged(trainer) for trainer in trainers], time.monotonic() + seconds
+        wait_until(lambda: time.monotonic() > end_s, seconds + 60)
+        during = [acknowledged(trainer) for trainer in trainers]
+        plant.end_stall(everything=True)
+        goal = [emitted(trainer) for trainer in trainers]
+        wait_until(
+            lambda: all(acknowledged(t) > g for t, g in zip(trainers, goal, strict=True)), 60
+        )
+
+        assert before == during
+        assert service is not None and plant.sidecar == service, "the service has not lived"
+        for trainer in trainers:
+            plant.end_trainer(trainer, "finish" if trainer.source == "rank0" else "exit")
+        assert all(trainer.popen.wait(60) == 0 for trainer in trainers)
+        wait_until(lambda: not chaos.undone(plant), 240)
+        assert plant.stop_sidecar(150) == 0
+        verdict = chaos.judge(plant, lambda _: None)
+    assert verdict.faults == [] and verdict.journaled == verdict.emitted
+
+
+def acknowledged(trainer: Trainer) -> int:
+    last = last_emitted(trainer.side)
+    return 0 if last is None else last.acknowledged
+
+
+def emitted(trainer: Trainer) -> int:
+    last = last_emitted(trainer.side)
+    return 0 if last is None else last.number

@@ -16,7 +16,7 @@ import pytest
 from shared.clock import SystemClock
 from telemetry.datadir import DataDir
 from telemetry.files import read_json, write_json
-from telemetry.journal.layout import make_durably, segments
+from telemetry.journal.layout import MARK_NAME, make_durably, segments, sync_directory
 from telemetry.journal.writer import JournalWriter
 from telemetry.retention import Retention, read_tombstone
 from telemetry.sinks.base import Position, SinkContext
@@ -92,7 +92,7 @@ def check_journal(root: Path, promises: Promises) -> None:
 
 def test_a_journal_keeps_what_was_acknowledged_wherever_the_power_goes() -> None:
     """Rows, segments, the durable mark, and the names of all directories above them."""
-    assert cut_everywhere(record, check_journal, throws=4) > 50
+    assert cut_everywhere(record, check_journal, throws=3) > 50
 
 
 def start_sidecar(root: Path, promises: Promises) -> None:
@@ -118,7 +118,28 @@ def take_up(root: Path, promises: Promises) -> None:
 def test_what_a_restart_found_is_on_disk_before_it_is_promised() -> None:
     """The first process was killed between its write and its sync: the second finds whole
     records that were never synced, and tells producers that it has them."""
-    assert kill_everywhere(record, take_up, check_journal, throws=4) > 50
+    assert kill_everywhere(record, take_up, check_journal, throws=3) > 50
+
+
+def go_on_without_mark(root: Path, promises: Promises) -> None:
+    """A journal that was copied without its mark is opened, and goes on."""
+    durable_data_dir(root)
+    with JournalWriter(run_dir(root) / "journal") as writer:
+        write(writer, 2)
+        writer.sync()
+    (run_dir(root) / "journal" / MARK_NAME).unlink()
+    sync_directory(run_dir(root) / "journal")
+    with JournalWriter(run_dir(root) / "journal") as writer:
+        for _ in range(4):
+            write(writer, 1)
+        writer.sync()
+        note(writer, promises)
+
+
+def test_a_mark_that_was_missing_is_on_disk_before_a_row_is_written() -> None:
+    """Without it a later block of an unfinished write would look like a record behind damage,
+    and the events before that block would count as had."""
+    assert cut_everywhere(go_on_without_mark, check_journal, throws=16) > 15
 
 
 # --- the cut tail
@@ -218,7 +239,7 @@ def check_removed(root: Path, promises: Promises) -> None:
 
 def test_a_run_is_removed_whole_or_not_at_all() -> None:
     """And never without its tombstone."""
-    assert cut_everywhere(remove, check_removed) > 30
+    assert cut_everywhere(remove, check_removed, throws=3) > 30
 
 
 # --- TensorBoard

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from shared import claims
-from shared.claims import Claim, ClaimTaken, claim_worker
+from shared.claims import Claim, ClaimTaken, claim_worker, holder
 
 
 def test_a_name_is_held_by_one_and_free_again_after_release(tmp_path):
@@ -24,6 +24,17 @@ def test_a_name_is_held_by_one_and_free_again_after_release(tmp_path):
 
     Claim(tmp_path / "spool", "r.rank0").release()
     assert list((tmp_path / "spool").iterdir()) == []
+
+
+def test_the_holder_of_a_name_is_known_while_it_lives(tmp_path):
+    """And nobody is disturbed by the question."""
+    assert holder(tmp_path, "n") == ""
+    claim = Claim(tmp_path, "n")
+    assert holder(tmp_path, "n") == str(os.getpid())
+
+    claim.release()
+
+    assert holder(tmp_path, "n") == "" and list(tmp_path.iterdir()) == []
 
 
 def test_a_process_that_dies_holds_nothing(tmp_path):

@@ -145,6 +145,40 @@ def test_what_is_changed_after_emit_was_said_as_it_was(endpoint):
     assert isinstance(second, RunStarted) and second.config == {"inner": {"list": [1]}}
 
 
+def test_a_row_that_changes_while_it_is_said_is_not_lost(endpoint):
+    """Another thread adds to the same dict, and to one within it."""
+    inner: dict[str, float] = {}
+    values: dict[str, object] = {"inner": inner}
+    is_over = threading.Event()
+
+    def change() -> None:
+        for number in itertools.cycle(range(400)):
+            values[f"m{number}"] = inner[f"i{number}"] = 1.0
+            if number == 399:
+                [values.pop(f"m{n}") and inner.pop(f"i{n}") for n in range(400)]
+            if is_over.is_set():
+                return
+
+    thread = threading.Thread(target=change)
+    with FakeSidecar(endpoint) as sidecar:
+        emitter = Emitter(endpoint, run_id=RUN, source="rank0")
+        thread.start()
+        for step in range(300):
+            emitter.emit(
+                MetricsLogged(kind="train", step=step, values={"at": step, "deep": values})
+            )
+            emitter.emit(MetricsLogged(kind="val", step=step, values=values))
+        is_over.set()
+        thread.join()
+        values["end"] = 1.0
+        emitter.emit(MetricsLogged(kind="train", step=300, values=values))
+
+        assert emitter.close(FAR_S)
+        events = sidecar.disk.typed(sidecar.disk.key_of(RUN))
+    assert emitter.stats().refused == 0
+    assert [event.step for event in events if event.kind == "train"] == list(range(301))
+
+
 def test_a_sidecar_that_comes_later_gets_everything(endpoint, spool_dir):
     """Row 3 of the fault catalogue: from the spool first, then from memory."""
     emitter = Emitter(endpoint, run_id=RUN, source="rank0", spool_dir=spool_dir)
@@ -843,6 +877,32 @@ def test_a_trainer_ends_in_time_with_its_own_code_and_leaves_the_rest(
     assert done.returncode == code and time.monotonic() - began < 20
     assert ("mine" in done.stderr) == (code == 1)
     assert orphaned(spool_dir) == 100
+
+
+def test_emitters_of_one_process_share_the_time_at_its_end(endpoint, spool_dir):
+    """Row 22: four of them, without spools: one time-out and a little, not four."""
+    script = """
+    more = [Emitter(sys.argv[1], run_id=f"run{n}", source="rank0", close_timeout_s=4.0)
+            for n in range(4)]
+    for each in more:
+        each.emit(metric(0))
+    """
+    began = time.monotonic()
+
+    done = trainer(script, endpoint, spool_dir)
+
+    assert done.returncode == 0 and time.monotonic() - began < 12
+
+
+def test_a_count_of_memory_that_a_race_spoiled_is_right_again_when_the_queue_is_empty(endpoint):
+    """Two threads that add at once may lose one addition."""
+    with FakeSidecar(endpoint) as sidecar, Emitter(endpoint, run_id=RUN, source="rank0") as emitter:
+        emitter._cost_in -= 7
+
+        emitter.emit(metric(0))
+        sidecar.wait_for_events(RUN, 1)
+
+        wait_until(lambda: emitter._cost_in == emitter._cost_out)
 
 
 def test_a_trainer_that_vanishes_leaves_all_but_its_last_moments(endpoint, spool_dir):

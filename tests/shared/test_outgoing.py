@@ -395,6 +395,7 @@ def test_what_the_sidecar_has_already_takes_no_credit(received):
         stream.on_ack(Ack(1, on_disk - 1, credit))
 
     assert not stream.frames and stream.acknowledged == 120 and turns < 5
+    assert stream.in_flight_bytes == 0
 
 
 def test_what_the_sidecar_has_received_is_kept_until_it_is_on_its_disk():
@@ -425,6 +426,33 @@ def test_a_hole_behind_what_is_durable_already_does_not_stall():
 
     assert sent == [0] and list(stream.sendable()) == []
     assert stream.hello().first_seq == 20
+
+
+def test_a_frame_that_was_sent_once_and_can_not_be_loaded_again_is_told():
+    """The sidecar had it, and forgot it when it was killed: nothing is sent across the hole."""
+    is_readable = True
+
+    def load() -> bytes:
+        if not is_readable:
+            raise FrameLost
+        return b"\x91\x01"
+
+    stream = OutgoingStream(2, "run", "session", "rank0")
+    for base_seq in range(3):
+        stream.add_frame(Frame(base_seq, 1, 2, 0, load, is_spooled=True))
+    stream.hello()
+    stream.on_welcome(Welcome(2, 0, 100))
+    assert len(list(stream.sendable())) == 3
+    stream.lost()
+    stream.hello()
+    stream.on_welcome(Welcome(2, 0, 100))
+
+    is_readable = False
+    first = stream.frames[1]
+    first.load = lambda: b"\x91\x02"
+
+    assert list(stream.sendable()) == [] and stream.lost_events == 1
+    assert stream.state is State.CLOSED and stream.hello().first_seq == 1
 
 
 @pytest.mark.parametrize("is_late", [True, False])

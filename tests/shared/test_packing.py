@@ -200,6 +200,7 @@ def test_what_is_no_scalar_of_64_bits_is_left_out_by_name(value, reason):
     [
         ([1, 2.5], {"x/0": 1, "x/1": 2.5}),
         ((True,), {"x/0": True}),
+        (np.array([1.5]), {"x": 1.5}),
         (np.array([[1.0, 2.0], [3.0, 4.0]]), {"x/0/0": 1.0, "x/0/1": 2.0, "x/1/0": 3.0,
                                               "x/1/1": 4.0}),
         ({"a": 1, "b": {"c": "t"}}, {"x/a": 1, "x/b/c": "t"}),
@@ -343,7 +344,7 @@ def test_names_that_have_to_be_changed_never_meet():
 
     assert sorted(found.values.values()) == list(range(1, 13))
     assert all(len(name.encode()) <= 256 for name in found.values)
-    assert {"\\udce9", "1", "None", "red", "é" * 128} <= set(found.values)
+    assert {"\\udce9", "1", "None", "red", "é" * 128, "1/2"} <= set(found.values)
     again = through(MetricsLogged(kind="train", values={LONG + "b": 0}))
     assert set(again.values) < set(found.values), "the same name is the same in every row"
 
@@ -575,6 +576,21 @@ def test_an_ending_without_a_status_is_told_by_its_code():
     assert through(RunFinished(status=None)).status == "finished"
     assert through(RunFinished(status=None, exit_code=3)).status == "failed"
     assert left_out(RunFinished(status="finished", exit_code="0")) == {"exit_code": "not an int"}
+
+
+def test_the_name_of_an_object_is_the_same_in_every_row():
+    """Or each row would begin a curve of its own."""
+    names = [list(through(MetricsLogged(kind="train", values={key: 1})).values)
+             for key in (Unspeakable(), Unspeakable(), b"k", b"k")]  # fmt: skip
+
+    assert names[0] == names[1] != names[2] == names[3]
+
+
+def test_a_histogram_without_a_name_is_recorded():
+    """What is no name is left out."""
+    event = HistogramLogged(kind="quant", name=Unspeakable(), edges=(0, 1), counts=(1,))
+
+    assert through(event).name == "histogram" and left_out(event) == {"name": "not a scalar"}
 
 
 def test_a_message_is_a_text_whatever_it_was():

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from shared.record import (
     EVENTS,
+    LATE,
     PAYLOAD_MAX_BYTES,
     RECORD_HEADER_BYTES,
     RESYNC_MAX_BYTES,
     SEGMENT_HEADER_BYTES,
     STREAMS,
+    TABLE_MAX_BYTES,
     CorruptRecord,
     StreamEntry,
     decode_record_header,
@@ -81,6 +83,39 @@ def test_any_flipped_bit_of_a_record_is_noticed(fields, bit):
         header = decode_record_header(memoryview(data))
         assert header is not None
         payload_of(memoryview(data), 0, header)
+
+
+def test_a_payload_as_large_as_it_may_be_comes_back():
+    """The bound is the last that is taken."""
+    payload = bytes(PAYLOAD_MAX_BYTES)
+    buf = memoryview(encode_record(EVENTS, 0, 0, 0, 1, payload))
+
+    header = decode_record_header(buf)
+
+    assert header is not None and payload_of(buf, 0, header) == payload
+
+
+@pytest.mark.parametrize(("flags", "is_late"), [(0, False), (LATE, True), (0xFE, False)])
+def test_flags_come_back_and_those_of_later_versions_mean_nothing(flags, is_late):
+    """A newer program may set more of them."""
+    buf = memoryview(encode_record(EVENTS, 0, 0, 0, 1, b"x", flags))
+
+    header = decode_record_header(buf)
+
+    assert header is not None and (header.flags, header.is_late) == (flags, is_late)
+
+
+@pytest.mark.parametrize(("length", "is_refused"), [(TABLE_MAX_BYTES, False), (2**32 - 1, True)])
+def test_a_table_as_large_as_it_may_be_is_waited_for_and_no_larger_one(length, is_refused):
+    """Row 10: the rest of it may just not be read yet."""
+    head = struct.pack("<8sHHI16sQ", b"TELJRNL\0", 1, 0, length, bytes(16), 0)
+    data = memoryview(head + bytes(4))
+
+    if is_refused:
+        with pytest.raises(CorruptRecord, match="stream table of"):
+            decode_segment_header(data)
+    else:
+        assert decode_segment_header(data) is None
 
 
 @pytest.mark.parametrize("length", [PAYLOAD_MAX_BYTES + 1, 2**32 - 1])

@@ -3,7 +3,14 @@
 import pytest
 
 from shared.clock import SystemClock
-from shared.events import ConfigUpdated, MessageLogged, RunFinished, RunStarted, decode_envelope
+from shared.events import (
+    ConfigUpdated,
+    MessageLogged,
+    MetricsLogged,
+    RunFinished,
+    RunStarted,
+    decode_envelope,
+)
 from shared.packing import pack_event
 from shared.redact import SECRET, redacted, redacted_text
 
@@ -93,6 +100,8 @@ def test_a_pair_of_a_name_and_its_value_hides_the_value():
         RunFinished(status="finished", summary={"token": "s3cr3t"}),
         RunStarted(project="p", name="n", notes="see https://me:s3cr3t@host/"),
         MessageLogged(level="info", text="run with --api-key s3cr3t"),
+        MetricsLogged(kind="custom", values={"lr": 0.1, "api_key": "s3cr3t"}),
+        MetricsLogged(kind="custom", values={"command": "train --password=s3cr3t"}),
     ],
     ids=lambda event: event.TAG,
 )

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared import spool as spool_module
+from shared.record import StreamEntry, encode_segment_header
 from shared.spool import Spool, SpoolDamaged, SpoolUnavailable, adopt_orphans
 
 FRAMES = st.lists(st.binary(min_size=1, max_size=60), max_size=8)
@@ -154,7 +155,11 @@ def test_orphans_come_oldest_first(tmp_path):
 
 
 def test_what_is_no_spool_is_not_touched(tmp_path):
-    """Whatever somebody put there: garbage, a bad run id, a link, a directory."""
+    """Whatever somebody put there: garbage, a journal's segment, a link, a directory."""
+    entry = StreamEntry(RUN, SESSION, SOURCE, -1)
+    for name, table in {"none": {}, "another": {7: entry}, "two": {0: entry, 1: entry}}.items():
+        header = encode_segment_header(bytes(16), 0, table)
+        (tmp_path / f"{name}.spool").write_bytes(header)
     (tmp_path / "garbage.spool").write_bytes(b"\xff" * 100)
     (tmp_path / "empty.spool").write_bytes(b"")
     (tmp_path / "dir.spool").mkdir()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.claims import Claim
+from shared.claims import Claim, ClaimTaken
 from shared.emitter import Emitter
 from shared.events import MetricsLogged
 from shared.ids import check_source
@@ -73,6 +73,10 @@ def say_in_nested(base):
 
 def say_given(out, base):
     say(base, out=out)
+
+def say_by_own(base):
+    with Emitter(sys.argv[1], run_id="run", source="rank0", spool_dir=sys.argv[2]) as out:
+        say(base, out=out)
 
 def main(context):
     SCRIPT
@@ -155,6 +159,26 @@ def test_an_emitter_given_to_a_process_is_a_worker_there(endpoint, place, contex
     )
 
 
+@pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
+def test_an_emitter_that_a_process_makes_itself_is_a_worker_of_its_parents(
+    endpoint, place, context
+):
+    """Row 40: the same run and source as the process that started it."""
+    script = """
+    while emitter.stats().acknowledged < 10:
+        time.sleep(0.01)
+    child = context.Process(target=say_by_own, args=(100,))
+    child.start()
+    child.join()
+    """
+    with FakeSidecar(endpoint) as sidecar:
+        done = run_script(script, endpoint, place, context)
+
+        assert (done.returncode, done.stderr) == (0, "")
+        found = steps_by_source(sidecar)
+    assert found == {"rank0": list(range(20)), "rank0.worker0": list(range(100, 120))}
+
+
 def test_workers_of_a_pool_deliver_each_of_their_tasks(endpoint, place):
     """Row 40: they end when the pool does."""
     script = """
@@ -170,6 +194,20 @@ def test_workers_of_a_pool_deliver_each_of_their_tasks(endpoint, place):
     assert sorted(chain.from_iterable(found.values())) == [
         b + i for b in range(100, 1000, 100) for i in range(20)
     ]
+
+
+def test_an_emitter_that_is_sent_to_a_forked_worker_is_a_worker_there(endpoint, place):
+    """Row 40: pickled with the task of a pool, into a process that came from this one."""
+    script = """
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        pool.submit(say_given, emitter, 100).result()
+    """
+    with FakeSidecar(endpoint) as sidecar:
+        done = run_script(script, endpoint, place)
+
+        assert (done.returncode, done.stderr) == (0, "")
+        found = steps_by_source(sidecar)
+    assert found == {"rank0": list(range(20)), "rank0.worker0": list(range(100, 120))}
 
 
 def test_a_worker_of_a_worker_is_a_worker_of_the_same_rank(endpoint, place):
@@ -345,8 +383,19 @@ def test_a_child_keeps_no_lock_of_its_parent(place):
         os.close(write)
         os.read(read, 1)
         os._exit(0)
-    emitter.close()
+    # As the kernel does when the parent dies, without a word.
+    emitter._sender._claim.abandon()
     try:
-        Claim(place / "spool", f"{RUN}.rank0").release()
+        # The child lets go of its copy in a moment.
+        wait_until(lambda: is_free(place / "spool", f"{RUN}.rank0"))
     finally:
         os.close(write), os.close(read), os.waitpid(child, 0)
+        emitter.close()
+
+
+def is_free(directory: Path, name: str) -> bool:
+    try:
+        Claim(directory, name).release()
+    except ClaimTaken:
+        return False
+    return True

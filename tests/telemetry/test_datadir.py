@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from telemetry.datadir import DataDir, holder_of, is_held
-from telemetry.errors import EXIT_RUNNING, EXIT_USAGE, CommandError
+from telemetry.errors import EXIT_FAULT, EXIT_RUNNING, EXIT_USAGE, CommandError
+from tests.telemetry.sidecar_process import SidecarProcess
 
 
 def test_a_second_holder_is_refused_and_told_the_first_ones_pid(tmp_path):
@@ -89,3 +91,29 @@ def test_a_directory_without_permission_is_named(tmp_path):
 
     with pytest.raises(CommandError, match="Permission denied"):
         DataDir(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
+def test_a_directory_that_was_taken_away_is_noticed(tmp_path, how):
+    """What would be written from then on nobody could find. Row 13."""
+    path = tmp_path / "data"
+    held = DataDir(path)
+    was_there = held.is_there
+    if how == "removed":
+        shutil.rmtree(path)
+    else:
+        path.rename(tmp_path / "elsewhere")
+    if how == "replaced":
+        DataDir(path).close()
+
+    assert was_there and not held.is_there
+    held.close()
+
+
+def test_a_sidecar_whose_data_directory_is_removed_says_so_and_ends(tmp_path):
+    """It must not go on to acknowledge what nobody can ever read. Row 13."""
+    with SidecarProcess(tmp_path / "d") as sidecar:
+        shutil.rmtree(tmp_path / "d")
+
+        assert sidecar.wait() == EXIT_FAULT
+        assert "was removed or moved" in sidecar.log and "Traceback" not in sidecar.log

@@ -123,7 +123,7 @@ def test_the_guard_is_small(place):
         service = sidecar.service.memory_info().rss
 
     assert not any(name.startswith(("libzmq", "_zmq")) for name in mapped)
-    assert guard < service / 1.2 and guard < 40_000_000
+    assert guard < service / 2 and guard < 25_000_000
 
 
 def test_signals_that_a_service_does_not_handle_still_reach_it(place):

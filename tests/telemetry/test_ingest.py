@@ -14,6 +14,8 @@ from hypothesis.strategies import integers, lists, sampled_from, tuples
 from shared.events import Gap, MessageLogged, MetricsLogged, encode_event, join_events
 from shared.wire import WHOLE_STREAM, Ack, Nack, Welcome
 from telemetry.journal.writer import JournalFault, JournalFull, JournalWriter
+from telemetry.runs import Run, Runs
+from telemetry.tombstones import write_tombstone
 from tests.fakes import ManualClock
 from tests.telemetry.wire_client import (
     Producer,
@@ -428,6 +430,48 @@ def test_a_bad_session_or_source_is_refused(station, session, source):
     assert not (station.path / "runs").exists()
 
 
+SEGMENT = "journal/00000000000000000000.seg"
+LINKS = ["journal", "run.json", "quarantine", "cursors", "journal/durable", "journal/closed",
+         SEGMENT, "quarantine/x", ".run.json.tmp", "tensorboard"]  # fmt: skip
+
+
+@pytest.mark.parametrize("is_dangling", [False, True])
+@pytest.mark.parametrize("name", LINKS)
+def test_a_link_that_somebody_planted_below_a_runs_directory_is_not_followed(
+    station, tmp_path, name, is_dangling
+):
+    """Whatever it is called, nothing is written behind it. Row 27."""
+    target = tmp_path / "elsewhere"
+    if not is_dangling:
+        target.write_text("precious")
+    link = station.path / "runs" / "r" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(target)
+
+    answer = Producer(station).hello()
+
+    assert isinstance(answer, Nack) and "symbolic link" in answer.reason
+    assert not target.exists() if is_dangling else target.read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["quarantine", "quarantine/s1-1.msgpack"])
+def test_a_link_planted_while_the_run_is_open_is_not_followed_either(station, tmp_path, name):
+    """Bytes that are put aside go nowhere else. Row 27."""
+    target = tmp_path / "elsewhere"
+    producer = Producer(station)
+    producer.hello()
+    link = station.path / "runs" / "r" / name
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(target)
+    if name == "quarantine":
+        target.mkdir()
+
+    producer.emit(metric(0), b"\xc0")
+
+    assert acks(producer.committed()) == [1]
+    assert not any(target.iterdir()) if target.is_dir() else not target.exists()
+
+
 @pytest.mark.parametrize("is_dangling", [False, True])
 def test_a_run_directory_that_is_a_symlink_is_refused(station, tmp_path, is_dangling):
     """Whoever can plant one must not make the sidecar write elsewhere. Row 27."""
@@ -602,6 +646,248 @@ def test_after_a_crash_between_two_syncs_hardware_is_whole_and_single_in_both(
     assert acknowledged == [2]
     assert station.steps("a", "hardware:node1") == [0, 1, 2]
     assert station.steps("b", "hardware:node1") == [0, 1, 2]
+
+
+def test_a_sampler_that_reconnects_while_the_disk_is_full_is_told_only_what_is_on_disk(two_runs):
+    """What was appended for it is in memory. Row 11."""
+    sampler(two_runs).hello()
+    hardware = sampler(two_runs)
+    hardware.hello()
+    hardware.emit(metric(1))
+    assert acks(hardware.committed()) == [0]
+    two_runs.ingest.has_room = False
+    hardware.emit(metric(2))
+
+    again = sampler(two_runs, peer=b"again")
+    welcome = again.hello()
+    repeated = again.frame(1, packed(metric(2)))
+    while_full = again.committed()
+    two_runs.ingest.has_room = True
+
+    assert welcome.next_seq == 2 and acks(again.replies) == [0, 0] and acks(repeated) == [0]
+    assert acks(while_full) == []
+    assert acks(again.committed()) == [1]
+    assert two_runs.steps("a", "hardware:node1") == [1, 2]
+
+
+@pytest.mark.parametrize("missing", ["a", "b"])
+def test_a_sampler_that_reconnects_waits_for_the_journal_that_is_behind(
+    two_runs, monkeypatch, missing
+):
+    """One run's rows are on disk, the other's are not: nobody is told that they are."""
+    hardware = sampler(two_runs)
+    hardware.hello()
+    hardware.emit(metric(1))
+    fail_sync_of(monkeypatch, missing, JournalFull("full"))
+    hardware.committed()
+
+    again = sampler(two_runs, peer=b"again")
+    again.hello()
+    told = acks(again.replies) + acks(again.committed())
+    monkeypatch.undo()
+
+    assert told == []
+    assert acks(again.committed()) == [0]
+
+
+def test_a_welcome_says_what_was_received_and_an_ack_what_is_on_disk(station):
+    """A client whose acknowledgement was lost must not wait for one for ever."""
+    producer = Producer(station)
+    producer.hello()
+    producer.emit(metric(0), metric(1))
+    producer.committed()
+    producer.emit(metric(2))
+
+    again = Producer(station, peer=b"again")
+    welcome = again.hello()
+
+    assert welcome.next_seq == 3 and acks(again.replies) == [1]
+    assert acks(again.committed()) == [2]
+
+
+def test_hardware_that_no_run_takes_is_counted(tmp_path):
+    """Before RunStarted, without a run of the host's own."""
+    station = Station(tmp_path, ManualClock(), host_run=False)
+    hardware = sampler(station)
+    hardware.hello()
+    for step in range(3):
+        hardware.emit(metric(step))
+    hardware.committed()
+
+    assert station.ingest.counts["hardware_events_without_a_run_total"] == 3
+
+
+@pytest.mark.parametrize("is_full_at", ["sync", "look"])
+def test_a_gap_that_a_hello_tells_of_an_ended_run_outlives_a_full_disk(
+    station, monkeypatch, is_full_at
+):
+    """The run was closed and is opened again for it: it stays open until it is on disk."""
+    producer = Producer(station)
+    producer.hello()
+    producer.emit(started(), finished())
+    producer.fin()
+    station.settle()
+    assert station.runs.get("r") is None
+    late = Producer(station, "s2", peer=b"late", late=True)
+    if is_full_at == "look":
+        station.ingest.has_room = False
+    else:
+        fail_sync_of(monkeypatch, "r", JournalFull("full"))
+    late.hello(first_seq=4)
+    for _ in range(3):
+        station.wait(100)
+        station.settle()
+    monkeypatch.undo()
+    station.ingest.has_room = True
+    station.settle()
+
+    assert [e.count for e in station.events() if isinstance(e, Gap)] == [4]
+
+
+# --- a run that was removed
+
+
+def removed(station: Station) -> None:
+    """Let retention take run r."""
+    producer = Producer(station)
+    producer.hello()
+    producer.emit(started(), metric(0), finished())
+    producer.fin()
+    station.settle()
+    write_tombstone(station.path / "runs", "r", "to make room")
+    shutil.rmtree(station.path / "runs" / "r")
+
+
+@pytest.mark.parametrize("session", ["s1", "s0"])
+def test_late_events_of_a_removed_run_are_refused_by_name(station, session):
+    """They stay in their spool; no second journal of that id begins with them. Row 46."""
+    removed(station)
+
+    answer = Producer(station, session, peer=b"carrier", late=True).hello()
+
+    assert isinstance(answer, Nack) and answer.seq == WHOLE_STREAM
+    assert "run r was removed (to make room)" in answer.reason
+    assert not (station.path / "runs" / "r").exists()
+
+
+def test_a_new_session_may_begin_a_removed_run_anew(station):
+    """Somebody uses the name again; what is late of the former one is refused still."""
+    removed(station)
+    new = Producer(station, "s2", peer=b"new")
+
+    welcome = new.hello()
+    new.emit(started(), metric(7))
+    acknowledged = acks(new.committed())
+    late = Producer(station, "s1", peer=b"carrier", late=True).hello()
+
+    assert welcome.next_seq == 0 and acknowledged == [1] and station.steps() == [7]
+    assert isinstance(late, Nack) and "was removed" in late.reason
+
+
+def test_a_session_that_outlives_its_removed_run_goes_on_at_its_number(station):
+    """Nothing of it is missing: what came before was on disk."""
+    removed(station)
+    again = Producer(station, peer=b"again")
+
+    welcome = again.hello(first_seq=3)
+    again.emit(metric(1))
+
+    assert welcome.next_seq == 3 and acks(again.committed()) == [3]
+    assert not [event for event in station.events() if isinstance(event, Gap)]
+
+
+# --- limits
+
+
+def test_a_flood_of_new_run_ids_makes_few_directories_and_gets_in_by_and_by(station):
+    """Row 39: whoever asks again gets in; nobody is refused for good."""
+    asked = [f"flood-{n}" for n in range(2000)]
+    answers = []
+    for number, run_id in enumerate(asked):
+        station.ingest.limits.begin_turn()
+        answers.append(Producer(station, run_id=run_id, number=number).hello())
+    made = len(list((station.path / "runs").iterdir()))
+
+    station.wait(60)
+    station.ingest.limits.begin_turn()
+    later = Producer(station, run_id=asked[-1], number=1999).hello()
+
+    refused = [answer for answer in answers if isinstance(answer, Nack)]
+    assert made <= 200 and len(refused) == 2000 - made
+    assert all(answer.reason.startswith("wait: ") for answer in refused)
+    assert isinstance(later, Welcome)
+    assert station.ingest.counts["refused_streams_total"] == 0
+
+
+def test_a_launch_of_500_runs_each_by_a_process_of_its_own_gets_in(station):
+    """Honest, and at once."""
+    for n in range(500):
+        station.ingest.limits.begin_turn()
+        answer = Producer(station, run_id=f"run-{n}", peer=b"peer%d" % n).hello()
+        assert isinstance(answer, Welcome)
+
+
+def test_a_turn_opens_only_so_many_runs(station, monkeypatch):
+    """Those that train are acknowledged between two of them. Row 39."""
+    opened = Runs.open
+
+    def slow(runs: Runs, run_id: str) -> Run:
+        station.clock.mono += 10_000_000
+        return opened(runs, run_id)
+
+    monkeypatch.setattr(Runs, "open", slow)
+    station.ingest.limits.begin_turn()
+    answers = [Producer(station, run_id=f"r{n}", number=n).hello() for n in range(10)]
+    station.ingest.limits.begin_turn()
+    next_turn = Producer(station, run_id="r9", number=9).hello()
+
+    assert [isinstance(answer, Welcome) for answer in answers] == [True] * 3 + [False] * 7
+    assert isinstance(next_turn, Welcome)
+
+
+def test_only_so_many_runs_are_open_and_an_ended_one_makes_room(tmp_path):
+    """File descriptors are few. Row 38."""
+    station = Station(tmp_path, ManualClock(), open_runs_max=3)
+    producers = [Producer(station, run_id=f"r{n}", peer=b"p%d" % n) for n in range(4)]
+    answers = [producer.hello() for producer in producers]
+    producers[0].emit(started(), finished())
+    station.settle()
+
+    later = producers[3].hello()
+
+    assert [type(answer) for answer in answers] == [Welcome] * 3 + [Nack]
+    assert "3 runs are open" in answers[3].reason and "ulimit" in answers[3].reason
+    assert isinstance(later, Welcome)
+    station.killed()
+
+
+def test_a_run_that_a_hello_opened_and_nothing_followed_leaves_nothing(station):
+    """Directories of a flood go again. Row 39."""
+    Producer(station).hello()
+    Producer(station, "s2", run_id="full", peer=b"2").emit()
+    full = Producer(station, "s2", run_id="full", peer=b"2")
+    full.hello()
+    full.emit(metric(0))
+    station.settle()
+    station.wait(61)
+    station.settle()
+
+    assert not (station.path / "runs" / "r").exists()
+    assert (station.path / "runs" / "full").exists()
+    again = Producer(station, peer=b"again")
+    again.hello()
+    again.emit(metric(0))
+    assert acks(again.committed()) == [0]
+
+
+def test_streams_of_a_peer_are_bounded(station, monkeypatch):
+    """Each takes memory. Row 39."""
+    monkeypatch.setattr("telemetry.streams.PEER_STREAMS_MAX", 5)
+    answers = [Producer(station, f"s{n}", number=n).hello() for n in range(7)]
+    other = Producer(station, "other", peer=b"other").hello()
+
+    assert [type(answer) for answer in answers] == [Welcome] * 5 + [Nack] * 2
+    assert "too many streams" in answers[-1].reason and isinstance(other, Welcome)
 
 
 # --- a full disk, a broken disk

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.events import Gap, RunFinished, RunStarted, encode_event, join_events
+from shared.events import Gap, MetricsLogged, RunFinished, RunStarted, encode_event, join_events
 from shared.record import decode_segment_header
 from shared.text import clean
 from telemetry.errors import EXIT_DAMAGED, EXIT_OK, CommandError
@@ -130,6 +130,23 @@ def test_what_producers_missed_is_told_by_kind_and_reason(tmp_path, capsys):
 
     out = capsys.readouterr().out
     assert code == 0 and "3 events of kind train: queue full" in out and "up to 0.1 seconds" in out
+
+
+def test_what_was_left_out_of_events_is_named(tmp_path, capsys):
+    """With its reason and how often; the rows themselves are there."""
+    run_dir = recorded(tmp_path)
+    partial = MetricsLogged(
+        kind="train", step=9, values={"a": 1.0}, left_out={"b\x1b": "a tensor"}, left_out_count=1
+    )
+    with JournalWriter(run_dir / "journal") as writer:
+        packed = [encode_event(partial, 1, 1)] * 2
+        writer.append("r", "s1", "rank0", 8, 2, join_events(packed))
+        writer.sync()
+
+    code = inspect(run_dir)
+
+    out = capsys.readouterr().out
+    assert code == 0 and "left out: 2 values" in out and r"b\x1b: a tensor, 2 times" in out
 
 
 @pytest.mark.parametrize("name", ["a [/b] c", "[red]x[/red]", "\x1b[2J", ":smile:", "a\nb"])

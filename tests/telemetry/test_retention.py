@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 
 import telemetry.retention
-from telemetry.files import write_json
+from shared.wire import Nack
+from telemetry.files import read_json, write_json
 from telemetry.journal.layout import segments
 from telemetry.journal.writer import JournalWriter
 from telemetry.retention import REMOVING, Retention, read_tombstone
 from telemetry.sinks.cursor import sink_is_done
+from tests.fakes import ManualClock
 from tests.telemetry.journal.helpers import write
 from tests.telemetry.waiting import wait_until
+from tests.telemetry.wire_client import Producer, Station, finished, metric, started
 
 SINKS = ("tensorboard", "wandb")
 MB = 1024 * 1024
@@ -131,6 +134,7 @@ RUN_JSON = (
     b'{"state": "ended", "endings": 2, "as_of_row": -1}',
     b'{"state": "ended", "endings": 2, "as_of_row": 4}',
     b'{"state": "ended", "endings": "2", "as_of_row": 3}',
+    b'{"state": "ended", "endings": 2.0, "as_of_row": 3}',
     b'{"state": "ended", "endings": 2, "as_of_row": 3, "run_id": "other"}',
 )
 
@@ -180,6 +184,38 @@ def test_rows_behind_the_end_keep_their_run(runs: Path) -> None:
     (path / "journal" / "durable").write_bytes(mark)
 
     assert Retention(runs, SINKS, 1).sweep() == []
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_a_run_as_the_sidecar_leaves_it_may_go(tmp_path: Path, is_restarted: bool) -> None:
+    """With workers, a hardware stream, late events behind its end, and another end; and its
+    producers are told afterwards that it is gone."""
+    station = Station(tmp_path, ManualClock())
+    for source, session in (("rank0", "s1"), ("rank0.worker0", "w"), ("hardware:node1", "h")):
+        producer = Producer(station, session, source=source, peer=session.encode())
+        producer.hello()
+        producer.emit(*([started()] if source == "rank0" else []), metric(0))
+        producer.emit(*([finished()] if source == "rank0" else []))
+        producer.fin()
+    station.settle()
+    late = Producer(station, "s0", peer=b"late", late=True)
+    late.hello()
+    late.emit(metric(9))
+    late.fin()
+    station.settle()
+    station = station.restarted() if is_restarted else station
+    station.settle()
+    info = read_json(station.path / "runs" / "r" / "run.json") or {}
+    assert info["state"] == "ended" and info["endings"] == 2
+
+    removed = Retention(station.path / "runs", (), 1).sweep()
+
+    tombstone = read_tombstone(tmp_path, "r")
+    assert removed == ["r"] and tombstone is not None
+    entry = tombstone.entry("s0", "rank0")
+    assert entry is not None and entry.durable_seq == 0
+    assert isinstance(Producer(station, "s0", peer=b"again", late=True).hello(), Nack)
+    station.killed()
 
 
 def test_supervisor_and_retention_ask_the_same_question() -> None:

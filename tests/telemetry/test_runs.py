@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shared.events import ConfigUpdated, Gap, RunFinished
-from telemetry.files import read_json
+from telemetry.files import read_json, write_json
 from telemetry.journal.writer import JournalFull, JournalWriter
 from tests.fakes import ManualClock
 from tests.telemetry.wire_client import (
@@ -142,6 +142,157 @@ def test_a_run_json_that_can_not_be_written_now_is_written_later(station, monkey
 
     assert acknowledged == [0] and while_full.get("state") != "ended"
     assert info(station)["state"] == "ended" and info(station)["status"] == "finished"
+
+
+def test_run_json_never_says_what_there_was_no_room_to_sync(station, monkeypatch):
+    """It follows the journal's sync, never comes before it. Row 11."""
+    producer = begun(station)
+    before = run_file(station).read_bytes()
+
+    def full(_: JournalWriter) -> None:
+        raise JournalFull("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JournalWriter, "sync", full)
+        producer.emit(ConfigUpdated(config={"layers": 4}), finished())
+        station.settle()
+        while_full = run_file(station).read_bytes()
+
+    assert while_full == before
+
+
+@pytest.mark.parametrize(
+    ("last", "learned"),
+    [
+        (ConfigUpdated(config={"layers": 4}), {"config": {"layers": 4}}),
+        (finished(), {"status": "finished"}),
+        (started(name="again"), {"name": "again"}),
+    ],
+    ids=["config", "finish", "start"],
+)
+def test_what_the_very_last_row_says_is_learned_by_a_restart(station, last, learned):
+    """run.json was written just before it, and the process killed. Row 1."""
+    producer = begun(station)
+    producer.emit(metric(1), metric(2))
+    station.ingest.commit()
+    # As of the last row but one: the mark and run.json differ by just one row.
+    write_json(run_file(station), {**info(station), "as_of_row": 4})
+    producer.emit(last)
+    station.runs.get("r").writer.sync()
+
+    station = station.restarted()
+
+    told = info(station)
+    assert {key: told[key] for key in learned} == learned and told["as_of_row"] == 5
+
+
+BRACKETS = b"[" * 100_000
+RUN_FILES = {
+    "empty": b"",
+    "brackets": BRACKETS,
+    "brackets in a value": b'{"config": ' + BRACKETS,
+    "a list": b"[1]",
+    "a text": b'"run"',
+    "null": b"null",
+    "not utf-8": b"\xff\xfe{}",
+    "zeros": bytes(4096),
+    "another run": b'{"run_id": "q", "state": "ended", "as_of_row": 2}',
+    "no state": b'{"run_id": "r", "as_of_row": 2}',
+    "an unknown state": b'{"run_id": "r", "as_of_row": 2, "state": "x"}',
+}
+FIELDS = {
+    "as_of_row": ["x", -1, 2**70, 1e300, None, [], 7],
+    "endings": ["x", -1, 2**70, None, {}],
+    "config": [3, "x", [], None],
+    "status": [3, [], {}],
+    "sessions": [3, "x", [], {"order": 3}, {"order": [[]], "newest": {}}],
+    "name": [3, [], {}],
+    "tags": [3, "x", [3]],
+    "process": [3, {"pid": "x"}],
+    "run_id": [3, "other", None],
+    "state": [3, "x", None, []],
+    "started_wall_ns": ["x", []],
+}
+
+
+def assert_goes_on(station: Station) -> None:
+    """The damaged run is rebuilt from its journal; it and the other one go on and end."""
+    for run_id in ("r", "q"):
+        producer = Producer(station, "s1", run_id=run_id, peer=run_id.encode())
+        assert producer.hello().next_seq == 2
+        producer.emit(finished())
+        producer.fin()
+    station.settle()
+    station.killed()
+    for run_id in ("r", "q"):
+        told = info(station, run_id)
+        assert (told["name"], told["state"], told["status"]) == ("n", "ended", "finished")
+        assert told["as_of_row"] == 3 and len(station.rows(run_id)) == 3
+
+
+@pytest.mark.parametrize("content", RUN_FILES.values(), ids=RUN_FILES.keys())
+def test_a_run_json_of_any_content_is_made_anew_from_the_journal(station, content):
+    """One bad file keeps neither its own run nor another from going on. Row 44."""
+    begun(station)
+    begun(station, run_id="q", peer=b"q")
+    station.killed()
+    run_file(station).write_bytes(content)
+
+    station = station.restarted()
+
+    assert info(station)["name"] == "n"
+    assert_goes_on(station)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(f, v) for f, values in FIELDS.items() for v in values]
+)
+def test_a_field_of_run_json_of_any_type_is_learned_anew(station, field, value):
+    """As of a row that was never written, with endings that are no number. Row 44."""
+    begun(station)
+    begun(station, run_id="q", peer=b"q")
+    station.killed()
+    run_file(station).write_text(json.dumps({**info(station), field: value}))
+
+    station = station.restarted()
+
+    assert_goes_on(station)
+
+
+@pytest.mark.parametrize("name", ["run.json", "journal/durable", "cursors", "quarantine"])
+def test_a_directory_in_the_place_of_a_file_keeps_no_other_run_from_going_on(station, name, caplog):
+    """Or a file in that of a directory. Row 44."""
+    begun(station)
+    begun(station, run_id="q", peer=b"q")
+    station.killed()
+    place = station.path / "runs" / "r" / name
+    if place.is_file():
+        place.unlink()
+        place.mkdir()
+    else:
+        place.write_text("x")
+
+    station = station.restarted()
+
+    producer = Producer(station, "s1", run_id="q", peer=b"q")
+    assert producer.hello().next_seq == 2
+
+
+def test_a_run_made_anew_has_an_ending_that_no_sink_was_done_with(station):
+    """run.json was lost: a sink that had an earlier end must not take this one for that."""
+    producer = begun(station)
+    producer.emit(finished())
+    producer.fin()
+    station.settle()
+    cursors = station.path / "runs" / "r" / "cursors"
+    cursors.mkdir()
+    write_json(cursors / "tensorboard.json", {"done": True, "ending": 1, "row": 3})
+    run_file(station).unlink()
+
+    station = station.restarted()
+    station.settle()
+
+    assert info(station)["state"] == "ended" and info(station)["endings"] == 2
 
 
 # --- ends

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from shared.emitter import Emitter
-from shared.events import MetricsLogged
+from shared.events import MessageLogged, MetricsLogged
 from telemetry.config import ServeConfig
 from telemetry.errors import EXIT_BACKLOG, EXIT_FAULT, EXIT_OK, EXIT_RUNNING, CommandError
 from telemetry.files import read_json
@@ -226,6 +226,34 @@ def test_a_run_that_did_not_say_how_it_ended_ends_with_its_commands_exit_code(pl
 def test_only_a_last_line_that_says_an_exit_code_is_taken_for_one(said, code):
     """Anything else means that nobody knows."""
     assert exit_code_in(said) == code
+
+
+def test_two_live_sessions_of_one_id_are_recorded_and_said_once_on_both_sides(place, caplog):
+    """Two jobs with one id, or a notebook cell again. Row 40."""
+    with (
+        SidecarProcess(place / "data") as sidecar,
+        emitter(sidecar.endpoint) as first,
+        emitter(sidecar.endpoint) as second,
+    ):
+        count = 0
+
+        def is_told_to_both() -> bool:
+            nonlocal count
+            first.emit(metric(count))
+            second.emit(metric(count))
+            count += 1
+            told = [r for r in caplog.records if "two live sessions" in r.message]
+            return len(told) >= 2
+
+        wait_until(is_told_to_both)
+        is_all = [first.close(), second.close()]
+    rows = read_rows(place / "data" / "runs" / "r")
+
+    assert is_all == [True, True] and sidecar.log.count("two live sessions") == 1
+    assert len([r for r in caplog.records if "two live sessions" in r.message]) == 2
+    messages = [row for row in rows if isinstance(row.envelope.event(), MessageLogged)]
+    assert [row.source for row in messages] == ["sidecar"]
+    assert len([row for row in rows if row.source == "rank0"]) == 2 * count
 
 
 def test_what_a_killed_trainer_left_comes_in_beside_the_restarted_one(place):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,12 @@ from pathlib import Path
 from shared.emitter import Emitter
 from shared.events import MetricsLogged, RunStarted
 from telemetry.journal.reader import JournalReader
+from telemetry.journal.writer import JournalWriter
 from telemetry.runs import RUN_FILE
+from telemetry.tombstones import write_tombstone
 from tests.telemetry.sidecar_process import SidecarProcess, clean_env
 from tests.telemetry.waiting import wait_until
+from tests.telemetry.wire_client import metric, packed
 
 ABANDONED = """
 import os, sys
@@ -95,3 +99,25 @@ def test_a_former_session_is_taken_in_while_its_successor_is_live(place: Path) -
             assert sidecar.terminate() == 0
 
     assert sorted(steps_of(data_dir / "runs" / "gone")) == [*range(500), 1000, 1001]
+
+
+def test_a_spool_that_is_refused_stays_and_keeps_no_other_from_coming_in(place: Path) -> None:
+    """Its run was removed to make room. Row 46 of the fault catalogue."""
+    spool_dir, data_dir = place / "spool", place / "data"
+    with JournalWriter(data_dir / "runs" / "gone" / "journal") as writer:
+        writer.append("gone", "s", "rank0", 0, 1, packed(metric(0)))
+        writer.sync()
+    write_tombstone(data_dir / "runs", "gone", "to make room")
+    shutil.rmtree(data_dir / "runs" / "gone")
+    command = [sys.executable, "-c", ABANDONED, f"ipc://{place}/nobody", str(spool_dir)]
+    subprocess.run(command, check=True, env=clean_env(), timeout=60)
+
+    with SidecarProcess(data_dir, f"--spool-dir={spool_dir}") as sidecar:
+        wait_until(lambda: "was removed" in sidecar.log)
+        other = ABANDONED.replace('"gone"', '"other"')
+        subprocess.run([sys.executable, "-c", other, *command[3:]], check=True, timeout=60)
+        wait_until(lambda: len(list(spool_dir.glob("*.spool"))) == 1)
+        assert sidecar.terminate() == 0
+
+    assert steps_of(data_dir / "runs" / "other") == list(range(500))
+    assert not (data_dir / "runs" / "gone").exists() and sidecar.log.count("stays") == 1

@@ -265,6 +265,61 @@ def test_disabled_wandb_starts_no_process(place):
     assert supervisor.backlog == {("r", "lines")}
 
 
+def test_wandb_waits_for_the_end_of_a_run_that_nobody_introduced(place):
+    """A project and a mode that come later could not be taken back; other sinks need neither."""
+    run_dir = place.run("follow", is_introduced=False)
+    supervisor = place.watch("wandb", "lines")
+    await_status(supervisor, lambda s: s.state == "running")
+    turns(supervisor)
+    before = starts(run_dir)
+
+    place.run("follow", is_introduced=False, state="ended", endings=1)
+    wait_until(lambda: "wandb" in starts(run_dir))
+
+    assert before == ["lines"]
+
+
+def test_a_run_whose_directory_is_not_what_it_was_costs_no_other_run(place):
+    """A file lies where its cursors should be: it backs off, alone."""
+    bad = place.run("follow", "a")
+    (bad / "cursors").write_text("not a directory")
+    place.run("follow", "b")
+    supervisor = place.watch()
+
+    wait_until(lambda: (s := status(supervisor, "b")) and s.state == "running")
+    found = wait_until(lambda: status(supervisor, "a"))
+
+    assert found.state == "crashed" and "can't be started" in found.detail
+
+
+def test_what_a_sink_died_of_is_told_in_words(place):
+    """A signal by its name."""
+    run_dir = place.run("die with a child")
+    supervisor = place.watch()
+    await_status(supervisor, lambda s: s.state == "running")
+
+    os.kill(int((run_dir / "lines.pid").read_text()), signal.SIGSEGV)
+
+    assert await_status(supervisor, lambda s: s.state == "crashed").detail == "ended by SIGSEGV"
+
+
+def test_the_same_trouble_is_said_once_and_another_one_again(place, caplog):
+    """However often it is tried: a server may be away for days."""
+    place.run("unavailable")
+    supervisor = place.watch()
+    for failures in range(1, 7):
+        await_status(supervisor, lambda s, n=failures: s.restarts == n)
+        place.clock.mono += 300 * SECOND_NS
+    place.run("crash")
+    await_status(supervisor, lambda s: s.state == "crashed")
+
+    said = [r.getMessage() for r in caplog.records if "sink=lines" in r.getMessage()]
+    assert [("later" in text, "exit code 1" in text) for text in said] == [
+        (True, False),
+        (False, True),
+    ]
+
+
 def test_a_run_that_nobody_introduced_has_no_sink(place):
     """There is nothing to call it by."""
     run_dir = place.run("follow")

@@ -51,13 +51,15 @@ def packed(*events: Event | bytes) -> bytes:
 class Station:
     """Ingest over a directory, as one start of the sidecar; `restarted` is the next one."""
 
-    def __init__(self, path: Path, clock: ManualClock, *, host_run: bool = True) -> None:
+    def __init__(
+        self, path: Path, clock: ManualClock, *, host_run: bool = True, open_runs_max: int = 4_000
+    ) -> None:
         self.path = path
         self.clock = clock
         self.is_host_run_enabled = host_run
         self.runs = Runs(path, f"sidecar-{clock.mono}", clock)
         self.host_run = HostRun("node1", "offline", is_enabled=host_run)
-        self.ingest = Ingest(self.runs, clock, self.host_run, LOST_AFTER_S)
+        self.ingest = Ingest(self.runs, clock, self.host_run, LOST_AFTER_S, open_runs_max)
         self.runs.open_unfinished()
 
     def killed(self) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +20,7 @@ from trainer.data import (
     mask_for_evaluation,
     mask_for_training,
     pack_rows,
+    usable_workers,
 )
 
 PAD, UNK, CLS, SEP, MASK = range(5)
@@ -185,3 +189,25 @@ def test_batches_are_the_same_whoever_prepares_them():
         for a, b in zip(ours[:4], theirs[:4], strict=True)
     )
     assert torch.equal(torch.get_rng_state(), state), "loading drew from the global generator"
+
+
+@pytest.mark.parametrize("what", ["multiprocessing.util.get_temp_dir", "multiprocessing.Lock"])
+def test_loader_processes_that_can_not_share_are_not_started(monkeypatch, what):
+    """Without /dev/shm or a temporary directory they would leave the trainer waiting."""
+
+    def fails() -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    said: list[str] = []
+    monkeypatch.setattr(what, fails)
+
+    assert usable_workers(4, said.append) == 0
+    assert usable_workers(0, said.append) == 0
+    assert len(said) == 1 and "Read-only" in said[0]
+
+
+def test_loader_processes_that_can_share_are_as_many_as_asked_for():
+    """And nothing is said."""
+    said: list[str] = []
+
+    assert usable_workers(3, said.append) == 3 and said == []

@@ -41,7 +41,10 @@ class Gpus:
         self.current = 0
 
     def set_device(self, device) -> None:
-        self.current = torch.device(device).index
+        index = device if isinstance(device, int) else torch.device(device).index
+        if index is None:
+            raise ValueError("Expected a torch.device with a specified index or an integer")
+        self.current = index
 
     def current_stream(self, device=None) -> Stream:
         return self.streams[self.current if device is None else torch.device(device).index]
@@ -139,12 +142,13 @@ def test_block_times_of_another_gpu_are_those_of_its_stream(gpus):
 
 def test_the_device_of_a_run_is_made_the_current_one(gpus):
     """One process alone has to do it too; a CPU has nothing to set."""
-    use_device(torch.device("cpu"))
-    before = gpus.current
+    currents = []
 
-    use_device(SECOND)
+    for name in ("cpu", "cuda:1", "cuda"):
+        use_device(torch.device(name))
+        currents.append(gpus.current)
 
-    assert (before, gpus.current) == (0, 1)
+    assert currents == [0, 1, 0]
 
 
 def test_a_run_uses_its_device_before_anything_is_built(gpus, small_run, monkeypatch):

@@ -60,7 +60,9 @@ def run_two(arguments: list[str]) -> str:
         said = first.communicate(timeout=100)[1]
         told = second.communicate(timeout=100)[1]
     assert (first.returncode, second.returncode) == (0, 0), said + told
-    assert told == "", "only the first process speaks"
+    # Where events wait, each emitter says of its own.
+    others = [line for line in told.splitlines() if "are not with the sidecar yet" not in line]
+    assert others == [], "only the first process speaks"
     return said
 
 

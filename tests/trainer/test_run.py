@@ -310,6 +310,7 @@ def test_it_trains_without_wandb_and_without_the_sidecar(small_run, tmp_path):
     """Neither is imported; the events wait in the spool."""
     block = (
         "import sys; sys.modules['wandb'] = sys.modules['telemetry'] = None; "
+        "import trainer.sidecar; trainer.sidecar.is_installed = lambda: False; "
         "from trainer.__main__ import main; code = main(sys.argv[1:]); "
         "assert not {'tensorboard', 'psutil'} & sys.modules.keys(); sys.exit(code)"
     )

@@ -174,6 +174,7 @@ def test_more_values_than_an_event_takes_are_several_events():
     [
         (torch.OutOfMemoryError("CUDA"), "--batch_size 32", "--batch_size 16 --gradient_acc"),
         (MemoryError(), "--batch_size 3", "--batch_size 1 --gradient_accumulation_steps 3"),
+        (MemoryError(), "--batch_size 9", "--batch_size 3 --gradient_accumulation_steps 3"),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
             "--batch_size 1",
@@ -181,7 +182,7 @@ def test_more_values_than_an_event_takes_are_several_events():
         ),
         (RuntimeError("shapes differ"), "", None),
     ],
-    ids=["gpu", "host", "cpu", "other"],
+    ids=["gpu", "host", "odd", "cpu", "other"],
 )
 def test_without_memory_the_sentence_says_what_to_lower(error, arguments, named):
     """The batch for the same step by accumulation, or the rows; other errors are not touched."""

@@ -32,7 +32,7 @@ class ConfigStart(NamedTuple):
 
 
 class ConfigEnd(NamedTuple):
-    """How the session of a ConfigStart ended."""
+    """The end of the session of a ConfigStart."""
 
     status: str
 

@@ -59,7 +59,7 @@ class LeftOut(msgspec.Struct):
 
 
 class Change(NamedTuple):
-    """What is new of a level: it forgot its tags, or these have another last step and value."""
+    """News of a level: it forgot its tags, or these have another last step and value."""
 
     level: int
     is_cleared: bool
@@ -80,7 +80,6 @@ class _Level:
     def clear(self) -> None:
         steps = [step for step, _ in self.lasts.values()]
         self.state.floor = max([self.state.floor, *steps])
-        self.state.highest = max(self.state.highest, self.state.floor)
         self.lasts, self.changed, self.is_cleared = {}, {}, True
 
 
@@ -165,7 +164,7 @@ class Placement:
         self.tags = 0
 
     def take_changes(self) -> list[Change]:
-        """What is new since the last call."""
+        """Return what is new since the last call."""
         changes = []
         for number, level in enumerate(self._levels):
             if level.changed or level.is_cleared:
@@ -175,7 +174,7 @@ class Placement:
         return changes
 
     def everything(self) -> list[Change]:
-        """All that is remembered, as changes of nothing."""
+        """Return all that is remembered, as changes of nothing."""
         return [
             Change(number, True, level.lasts)
             for number, level in enumerate(self._levels)

@@ -53,7 +53,7 @@ def varint(value: int) -> bytes:
 
 @lru_cache(maxsize=256)
 def _layout_of(tags: tuple[str, ...]) -> tuple[struct.Struct, list[bytes], bytes]:
-    """How to pack the values of these tags, what goes before each, and the length of it all."""
+    """Return how to pack the values of these tags, what goes before each, and the length of all."""
     heads = [_head(tag.encode()) for tag in tags]
     layout = struct.Struct("<" + "".join(f"{len(head)}sf" for head in heads))
     return layout, heads, varint(layout.size)

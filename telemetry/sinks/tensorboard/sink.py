@@ -80,7 +80,10 @@ class TensorBoardSink:
             try:
                 self._recover(position)
             except (DamagedFiles, DamagedLasts, OtherPolicy, ValueError) as exc:
-                _log.warning("TensorBoard files are written anew from row 0: %s", exc)
+                _log.warning(
+                    "sink=tensorboard run=%s files are written anew from row 0: %s",
+                    self._context.run_id, exc,
+                )  # fmt: skip
                 self._recover(START)
         name_run(self._context.out_dir, str(self._context.run.get("name", "")))
         self._is_open = True
@@ -140,20 +143,29 @@ class TensorBoardSink:
         """Call make; whatever breaks in it costs what it would have made, and is counted."""
         try:
             return make()
+        except MemoryError:  # of the process, not of the value
+            raise
         except Exception:  # values are a stranger's, and the rows behind are as good as ever
             self._broken += 1
             if self._broken == 1:
-                _log.warning("a part of row %d is left out", row.row, exc_info=True)
+                _log.warning(
+                    "sink=tensorboard run=%s a part of row %d is left out",
+                    self._context.run_id, row.row, exc_info=True,
+                )  # fmt: skip
             return None
 
     def _tell_left_out(self) -> None:
         now, told = self._policy.left_out, self._told
         if now.levels and not told.levels:
             _log.warning(
-                "values are left out whose step went back more than %d times", LEVELS_MAX - 1
-            )
+                "sink=tensorboard run=%s values are left out whose step went back more than "
+                "%d times", self._context.run_id, LEVELS_MAX - 1,
+            )  # fmt: skip
         if now.tags and not told.tags:
-            _log.warning("values are left out beyond the first %d tags", TAGS_MAX)
+            _log.warning(
+                "sink=tensorboard run=%s values are left out beyond the first %d tags",
+                self._context.run_id, TAGS_MAX,
+            )  # fmt: skip
         self._told = msgspec.structs.replace(now)
 
     def _require_open(self) -> None:

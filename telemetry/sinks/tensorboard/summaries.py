@@ -120,7 +120,8 @@ def _set_histogram(value: Any, histogram: Histogram) -> None:
 def _set_hparams(value: Any, **content: Any) -> None:
     data = plugin_data_pb2.HParamsPluginData(version=0, **content)
     value.metadata.plugin_data.plugin_name = "hparams"
-    value.metadata.plugin_data.content = data.SerializeToString()
+    # A map has no order of its own; a replay is to be the live run, byte for byte.
+    value.metadata.plugin_data.content = data.SerializeToString(deterministic=True)
     value.metadata.data_class = summary_pb2.DATA_CLASS_TENSOR
     # No reader takes a value without a tensor, so here is an empty one.
     value.tensor.dtype = types_pb2.DT_FLOAT

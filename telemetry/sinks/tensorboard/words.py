@@ -7,10 +7,18 @@ Never: leaves out a count.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from shared.events import Gap, PartialEvent, RunFinished, RunStarted
+from shared.text import clean
 from telemetry.sinks.tensorboard.config import flat_config
+
+LINE_MAX_CHARS: Final = 10_000
+
+
+def shown(text: str) -> str:
+    """A stranger's text, in which nothing acts on who reads it; its lines stay lines."""
+    return "\n".join(clean(line, LINE_MAX_CHARS) for line in text.split("\n"))
 
 
 def gap(event: Gap) -> str:
@@ -44,7 +52,7 @@ def left_out(names: list[str], reason: str, event: PartialEvent) -> str:
 
 
 def description(event: RunStarted) -> dict[str, Any]:
-    """What a run is called, to stand above its configuration."""
+    """Return what a run is called, to stand above its configuration."""
     about = {
         "project": event.project,
         "name": event.name,

@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from telemetry.files import read_json, write_json
+from telemetry.journal.layout import make_durably
 from telemetry.sinks.base import SinkUnavailable
 
 RETRY_FIRST_S: Final = 30.0
@@ -30,7 +31,8 @@ class Link(msgspec.Struct, frozen=True):
     row and the number of rows that the server has shown. why: what is wrong with
     the server, once that was said; failures, retry_wall_ns: when to try again.
     is_refused: it answers, and does not take the rows. mode: online or offline, as
-    it was decided when the sink first started; empty before.
+    it was decided when the sink first started; empty before. settled_row: the fragments
+    here hold all before this row, also what has no row of its own.
     """
 
     is_open: bool = False
@@ -41,6 +43,7 @@ class Link(msgspec.Struct, frozen=True):
     retry_wall_ns: int = 0
     is_refused: bool = False
     mode: str = ""
+    settled_row: int = 0
 
     def failed(self, why: str, now_ns: int, *, is_refused: bool) -> Link:
         """One more failure, and a later time for the next try."""
@@ -64,6 +67,10 @@ class Link(msgspec.Struct, frozen=True):
     def decided(self, mode: str) -> Link:
         """The same with the mode that is kept from here on."""
         return msgspec.structs.replace(self, mode=mode)
+
+    def settled(self, row: int) -> Link:
+        """The same with fragments that hold all before a row; 0 once they are moved away."""
+        return msgspec.structs.replace(self, settled_row=row)
 
     def worked(self) -> Link:
         """The server has taken rows."""
@@ -90,7 +97,7 @@ class LinkFile:
         if link == self.value:
             return
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_durably(self.path.parent)
             write_json(self.path, msgspec.to_builtins(link))
         except OSError as exc:
             raise SinkUnavailable(f"{self.path} can't be written: {exc}") from exc

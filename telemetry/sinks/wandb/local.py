@@ -86,11 +86,14 @@ class LocalRun:
         self._part: LocalPart | None = None
         self._snapshots: deque[_Snapshot] = deque()
 
-    def open(self, spot: Spot, part: LocalPart | None, first_row: int) -> Spot:
+    def open(
+        self, spot: Spot, part: LocalPart | None, first_row: int, settled_row: int = 0
+    ) -> Spot:
         """Find what is in the files, and say where to begin.
 
         spot: where to begin when the files say nothing. first_row: rows before
-        it are on the server and must not come into a file.
+        it are on the server and must not come into a file. settled_row: all before it is in
+        the files, unless they are superseded here.
 
         Raises:
             SinkUnavailable: another process still writes, or the disk refuses.
@@ -106,7 +109,7 @@ class LocalRun:
         if offline.first_row(fragments) < first_row:
             # The server has rows of these files by now: synced (again) they would be doubled.
             offline.supersede(self._dir, run_id)
-            fragments, paths = [], []
+            fragments, paths, settled_row = [], [], 0
         self._superseded = offline.superseded_count(self._dir, run_id)
         for fragment in fragments:
             offline.cut_torn(fragment)
@@ -117,7 +120,9 @@ class LocalRun:
         if part is not None:
             spot, self._ledger, self._part = part.spot, part.ledger, part
         self._last_row_in_files = offline.last_row(fragments)
-        self._first_new_row = max(spot.row, first_row, self._last_row_in_files + 1)
+        self._first_new_row = max(
+            spot.row, first_row, self._last_row_in_files + 1, settled_row if fragments else 0
+        )
         self._first_row = min(offline.first_row(fragments), self._first_new_row)
         self._check_rows_before(spot.row, fragments)
         return spot

@@ -33,6 +33,7 @@ from shared.events import (
 )
 from shared.text import clean
 from telemetry.rows import ELAPSED, STEP, Point, Row, RunContext, point_of
+from telemetry.sessions import MAIN_SOURCE
 from telemetry.sinks.wandb.identity import LEFT_OUT
 from telemetry.sinks.wandb.values import EMPTY_NAME, plain
 
@@ -165,10 +166,14 @@ class Policy(msgspec.Struct, frozen=True):
             windows, history = _sampled(self.windows, row.source, point)
             return Policy(context, windows, self.left_out), Selected(history=history)
         if isinstance(event, RunFinished) and _ends_run(row.source):
-            summary = {**plain(event.summary), "telemetry/run_status": event.status}
+            summary = None
+            # The late word of a former session changes nothing about how the run ended.
+            if _speaks_for_run(row, context) or row.source != MAIN_SOURCE:
+                summary = {**plain(event.summary), "telemetry/run_status": event.status}
             ended = Policy(context, left_out=self.left_out)
             return ended, Selected(history=_closed(self.windows), summary=summary)
-        return Policy(context, self.windows, self.left_out), _select(row, event, point)
+        selected = _select(row, event, point, is_main=_speaks_for_run(row, context))
+        return Policy(context, self.windows, self.left_out), selected
 
     def to_json(self) -> dict[str, Any]:
         built: dict[str, Any] = msgspec.to_builtins(self)
@@ -209,7 +214,13 @@ def _listed(left_out: dict[str, str]) -> str:
     return text[:LISTED_MAX_CHARS]
 
 
-def _select(row: Row, event: Event | None, point: Point | None) -> Selected:
+def _speaks_for_run(row: Row, context: RunContext) -> bool:
+    """Return True for the newest main session: what a former one still had in its spool comes
+    late, and its configuration is not the run's any more."""
+    return row.source == MAIN_SOURCE and context.main_session in (None, row.session)
+
+
+def _select(row: Row, event: Event | None, point: Point | None, *, is_main: bool) -> Selected:
     """What is sent at once, without any window."""
     if point is not None:
         return Selected(history=_history(row, dict(point.values)))
@@ -221,7 +232,7 @@ def _select(row: Row, event: Event | None, point: Point | None) -> Selected:
             return Selected(history=_history(row, values))
         case MessageLogged():
             return _message(row, event)
-        case RunStarted() | ConfigUpdated() if row.source == "rank0":
+        case RunStarted() | ConfigUpdated() if is_main:
             return Selected(config=plain(event.config))
     return NOTHING
 
@@ -269,4 +280,4 @@ def _closed(windows: dict[str, Window]) -> Values | None:
 
 def _ends_run(source: str) -> bool:
     """Rank 0 ends its run, and so does whoever says it in place of a lost one."""
-    return source == "rank0" or not source.startswith("rank")
+    return source == MAIN_SOURCE or not source.startswith("rank")

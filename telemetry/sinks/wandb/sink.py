@@ -126,7 +126,9 @@ class WandbSink:
                 self._server_spot = self._online.finish(self._here(), ending)
         elif self._local is not None:
             self._local_part = self._local.finish(self._here(), ending)
-            if self._mode == "online":
+            if self._mode == ONLINE:
+                # Else each try would write the summary once more, into one more fragment.
+                self._link.set(self._link.value.settled(self._row))
                 raise SinkBehind(
                     f"{self._link.value.why}; all of the run is on this disk, "
                     f"the server has it up to row {self._server_spot.row}"
@@ -249,6 +251,7 @@ class WandbSink:
             # A `wandb sync` that is at work on them goes first.
             offline.wait_for_writers(paths, self._clock, self._pause)
             offline.supersede(directory, self._context.run_id)
+        self._link.set(self._link.value.settled(0))
 
     def _look(self) -> View:
         """What the server has, once that is sure.
@@ -289,7 +292,7 @@ class WandbSink:
         place = UNRESOLVED if link.is_open else PLACE
         local = LocalRun(self._context, place, self._clock, self._pause)
         first_row = max(self._server_spot.row, link.last_row + 1)
-        spot = local.open(self._server_spot, self._local_part, first_row)
+        spot = local.open(self._server_spot, self._local_part, first_row, link.settled_row)
         self._local = local
         self._begin_at(spot)
 

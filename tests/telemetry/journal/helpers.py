@@ -84,4 +84,4 @@ def only_segment(directory: Path) -> Path:
 
 def is_whole(directory: Path) -> bool:
     """Every file in the journal's directory is one that belongs there."""
-    return all(re.fullmatch(r"\d{20}\.seg|durable", p.name) for p in directory.iterdir())
+    return all(re.fullmatch(r"\d{20}\.seg|durable|closed", p.name) for p in directory.iterdir())

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.record import PAYLOAD_MAX_BYTES
 from telemetry.journal.layout import Mark, read_mark, segments
 from telemetry.journal.writer import JournalFault, JournalFull, JournalLocked, JournalWriter
 from tests.telemetry.journal.helpers import (
@@ -121,6 +122,18 @@ def test_a_second_writer_of_one_journal_is_refused(tmp_path):
 
     with JournalWriter(tmp_path) as writer:
         assert writer.next_row == 1
+
+
+@pytest.mark.parametrize(("count", "size"), [(65_535, 1), (1, PAYLOAD_MAX_BYTES)])
+def test_a_frame_as_large_as_a_record_may_be_is_taken(tmp_path, count, size):
+    """The bounds are those of the format, to the last event and byte."""
+    with JournalWriter(tmp_path) as writer:
+        writer.append(*KEY, 0, count, bytes(size))
+        writer.sync()
+
+        assert writer.durable_row == count and writer.durable_seq(*KEY) == count - 1
+    with JournalWriter(tmp_path) as writer:
+        assert writer.next_row == count and writer.recovered.damage == []
 
 
 @pytest.mark.parametrize("count", [0, 1 << 16])

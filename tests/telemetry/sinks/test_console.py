@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.events import Gap, HistogramLogged, MessageLogged, RunFinished
+from shared.events import Gap, HistogramLogged, MessageLogged, MetricsLogged, RunFinished
 from telemetry.sinks.base import START, SinkContext, SinkRejected, SinkUnavailable
 from telemetry.sinks.console import ConsoleSink
 from tests.telemetry.sinks.helpers_rows import SECOND_NS, START_WALL_NS, RowMaker
@@ -153,6 +153,46 @@ def test_the_last_time_that_an_event_can_have_is_shown(journal: RowMaker) -> Non
     (line,) = printed(journal)
 
     assert line.startswith("2262-04-11 23:47:16.854  rank0")
+
+
+def test_a_run_that_nobody_introduced_begins_with_its_id(journal: RowMaker) -> None:
+    """Once, and not again where the sink goes on."""
+    journal.metrics(1, {"train/loss": 1.0})
+    stream, position = io.StringIO(), START
+    for _ in range(2):
+        context = SinkContext("r\x1b", Path(), {"is_introduced": False}, {})
+        sink = ConsoleSink(context, stream)
+        sink.write(journal.rows[sink.open(position) :])
+        position = sink.commit()
+
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "run r\\x1b: no RunStarted of it was seen"
+    assert len(lines) == 2
+
+
+def test_what_an_event_lacks_is_said_once_a_reason(journal: RowMaker) -> None:
+    """Also of events that are too much for a console, and through a restart."""
+    for step in range(3):
+        journal.append(
+            MetricsLogged(
+                kind="custom",
+                step=step,
+                values={},
+                left_out={"a": "None is not a number", "b\x1b": "None is not a number"},
+                left_out_count=2,
+            )
+        )
+    stream = io.StringIO()
+    first = console(stream)
+    first.open(START)
+    first.write(journal.rows[:2])
+    position = first.commit()
+    second = console(stream)
+    second.write(journal.rows[second.open(position) :])
+    second.commit()
+
+    (line,) = stream.getvalue().splitlines()
+    assert line.endswith(r"left out  a, b\x1b: None is not a number")
 
 
 class BrokenStream(io.StringIO):

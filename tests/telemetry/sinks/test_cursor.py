@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from telemetry.sinks.base import START, Position
-from telemetry.sinks.cursor import Cursor, CursorLocked
+from telemetry.sinks.cursor import Cursor, CursorLocked, OtherJournal
 
 
 def test_a_new_cursor_stands_at_the_start(tmp_path):
@@ -116,3 +116,82 @@ def test_a_cursor_is_on_disk_whole_before_it_takes_the_place_of_the_old_one(tmp_
     (beside, size), (directory, _) = synced
     assert beside.endswith(".tmp") and size == cursor.path.stat().st_size
     assert directory == "cursors"
+
+
+def test_rows_of_another_journal_do_not_move_a_cursor(tmp_path):
+    """A row number means nothing there; both journals are named."""
+    with Cursor(tmp_path, "lines", "r", "a" * 32) as cursor:
+        cursor.commit(Position(7, {}))
+
+    with pytest.raises(OtherJournal, match=r"a{32}.*b{32}"):
+        Cursor(tmp_path, "lines", "r", "b" * 32)
+    with Cursor(tmp_path, "lines", "r", "a" * 32) as cursor:
+        assert cursor.position.row == 7
+
+
+def test_a_cursor_of_before_takes_the_journal_that_it_is_used_with(tmp_path):
+    """It did not say, and there was only one."""
+    with Cursor(tmp_path, "lines", "r") as cursor:
+        cursor.commit(Position(7, {}))
+    with Cursor(tmp_path, "lines", "r", "a" * 32) as cursor:
+        cursor.commit(Position(8, {}))
+
+    with pytest.raises(OtherJournal):
+        Cursor(tmp_path, "lines", "r", "b" * 32)
+
+
+def test_a_cursor_that_can_not_be_had_leaves_no_lock_and_no_descriptor(tmp_path):
+    """The same process may try again: once the other has let go, or the file is mended."""
+    with Cursor(tmp_path, "lines", "r") as cursor:
+        cursor.commit(Position(7, {}))
+        before = sum(1 for _ in Path("/proc/self/fd").iterdir())
+        with pytest.raises(CursorLocked):
+            Cursor(tmp_path, "lines", "r")
+        assert sum(1 for _ in Path("/proc/self/fd").iterdir()) == before
+    whole = cursor.path.read_bytes()
+    cursor.path.write_text('{"run_id": "r", "row": "x", "state": {}}')
+    with pytest.raises(ValueError, match="damaged"):
+        Cursor(tmp_path, "lines", "r")
+    cursor.path.write_bytes(whole)
+
+    with Cursor(tmp_path, "lines", "r") as again:
+        assert again.position.row == 7
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"run_id": "r", "row": -1, "state": {}}',
+        '{"run_id": "r", "row": 1e999, "state": {}}',
+        '{"run_id": "r", "row": [], "state": {}}',
+        '{"run_id": "r", "row": 1, "state": 5}',
+        '{"run_id": "r", "row": 1, "state": {}, "ending": []}',
+        '{"run_id": "r", "row": 1, "state": {}, "ending": "x"}',
+    ],
+)
+def test_a_damaged_cursor_is_named(tmp_path, content):
+    """Fault 44: one error, that the runner tells of; nothing else comes out of it."""
+    (tmp_path / "cursors").mkdir()
+    (tmp_path / "cursors" / "lines.json").write_text(content)
+
+    with pytest.raises(ValueError, match="damaged"):
+        Cursor(tmp_path, "lines", "r")
+
+
+@pytest.mark.parametrize(("written", "opened"), [("", "a" * 32), ("a" * 32, "")])
+def test_a_journal_that_is_not_known_is_no_other_journal(tmp_path, written, opened):
+    """A cursor of an earlier version names none, nor does a journal whose headers are damaged."""
+    with Cursor(tmp_path, "lines", "r", written) as cursor:
+        cursor.commit(Position(7, {}))
+
+    with Cursor(tmp_path, "lines", "r", opened) as cursor:
+        assert cursor.position.row == 7
+
+
+def test_a_sink_that_has_seen_rows_and_holds_none_has_a_cursor_all_the_same(tmp_path):
+    """Row 0 is a place like any other: what the sink needs to go on is kept."""
+    with Cursor(tmp_path, "lines", "r") as cursor:
+        cursor.commit(Position(0, {"seen": 5}))
+
+    with Cursor(tmp_path, "lines", "r") as cursor:
+        assert cursor.position == Position(0, {"seen": 5})

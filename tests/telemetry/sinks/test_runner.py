@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from telemetry.journal.writer import JournalWriter
 from telemetry.sinks.base import SinkRejected, SinkUnavailable
 from telemetry.sinks.cursor import Cursor
 from telemetry.sinks.runner import Reporter, SinkJob, run_sink
+from telemetry.sinks.skips import Skips, skips_path
 from tests.telemetry.sinks.lines_sink import Killed, LinesSink, Trouble, lines
 from tests.telemetry.waiting import wait_until
 from tests.telemetry.wire_client import metric
@@ -427,3 +429,40 @@ def test_reports_are_json_lines_and_a_reader_that_is_gone_is_no_error():
     assert json.loads(line) == {**told, "said": False}
     assert line.count(b"\n") == 1
     os.close(write_fd)
+
+
+def test_rows_that_are_stepped_over_at_the_end_leave_nothing_behind(bench):
+    """The sink has not seen the last rows, and all of the run all the same."""
+    bench.run.append(100)
+    bench.run.set_state("ended", endings=1)
+    (bench.run.directory / "cursors").mkdir()
+    skips = Skips(skips_path(bench.run.directory / "cursors", "lines"))
+    for row in (50, 98, 99):
+        skips.add(row, "crashed 2 times")
+
+    code = bench.go()
+
+    assert code == EXIT_OK and bench.lines == [r for r in range(98) if r != 50]
+    assert (bench.cursor["row"], bench.cursor["done"]) == (100, True)
+
+
+def test_a_cursor_of_another_journal_is_rejected_by_name(bench, tmp_path):
+    """Tried again it would be the same: somebody has put this run where another one was."""
+    bench.run.append(10)
+    bench.go(stop=stopped())
+    bench.run.writer.close()
+    shutil.rmtree(bench.run.directory / "journal")
+    bench.run = Recorded(bench.run.directory)
+    bench.run.append(20)
+    reports = Reports()
+
+    code = bench.go(stop=stopped(), report=reports)
+
+    assert code == EXIT_FAULT and bench.lines == list(range(10))
+    assert reports.said[-1][0] == "rejected" and "another journal" in reports.said[-1][2]
+
+
+def stopped() -> threading.Event:
+    stop = threading.Event()
+    stop.set()
+    return stop

@@ -77,7 +77,7 @@ def journals(draw: st.DrawFn) -> list[Row]:
 
 
 def said_in(rows: list[Row]) -> Counter[tuple[str, float, float]]:
-    """What the rows say: tag, time and value of every number, but for steps and elapsed time."""
+    """All that rows say: tag, time and value of every number, but for steps and elapsed time."""
     said: Counter[tuple[str, float, float]] = Counter()
     context = RunContext()
     for row in rows:
@@ -187,13 +187,18 @@ def test_a_sink_killed_anywhere_makes_the_points_of_one_that_was_not(
 
 
 def _damage(out_dir: Path, position: Position, reached: Position, data: st.DataObject) -> None:
-    """What a kill can leave of the files behind a commit: some of them, and garbage."""
+    """Leave what a kill can leave of the files behind a commit: some of them, and garbage."""
     committed = position.state.get("files", {})
     for path in reached.state["files"]:
         full = out_dir / "tensorboard" / path
         kept = full.read_bytes()
         cut = data.draw(st.integers(committed.get(path, 0), len(kept)), "cut")
         full.write_bytes(kept[:cut] + data.draw(st.binary(max_size=5), "garbage"))
+    named, length = position.state.get("lasts", ("", 0))
+    for path in (out_dir / "cursors").glob("tensorboard.lasts.*"):
+        kept = path.read_bytes()
+        cut = data.draw(st.integers(length if path.name == named else 0, len(kept)), "cut")
+        path.write_bytes(kept[:cut] + data.draw(st.binary(max_size=5), "garbage"))
 
 
 def test_a_disk_that_fails_at_any_sync_costs_and_doubles_nothing(

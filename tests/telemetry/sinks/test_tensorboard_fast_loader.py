@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -15,8 +16,17 @@ from tensorboard.data.proto import data_provider_pb2 as api
 from tensorboard.data.proto import data_provider_pb2_grpc as api_grpc
 
 from shared.events import MessageLogged
+from telemetry.rows import STEP
+from telemetry.sinks.base import START
 from tests.telemetry.sinks.helpers_rows import RowMaker
-from tests.telemetry.sinks.helpers_tensorboard import Found, read_all, scalars, write_all
+from tests.telemetry.sinks.helpers_tensorboard import (
+    Found,
+    read_all,
+    scalars,
+    sink_in,
+    through_json,
+    write_all,
+)
 
 server = pytest.importorskip("tensorboard_data_server")
 pytestmark = pytest.mark.skipif(server.server_binary() is None, reason="no fast loader here")
@@ -47,8 +57,85 @@ def test_the_fast_loader_shows_every_number(tmp_path: Path) -> None:
     assert shown == expected
 
 
+def test_the_fast_loader_shows_each_step_with_its_last_value(tmp_path: Path) -> None:
+    """Fault 33, and names twice a step: epochs, micro-batches, late validation, odd steps."""
+    journal, last = RowMaker(), {}
+    steps = [-(2**63), -5, *range(0, 60, 3), 2**53 + 1, 2**63 - 1]
+    for number, step in enumerate(steps):
+        for part in range(4):
+            values = {"train/loss": number + part / 8, "epoch": float(number), "nan": math.nan}
+            journal.metrics(step, values)
+            last |= {(name, step): value for name, value in values.items()}
+        late = steps[max(0, number - 3)]
+        journal.metrics(late, {"val/loss": number / 4, "epoch": 0.5}, kind="val")
+        last |= {("val/loss", late): number / 4, ("epoch", late): 0.5}
+    write_all(tmp_path, journal.rows)
+
+    with fast_loader(tmp_path / "tensorboard") as stub:
+        shown = shown_when(stub, lambda found: len(set(map(place, found))) >= len(last))
+
+    points = {(each.tag, each.step, repr(each.value)) for each in shown}
+    assert {(each.tag, each.step) for each in shown} - {(STEP, step) for step in steps} == set(last)
+    assert {(tag, step, repr(value)) for (tag, step), value in last.items()} <= points
+    assert len({each.directory for each in shown}) <= 3
+
+
+def test_a_loader_that_is_open_sees_what_a_killed_sink_and_its_successor_wrote(
+    tmp_path: Path,
+) -> None:
+    """Fault 48: files that are cut and gone on with while TensorBoard has them open."""
+    journal = RowMaker()
+    for step in range(60):
+        journal.metrics(step, {"train/loss": step / 2})
+    sink = sink_in(tmp_path)
+    sink.open(START)
+    sink.write(journal.rows[:20])
+    position = sink.commit()
+
+    with fast_loader(tmp_path / "tensorboard", reload="1") as stub:
+        shown_when(stub, lambda found: len(losses(found)) == 20)
+        # The kill: rows 20 to 39 are on disk, and no position says so.
+        sink.write(journal.rows[20:40])
+        sink.commit()
+        shown_when(stub, lambda found: len(losses(found)) == 40)
+        sink.close()
+        later = sink_in(tmp_path)
+        assert later.open(through_json(position)) == 20
+        later.write(journal.rows[20:50])
+        position = later.commit()
+        # And a start anew from row 0, as after damage.
+        anew = sink_in(tmp_path)
+        anew.open(START)
+        anew.write(journal.rows)
+        anew.commit()
+        shown = shown_when(stub, lambda found: len(losses(found)) == 60)
+
+    assert losses(shown) == [(step, step / 2) for step in range(60)]
+
+
+def losses(found: list[Found]) -> list[tuple[int, float]]:
+    return [(each.step, each.value) for each in found if each.tag == "train/loss"]
+
+
+def place(each: Found) -> tuple[str, int]:
+    return each.tag, each.step
+
+
+def shown_when(
+    stub: api_grpc.TensorBoardDataProviderStub, is_whole: Callable[[list[Found]], bool]
+) -> list[Found]:
+    """All that is shown once it is whole, or all that is shown after a long time."""
+    deadline = monotonic() + LOAD_TIMEOUT_S
+    # The loader says nowhere that it is done; each call waits for the server.
+    while not is_whole(shown := shown_by(stub)) and monotonic() < deadline:
+        pass
+    return shown
+
+
 @contextmanager
-def fast_loader(logdir: Path) -> Iterator[api_grpc.TensorBoardDataProviderStub]:
+def fast_loader(
+    logdir: Path, reload: str = "once"
+) -> Iterator[api_grpc.TensorBoardDataProviderStub]:
     """The data server that `tensorboard` starts, without sampling."""
     # As a fifo, the file that the server writes its port to also tells when.
     port_file = logdir.parent / "port"
@@ -56,7 +143,7 @@ def fast_loader(logdir: Path) -> Iterator[api_grpc.TensorBoardDataProviderStub]:
     command = [
         server.server_binary(),
         f"--logdir={logdir}",
-        "--reload=once",
+        f"--reload={reload}",
         "--samples-per-plugin=scalars=all",
         "--port=0",
         f"--port-file={port_file}",

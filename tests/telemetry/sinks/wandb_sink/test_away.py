@@ -13,14 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from shared.events import RunFinished
 from telemetry.rows import Row
-from telemetry.sinks.base import START, Position, SinkContext, SinkUnavailable
+from telemetry.sinks.base import START, Position, SinkBehind, SinkContext, SinkUnavailable
 from telemetry.sinks.wandb import WandbSink, client, offline
 from telemetry.sinks.wandb import server as server_module
 from telemetry.sinks.wandb.link import Link, LinkFile
 from telemetry.sinks.wandb.online import Away
 from telemetry.sinks.wandb.server import View, resume_query
 from tests.fake_wandb import FakeWandb
+from tests.telemetry.sinks.helpers_rows import RowMaker
 
 from .conftest import RUN_ID, ManualClock, teardown_wandb
 from .journal import expected_history, mixed_journal, written_history
@@ -444,3 +446,34 @@ def test_a_torn_fragment_is_cut_so_that_it_can_be_synced(
         )
 
     check_whole(server, ROWS)
+
+
+def test_tries_of_an_ended_run_add_no_fragment_each(
+    online: SinkContext, clock: ManualClock, server: FakeWandb
+) -> None:
+    """A server that is away for a week is asked two thousand times. The last row, the run's
+    end, has a summary and no history row that a file would tell of."""
+    made = RowMaker()
+    made.start()
+    for step in range(20):
+        made.metrics(step, {"train/loss": 1.0})
+    made.append(RunFinished(status="finished", exit_code=0, summary={"best": 1.0}))
+    server.fail("401")
+    counts = []
+    for _ in range(4):
+        sink = make_sink(online, clock)
+        write_from(sink, made.rows, sink.open(START))
+        with pytest.raises(SinkBehind, match="refuses the API key"):
+            sink.finish("finished", 0)
+        sink.close()
+        teardown_wandb()
+        counts.append(len(offline.fragment_paths(online.out_dir / "wandb", RUN_ID)))
+
+    server.calm()
+    clock.pause(700)
+    run_on(online, clock, made.rows, START)
+
+    assert counts == [1, 1, 1, 1]
+    assert LinkFile(online.out_dir / "wandb", RUN_ID).value.settled_row == 0
+    check_whole(server, made.rows)
+    assert the_run(server).states[-1] == "finished"

@@ -113,6 +113,24 @@ def test_a_run_that_goes_on_is_preempted_and_then_taken_up_where_it_was(
     check_whole(server, rows)
 
 
+def test_a_sweeps_run_that_goes_on_is_not_called_preempted(
+    online: SinkContext, clock: ManualClock, server: FakeWandb
+) -> None:
+    """Its agent would be given the run a second time."""
+    context = online._replace(run={**online.run, "wandb_sweep_id": "s1"})
+    rows = mixed_journal(60)
+    sink = make_sink(context, clock)
+    sink.open(START)
+    sink.write(rows[:30])
+    position = sink.commit()
+    sink.close()
+
+    run_on(context, clock, rows, position)
+
+    assert "preempting" not in the_run(server).states and the_run(server).sweep == "s1"
+    check_whole(server, rows)
+
+
 def test_a_finish_that_could_not_be_committed_is_repeated_without_a_row(
     online: SinkContext, clock: ManualClock, server: FakeWandb
 ) -> None:

@@ -224,3 +224,37 @@ def test_what_is_not_known_or_not_readable_selects_nothing() -> None:
 def test_a_config_becomes_what_json_can_hold() -> None:
     odd = {"a": (1, b"x"), "b": {1: None}}
     assert plain(odd) == {"a": [1, "b'x'"], "b": {"1": None}}
+
+
+def test_what_a_former_session_says_late_changes_neither_config_nor_summary() -> None:
+    """Its spool was sent when its successor had long begun; its metrics are shown all the same."""
+    made = RowMaker()
+    made.start(session="old", config={"lr": 1})
+    made.start(session="new", config={"lr": 2})
+    for event in (
+        ConfigUpdated(config={"lr": 1}),
+        MetricsLogged(kind="train", step=3, values={"late": 1.0}),
+        RunFinished(status="failed", exit_code=1, summary={"best": 1}),
+    ):
+        made.append(event, session="old")
+    made.rows.append(made.start(session="older", config={"lr": 0})._replace(is_late=True))
+    del made.rows[-2]
+    made.append(RunFinished(status="finished", exit_code=0, summary={"best": 2}), session="new")
+
+    selected = [found for _, found in select(made.rows)]
+
+    assert [found.config for found in selected if found.config] == [{"lr": 1}, {"lr": 2}]
+    summaries = [found.summary for found in selected if found.summary]
+    assert summaries == [{"best": 2, "telemetry/run_status": "finished"}]
+    assert any(found.history and "late" in found.history for found in selected)
+
+
+def test_a_sidecar_that_calls_a_run_lost_is_believed() -> None:
+    """It speaks in place of a session that can't."""
+    made = RowMaker()
+    made.start()
+    made.append(RunFinished(status="lost"), source="sidecar", session="sc")
+
+    _, last = select(made.rows)[-1]
+
+    assert last.summary == {"telemetry/run_status": "lost"}

@@ -57,6 +57,43 @@ def history(step: int, **values: str) -> Any:
     return record
 
 
+@pytest.mark.parametrize("left", [0, 1, 6, 7, 8])
+def test_a_record_behind_the_last_bytes_of_a_block_is_found(left: int) -> None:
+    """With seven left a chunk begins there that holds nothing yet; with fewer none does."""
+    first = bytes(BLOCK_BYTES - len(HEADER) - 7 - left)
+    data, ends = framed([first, b"second", b"third"])
+
+    found = list(split_records(data[len(HEADER) :], len(HEADER)))
+
+    assert found == list(zip([first, b"second", b"third"], ends, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "cut", "is_run"),
+    [
+        ([], 0, False),
+        ([20], 0, False),
+        ([20, 30], 1, False),
+        ([20, 30], 0, True),
+        ([20, 30, 40], 5, True),
+        ([20, 100_000], 0, True),
+        ([20, 100_000], 50_000, True),
+        ([20, 20_000], 10, False),
+        ([100_000], 0, False),
+    ],
+)
+def test_a_file_is_a_run_from_its_second_record_on(
+    tmp_path: Path, sizes: list[int], cut: int, is_run: bool
+) -> None:
+    """The header and the run; a run whose configuration is longer than a block goes on behind."""
+    data, _ = framed([bytes(size) for size in sizes])
+    path = tmp_path / "run-x.wandb"
+    path.write_bytes(data[: len(data) - cut])
+
+    assert wandb_file.holds_a_run(path) is is_run
+    assert not wandb_file.holds_a_run(tmp_path / "none.wandb")
+
+
 sizes = st.one_of(st.integers(0, 200), st.integers(32_000, 33_000), st.integers(0, 100_000))
 payload_lists = st.lists(sizes.map(lambda size: random.Random(size).randbytes(size)), max_size=6)
 

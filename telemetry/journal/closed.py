@@ -1,0 +1,96 @@
+"""Closed streams: those that have ended, kept apart from the headers of segments.
+
+In: the entries of streams of which nothing more is expected.
+Out: the same entries, when the journal is opened again.
+Never: loses one that a header left out: it is on disk here before that header is written.
+
+    DATA_DIR/runs/<run_id>/journal/closed    table records, one behind the other
+
+A run of days has thousands of short workers. In every segment's header they would make
+it grow without end; a stream that speaks again, late, still goes on at its right number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from shared.record import (
+    STREAMS,
+    CorruptRecord,
+    StreamEntry,
+    decode_table,
+    encode_record,
+    encode_table,
+)
+from telemetry.journal.layout import sync_directory
+from telemetry.journal.scan import Damage, scan
+
+CLOSED_NAME: Final = "closed"
+ENTRIES_A_RECORD: Final = 1_000
+
+
+class Closed(NamedTuple):
+    """What the file says."""
+
+    streams: dict[int, StreamEntry]
+    size: int
+    """Bytes of its whole records: what lies behind them was cut short."""
+
+    is_damaged: bool
+    """Some entries can't be read; the segments have them, too."""
+
+
+def read_closed(directory: Path) -> Closed:
+    """Read the closed streams of a journal. Nothing is changed."""
+    try:
+        data = (directory / CLOSED_NAME).read_bytes()
+    except FileNotFoundError:
+        return Closed({}, 0, False)
+    except OSError:
+        return Closed({}, 0, True)
+    streams: dict[int, StreamEntry] = {}
+    size, is_damaged = 0, False
+    for item in scan(memoryview(data), 0, is_end=True):
+        if isinstance(item, Damage):
+            # Torn by a crash, perhaps; or something was cut that was whole once.
+            is_damaged = True
+            continue
+        try:
+            for number, entry in decode_table(item.payload).items():
+                streams[number] = entry
+        except CorruptRecord:
+            is_damaged = True
+        size = item.end
+    return Closed(streams, size, is_damaged)
+
+
+def append_closed(directory: Path, size: int, streams: dict[int, StreamEntry]) -> int:
+    """Add entries behind the whole records, durably, and return the new size.
+
+    Raises:
+        OSError: nothing was added.
+    """
+    items = list(streams.items())
+    parts = [items[at : at + ENTRIES_A_RECORD] for at in range(0, len(items), ENTRIES_A_RECORD)]
+    data = b"".join(encode_record(STREAMS, 0, 0, 0, 0, encode_table(dict(p))) for p in parts)
+    path = directory / CLOSED_NAME
+    is_new = not path.exists()
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        os.ftruncate(fd, size)
+        written = 0
+        while written < len(data):
+            written += os.pwrite(fd, data[written:], size + written)
+        os.fdatasync(fd)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(fd, size)
+        raise
+    finally:
+        os.close(fd)
+    if is_new:
+        sync_directory(directory)
+    return size + len(data)

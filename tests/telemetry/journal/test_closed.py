@@ -1,0 +1,192 @@
+"""Streams that have ended leave the headers of segments, and go on at their number."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.events import MetricsLogged
+from shared.record import decode_segment_header
+from telemetry.journal.closed import CLOSED_NAME, append_closed, read_closed
+from telemetry.journal.layout import segments
+from telemetry.journal.recovery import identify
+from telemetry.journal.writer import JournalFault, JournalWriter
+from tests.telemetry.journal.helpers import RUN, SESSION, is_whole, read_all, write
+
+SEGMENT_MAX = 600
+
+
+def header_bytes(directory: Path) -> list[int]:
+    sizes = []
+    for segment in segments(directory):
+        header = decode_segment_header(memoryview(segment.path.read_bytes()))
+        assert header is not None
+        sizes.append(header.size)
+    return sizes
+
+
+def worker(number: int) -> str:
+    return f"rank0.worker{number}"
+
+
+def of_workers(directory: Path, count: int) -> None:
+    """Workers that each say one frame and end."""
+    with JournalWriter(directory, SEGMENT_MAX) as writer:
+        for number in range(count):
+            write(writer, 2, worker(number))
+            writer.sync()
+            writer.end_stream(RUN, SESSION, worker(number))
+
+
+def test_thousands_of_short_workers_do_not_grow_the_headers(tmp_path):
+    """The last header names no more of them than the first ones."""
+    of_workers(tmp_path, 600)
+
+    sizes = header_bytes(tmp_path)
+
+    assert len(sizes) > 100 and max(sizes) < 500
+
+
+def test_a_closed_stream_that_speaks_again_goes_on_at_its_number(tmp_path):
+    """In the same process, in the next one, and read from any row. Exactly once."""
+    of_workers(tmp_path, 20)
+    with JournalWriter(tmp_path, SEGMENT_MAX) as writer:
+        assert writer.appended_seq(RUN, SESSION, worker(0)) == 1
+        for _ in range(3):
+            write(writer, 1, worker(0))
+            writer.sync()
+            writer.end_stream(RUN, SESSION, worker(0))
+            write(writer, 4, "rank1")
+            writer.sync()
+        last = writer.appended_seq(RUN, SESSION, worker(0))
+    with JournalWriter(tmp_path, SEGMENT_MAX) as writer:
+        assert writer.durable_seq(RUN, SESSION, worker(0)) == last == 4
+
+    rows, damage = read_all(tmp_path)
+
+    assert damage == [] and is_whole(tmp_path)
+    assert [r.seq for r in rows if r.source == worker(0)] == [0, 1, 2, 3, 4]
+    for first_row in range(rows[-1].row):
+        assert read_all(tmp_path, first_row)[0] == rows[first_row:]
+
+
+acts = st.lists(
+    st.tuples(
+        st.sampled_from(["write", "write", "end", "sync", "sync", "reopen"]), st.integers(0, 3)
+    ),
+    max_size=50,
+)
+
+
+@settings(max_examples=60)
+@given(acts=acts)
+def test_whatever_ends_and_goes_on_each_stream_has_its_numbers_once(tmp_path_factory, acts):
+    """However writes, ends, syncs and restarts follow one another."""
+    directory = tmp_path_factory.mktemp("run") / "journal"
+    writer = JournalWriter(directory, SEGMENT_MAX)
+    for act, which in acts:
+        if act == "write":
+            write(writer, 2, worker(which))
+        elif act == "end":
+            writer.end_stream(RUN, SESSION, worker(which))
+        elif act == "sync":
+            writer.sync()
+        else:
+            before = {n: writer.durable_seq(RUN, SESSION, worker(n)) for n in range(4)}
+            writer.close()
+            writer = JournalWriter(directory, SEGMENT_MAX)
+            after = {n: writer.durable_seq(RUN, SESSION, worker(n)) for n in range(4)}
+            assert after == before
+            assert {e.source: e.durable_seq for e in identify(directory)[1].values()} == {
+                worker(n): seq for n, seq in after.items() if seq >= 0
+            }
+    writer.close()
+
+    rows, damage = read_all(directory)
+
+    assert damage == []
+    for which in range(4):
+        seqs = [row.seq for row in rows if row.source == worker(which)]
+        assert seqs == list(range(len(seqs)))
+
+
+@pytest.mark.parametrize("damage", ["a bit", "cut", "gone", "bytes of the middle are gone"])
+def test_a_damaged_list_of_closed_streams_is_made_good_from_the_segments(tmp_path, damage):
+    """Otherwise a late event would be journaled a second time."""
+    of_workers(tmp_path, 30)
+    path = tmp_path / CLOSED_NAME
+    data = bytearray(path.read_bytes())
+    if damage == "a bit":
+        data[len(data) // 3] ^= 4
+    elif damage == "cut":
+        # Of entries whose segment was begun: only an unfinished one is cut by a crash.
+        data[len(data) // 2 :] = b""
+        data += b"\\x00"
+    else:
+        del data[len(data) // 3 : len(data) // 3 + 20]
+    path.write_bytes(data)
+
+    with JournalWriter(tmp_path, SEGMENT_MAX) as writer:
+        told = [writer.durable_seq(RUN, SESSION, worker(n)) for n in range(30)]
+        row = write(writer, 1, "rank7")
+        writer.sync()
+
+    assert told == [1] * 30 and row == 60
+    assert [r.source for r in read_all(tmp_path)[0]][-1] == "rank7"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE])
+def test_without_room_to_close_streams_the_headers_go_on_naming_them(tmp_path, monkeypatch, number):
+    """Nothing is lost; the next segment tries again."""
+
+    def failing(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("telemetry.journal.writer.append_closed", failing)
+        of_workers(tmp_path, 20)
+    with JournalWriter(tmp_path, SEGMENT_MAX) as writer:
+        told = [writer.durable_seq(RUN, SESSION, worker(n)) for n in range(20)]
+
+    assert told == [1] * 20 and read_closed(tmp_path).streams == {}
+
+
+def test_a_disk_that_fails_while_streams_are_closed_is_a_fault(tmp_path, monkeypatch):
+    """Nothing is acknowledged from it any more."""
+
+    def failing(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("telemetry.journal.writer.append_closed", failing)
+    with pytest.raises(JournalFault):
+        of_workers(tmp_path, 20)
+
+
+def test_a_torn_tail_of_the_list_is_written_over(tmp_path):
+    """A crash came while it grew; what it was to name is in the header still."""
+    of_workers(tmp_path, 20)
+    whole = read_closed(tmp_path)
+    with (tmp_path / CLOSED_NAME).open("ab") as file:
+        file.write(b"\\x1e\\x7e\\x02half a record")
+
+    torn = read_closed(tmp_path)
+    append_closed(tmp_path, torn.size, {99: next(iter(whole.streams.values()))})
+
+    assert torn.streams == whole.streams and torn.size == whole.size and torn.is_damaged
+    assert set(read_closed(tmp_path).streams) == {*whole.streams, 99}
+
+
+def test_metrics_of_a_closed_worker_read_back(tmp_path):
+    """A reader needs nothing but the segments."""
+    of_workers(tmp_path, 10)
+    (tmp_path / CLOSED_NAME).unlink()
+
+    rows, damage = read_all(tmp_path)
+
+    assert damage == [] and len(rows) == 20
+    assert all(isinstance(row.envelope.event(), MetricsLogged) for row in rows)
