@@ -61,7 +61,7 @@ def compare_schedule(
             f"the checkpoint's run has another schedule: {text}; give the arguments of the "
             "first run, or --change_schedule to go on with these"
         )
-    return [f"The schedule is another than the checkpoint's: {text}."]
+    return [f"The schedule differs from the checkpoint's: {text}."]
 
 
 def compare_arguments(

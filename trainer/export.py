@@ -230,7 +230,7 @@ def _restore(model: BitNetQDyT, config: dict[str, Any], tensors: dict[str, Tenso
             del tensors[f"{name}.codes"], tensors[f"{name}.scale"]
         else:
             _fill(table, tensors.pop(name), name)
-    # Linear layers; then fix the bits. Weights hold their quantized values and need none.
+    # Linear layers. The weights are filled with quantized values, so only inputs keep bits.
     for name, module in _sites(model):
         if isinstance(module, QuantizedLinear):
             _restore_linear(name, module, tensors)

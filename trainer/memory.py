@@ -39,5 +39,5 @@ def explain_out_of_memory(
 def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # On a CPU torch raises a plain RuntimeError, which only its text tells apart.
+    # On a CPU torch raises a plain RuntimeError; only its text tells that memory is the cause.
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _CPU_TEXTS)

@@ -138,7 +138,7 @@ def prepare(
         chosen=parse_model_options(args.model_option),
         before=checkpoint["model_config"] if checkpoint and goes_on else None,
     )
-    # The checkpoint has to be of this run; other differences are told.
+    # The checkpoint has to fit this run; differences that are allowed are told to the user.
     identity = run_identity(model_config, args.seed, corpus, tokenizer, length)
     if checkpoint is not None:
         check_identity(checkpoint, identity, besides=SPANS)

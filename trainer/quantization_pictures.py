@@ -76,7 +76,7 @@ def draw_page(
         ),
         _bars(
             "Signal to noise of the activations",
-            "SQNR in dB of the input of each linear layer; the bits in force behind it.",
+            "SQNR in dB of the input of each linear layer, followed by its bits in force.",
             readings,
             "sqnr_db",
             unit=" dB",
@@ -105,7 +105,7 @@ def draw_page(
         ),
         _figure(
             "Scales",
-            "Counts of the learned scales, one a row of the weight.",
+            "Counts of the learned scales; each row of a weight has one.",
             weights,
             lambda site: _histogram(weights[site].scales),
         ),

@@ -48,8 +48,8 @@ def _judge(name: str, value: float, values: Mapping[str, float]) -> Iterator[str
         yield f"{name} is {value:.3f}, above {LARGEST_FLIP_RATE:.3f}: codes do not settle"
     if metric == "oscillating_ratio" and value > LARGEST_OSCILLATING:
         yield (
-            f"{name} is {value:.3f}, above {LARGEST_OSCILLATING:.3f}: so many weights go back "
-            "and forth between two codes"
+            f"{name} is {value:.3f}, above {LARGEST_OSCILLATING:.3f}: this share of the weights "
+            "goes back and forth between two codes"
         )
     if metric == "flip_rate_per_step" and value == 0.0:
         yield f"{name} is 0: no code has changed in the steps before"
@@ -58,4 +58,4 @@ def _judge(name: str, value: float, values: Mapping[str, float]) -> Iterator[str
     # A quantizer that QDrop bypassed gives its columns no gradient, as it should.
     is_whole = values.get(f"{place}/bypassed_ratio", 0.0) == 0.0
     if metric == "gradient_missing_ratio" and value > 0.0 and is_whole:
-        yield f"{name} is {value:.3f}: so many parameters have no gradient"
+        yield f"{name} is {value:.3f}: this share of the parameters has no gradient"
