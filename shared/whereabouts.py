@@ -29,6 +29,7 @@ def endpoint_of(endpoint: Any, environ: Mapping[str, str] = os.environ) -> str |
         ValueError: it is no address, and the environment does not say it.
     """
     said = environ.get(ENDPOINT_VARIABLE) or None
+    endpoint = None if endpoint == "" else endpoint  # os.environ.get(…, ""), and a flag left empty
     if endpoint is None and said is None:
         log.warning("telemetry has no endpoint (%s is not set): spooling only", ENDPOINT_VARIABLE)
         return None

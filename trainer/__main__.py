@@ -1,4 +1,7 @@
-"""`python -m trainer [evaluate|export]`: runs, and says in one line what cannot be done."""
+"""Command line of the trainer: `python -m trainer [evaluate|export]`.
+
+Errors that a user can cause are told in one line, without a traceback.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# `python -m` searches the working directory before everything else. Where we were found
-# elsewhere, a folder `shared` in it is somebody's own, and not for us.
+# `python -m` searches the working directory before everything else. If this package is
+# installed elsewhere, a folder `shared` in the working directory is not ours.
 ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__" and not sys.flags.safe_path and Path(sys.path[0]).resolve() != ROOT:
     del sys.path[0]
@@ -18,7 +21,7 @@ places = [] if found is None else list(found.submodule_search_locations or [])
 if places and Path(places[0]).resolve() != ROOT / "shared":
     sys.exit(f"error: {places[0]} hides our package `shared`; take it out of PYTHONPATH")
 
-# ruff: noqa: E402 - what follows is imported from the path as it is now
+# ruff: noqa: E402 - the imports below need the path as it is now
 from shared.terminal import prepare_streams
 from trainer.args import parse_args
 from trainer.checkpoint_args import COMMANDS, parse_checkpoint_args
@@ -30,18 +33,18 @@ EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, evaluate or export, as the command line says; returns the exit code."""
+    """Train, evaluate or export, as the command line says; return the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    # OpenMP threads that spin while they wait for one another stand still when anything
-    # else wants a core: measured at 130 tokens/s against 4,000 on two busy cores. Read
-    # by the OpenMP runtime when torch loads it.
+    # By default OpenMP threads spin while they wait for one another, which is slow when other
+    # programs need the cores: 130 tokens/s against 4,000 on two busy cores. The OpenMP runtime
+    # reads this variable when torch loads it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     prepare_streams()
     try:
         if argv and argv[0] in COMMANDS:
             return _assess(argv)
         args = parse_args(argv)
-        # Here, so that --help and a mistyped flag do not wait for torch.
+        # Imported here, so that --help and a mistyped flag do not wait for torch.
         from trainer.run import run
 
         return run(args, os.environ)

@@ -1,11 +1,8 @@
-"""The C library's allocator: memory that one step frees is there for the next.
+"""Settings of the C library's allocator: the memory that one step frees is kept for the next.
 
-In: nothing.
-Out: whether the allocator could be told.
-Never: matters on an accelerator, whose memory torch keeps by itself.
-
-glibc gives what is freed at the top of its heap back to the kernel, and each step then
-faults the pages of its temporaries in anew: a fifth of a step of the small size on a CPU.
+This matters on a CPU only; on an accelerator torch keeps freed memory by itself. By default
+glibc returns freed memory at the top of its heap to the kernel, and each step then has page
+faults for its temporaries: a fifth of the time of a step of the small size.
 """
 
 from __future__ import annotations
@@ -17,12 +14,12 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 _LARGEST_INT = 2**31 - 1
 _TOP_PAD_BYTES = 64 * 2**20
-# The largest that glibc takes; what is larger is mapped, and given back, each time.
+# The largest value that glibc accepts. Larger blocks are mapped, and unmapped, each time.
 _MMAP_THRESHOLD_BYTES = 32 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Let the process keep what it has had. False where the C library is not glibc."""
+    """Make the process keep memory that it frees. False if the C library is not glibc."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False

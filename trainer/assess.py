@@ -1,6 +1,6 @@
-"""Evaluate and export: what is done with a checkpoint when its run is over.
+"""The commands `evaluate` and `export`, which read a checkpoint.
 
-In: a checkpoint and held-out text.
+In: a checkpoint and text.
 Out: loss and perplexity, tables and pictures of the quantization, or a packed export.
 Never: changes the checkpoint.
 """
@@ -42,15 +42,16 @@ Batches = Callable[[], Iterator[Batch]]
 
 
 def assess(args: CheckpointArgs, say: Say) -> int:
-    """Do what the command says; returns the exit code.
+    """Evaluate or export a checkpoint as the arguments say; return the exit code.
 
     Raises:
-        BadInput: it cannot be done.
+        BadInput: an argument cannot be carried out.
     """
     device = resolve_device(args.device, fp16=False, place=Place())
     use_device(device)
     checkpoint = read_checkpoint(args.checkpoint)
     model = rebuild_model(checkpoint).to(device)
+    # Loss and accuracy; with --calibrate also those of the calibrated model.
     if args.command == "evaluate" or args.calibrate:
         text = load_text(args, checkpoint, say)
         batches = text.batches(args.split, args.eval_batches)
@@ -67,6 +68,7 @@ def assess(args: CheckpointArgs, say: Say) -> int:
             observe_quantization(model, next(batches()).to(device))
             print_tables(model)
             write_page(model, args, result, say)
+    # The export, which is calibrated if that lowered the loss.
     if args.command == "export":
         assert args.out is not None
         try:
@@ -80,23 +82,23 @@ def assess(args: CheckpointArgs, say: Say) -> int:
 
 @dataclass(frozen=True)
 class Text:
-    """Packed rows by split, and how they are evaluated."""
+    """Packed rows by split, with the batch size and masking of their evaluation."""
 
     rows: Mapping[str, Tensor]
     batch_size: int
     masking: Masking
 
     def batches(self, split: str, limit: int = 0) -> Batches:
-        """The batches of a split, from the first on at every call; of all rows where limit is 0."""
+        """Return a function that gives the first `limit` batches of a split; all if limit is 0."""
         rows = self.rows[split]
         return lambda: evaluation_batches(rows, self.batch_size, self.masking, limit)
 
 
 def load_text(args: CheckpointArgs, checkpoint: Checkpoint, say: Say) -> Text:
-    """The text that the run itself had, or the one that was asked for.
+    """Load the text of --dataset, or that of the run, with the run's own tokenizer.
 
     Raises:
-        BadInput: text or tokenizer cannot be had, or the tokenizer is not the run's.
+        BadInput: text or tokenizer cannot be loaded, or the tokenizer is not the run's.
     """
     ours: dict[str, Any] = checkpoint["arguments"]
     dataset = args.dataset or ours["dataset"]
@@ -115,10 +117,10 @@ def load_text(args: CheckpointArgs, checkpoint: Checkpoint, say: Say) -> Text:
 
 
 def load_own_tokenizer(checkpoint: Checkpoint, say: Say) -> LoadedTokenizer:
-    """The tokenizer of the checkpoint's run.
+    """Load the tokenizer of the checkpoint's run.
 
     Raises:
-        BadInput: it cannot be had, or what has its name is another one now.
+        BadInput: it cannot be loaded, or the one of that name has changed since.
     """
     dataset = checkpoint["arguments"]["dataset"]
     tokenizer = load_tokenizer(tokenizer_of(checkpoint), dataset, say, is_chosen=True)
@@ -132,9 +134,9 @@ def load_own_tokenizer(checkpoint: Checkpoint, say: Say) -> LoadedTokenizer:
 
 
 def export_tokenizer(checkpoint: Checkpoint, directory: Path, say: Say) -> None:
-    """Put the tokenizer beside the weights, where AutoTokenizer finds it.
+    """Save the tokenizer beside the weights, where AutoTokenizer finds it.
 
-    Whoever exports where it cannot be had gets the weights all the same.
+    If it cannot be loaded or saved, a line says so, and the export stays without it.
     """
     try:
         load_own_tokenizer(checkpoint, say).backend.save_pretrained(directory)
@@ -143,10 +145,11 @@ def export_tokenizer(checkpoint: Checkpoint, directory: Path, say: Say) -> None:
 
 
 def calibrate(model: BitNetQDyT, text: Text, device: torch.device, say: Say) -> bool:
-    """Freeze group means where they lower the loss; returns True if they do.
+    """Fix the group means of the norms if that lowers the loss; return True if it does.
 
-    Measured on every second of the first batches of the training text, and judged on the
-    others: the text that is evaluated, validation or test, has no part in either.
+    The means are measured on every second of the first batches of the training text, and
+    the losses are compared on the others. The text of the evaluation, validation or test,
+    is not used for either.
     """
     measured, judged = _halves(text.batches("train", 2 * CALIBRATION_BATCHES))
     before = _evaluate(model, judged, device)
@@ -163,7 +166,7 @@ def calibrate(model: BitNetQDyT, text: Text, device: torch.device, say: Say) -> 
 
 
 def _halves(batches: Batches) -> tuple[Batches, Batches]:
-    """Batches with an even number, and those with an odd one."""
+    """Split batches into those with an even number and those with an odd number."""
     return (
         lambda: itertools.islice(batches(), 0, None, 2),
         lambda: itertools.islice(batches(), 1, None, 2),
@@ -172,7 +175,7 @@ def _halves(batches: Batches) -> tuple[Batches, Batches]:
 
 @torch.no_grad()
 def observe_quantization(model: BitNetQDyT, batch: Batch) -> None:
-    """One forward in training mode, which is where the modules take their readings."""
+    """Run one forward in training mode, since only there the modules take readings."""
     model.train()
     model.observe(True)
     model(*batch.inputs)
@@ -181,10 +184,10 @@ def observe_quantization(model: BitNetQDyT, batch: Batch) -> None:
 
 
 def write_page(model: BitNetQDyT, args: CheckpointArgs, result: str, say: Say) -> None:
-    """The pictures of the quantization, where the user wants them or beside the checkpoint.
+    """Write the page of pictures to --report, or beside the checkpoint by default.
 
     Raises:
-        BadInput: they cannot be written there.
+        BadInput: the page cannot be written there.
     """
     checkpoint = args.checkpoint.resolve()
     path = args.report or checkpoint.with_name(f"quantization-{checkpoint.name}.html")

@@ -1,4 +1,4 @@
-"""Block profile: how long each block takes, forward and backward, in one step of many.
+"""The profile of blocks: the time of each block's forward and backward in selected steps.
 
 In: the blocks of an encoder.
 Out: seconds by block and direction, once they are known.
@@ -21,7 +21,10 @@ Spans = dict[str, list[list[Any]]]
 
 
 class BlockProfile:
-    """Hooks are there only while a step is measured. Not thread-safe."""
+    """The profile of one run's blocks, which have hooks only while a step is measured.
+
+    Not thread-safe.
+    """
 
     def __init__(self, blocks: Iterable[nn.Module], device: torch.device) -> None:
         self._blocks = list(blocks)
@@ -30,7 +33,7 @@ class BlockProfile:
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Measure the forwards and backwards of one step."""
+        """Measure the forwards and backwards of one step within the context."""
         spans: Spans = defaultdict(list)
         hooks = []
         for number, block in enumerate(self._blocks):
@@ -45,7 +48,10 @@ class BlockProfile:
         self._measured.append((step, spans))
 
     def arrived(self) -> list[tuple[int, dict[str, float]]]:
-        """Steps whose seconds are known by now, oldest first; micro batches add up."""
+        """Return (step, seconds by metric name) of steps whose times are known, oldest first.
+
+        The times of a step's micro batches are added up. Each step is returned once.
+        """
         done = []
         while self._measured and _is_over(self._measured[0][1]):
             step, spans = self._measured.popleft()

@@ -1,33 +1,36 @@
-"""Checkpoints: everything that a run needs to go on as if it had never stopped.
+"""Checkpoints: all state of a run that is needed to continue it exactly.
 
 In: the state of a run between two steps, as tensors and plain values.
-Out: OUTPUT_DIR/checkpoints/step-000500/, and the file `latest` beside it with that name.
+Out: OUTPUT_DIR/checkpoints/step-000500/, and the file checkpoints/latest, which names it.
 Never: leaves half a checkpoint under a checkpoint's name, replaces one of another run, or
-runs code from one it reads.
+runs code from a checkpoint that it reads.
 
-A run that begins where there are checkpoints already has its own in checkpoints/RUN_ID/; one
-that goes on writes beside the checkpoint it came from. `latest` is in checkpoints/ and names
-the newest of all of them, for example RUN_ID/step-000500.
+The first run in an OUTPUT_DIR has its checkpoints in checkpoints/, a later one in
+checkpoints/RUN_ID/. A resumed run writes beside the checkpoint that it resumed from, if that
+is in the same OUTPUT_DIR. `latest` names the newest checkpoint of all these runs, for example
+RUN_ID/step-000500.
 
 A checkpoint is a directory of these files:
 
     model.safetensors      weights and buffers, by their names in the model
-    optimizer.safetensors  PARAMETER.NAME: what AdamW keeps, parameters by their number
-    teacher.safetensors    the averaged teacher, of a run that has one
-    state.json             all that is not a tensor:
+    optimizer.safetensors  PARAMETER.NAME: AdamW's state NAME, parameters by their number
+    teacher.safetensors    the averaged teacher, if the run has one
+    state.json             everything that is not a tensor:
 
     format         2
     run_id, run_name
     step           optimizer steps done, of total_steps
-    schedule       what learning rate and stages follow from; rows_per_step
-    position       rows read, in the order that the seed gives them
-    best_val_loss  float or null, on masks of evaluation_seed
-    identity       what must not change in mid-run: model fields, seed, hashes of text and tokens
-    arguments      the arguments of the session that wrote it
+    schedule       total_steps, learning_rate, scheduler, warmup_steps and the model's spans
+    rows_per_step  rows in an optimizer step, in all processes together
+    position       rows read since the start, in the order that the seed determines
+    best_val_loss  float or null, measured with the masks of evaluation_seed
+    identity       values that a resumed run must share: seed, row length, dataset and
+                   tokenizer with their hashes, fields of the model's configuration
+    arguments      the arguments of the process that wrote the checkpoint
     model_config   the fields of the model's configuration
-    param_groups, scaler   of the optimizer and of the gradient scaler
+    param_groups, scaler   state of the optimizer and of the gradient scaler
     random         a list by rank: states of the python, numpy and torch generators
-    window         what the next logged mean already holds
+    window         loss_sum and steps since the last logged step
 """
 
 from __future__ import annotations
@@ -52,16 +55,18 @@ MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.j
 TEACHER = "teacher.safetensors"
 
 Checkpoint = dict[str, Any]
-"""As above, with "model", "optimizer" and "teacher" as state dicts, the last one empty where
-there is none, and param_groups within "optimizer"."""
+"""The values of state.json, and "model", "optimizer" and "teacher" as state dicts. "teacher" is
+empty if there is none, and param_groups are within "optimizer"."""
 
 
 class CheckpointDirectory:
-    """The checkpoints of one output directory, as one run sees them.
+    """The checkpoint directory of one run within an output directory.
 
-    run_id names the directory of a run that is not alone there; without one it is. Of
-    resumed_from only a place in this output directory counts. The run's own directory is
-    made, and thereby taken, at its first checkpoint.
+    A run with a run_id has a subdirectory of that name if there are checkpoints of another
+    run already; a run without one always uses checkpoints/ itself. A run that resumed from a
+    checkpoint in this output directory writes beside it. The directory is made at the first
+    checkpoint, which reserves it for this run. keep is the number of newest checkpoints that
+    are kept, 0 for all. Not thread-safe.
     """
 
     def __init__(
@@ -76,10 +81,10 @@ class CheckpointDirectory:
         self._own: Path | None = None
 
     def save(self, checkpoint: Checkpoint) -> Path:
-        """Write a checkpoint, point `latest` at it, and delete what is more than keep.
+        """Write a checkpoint, make `latest` name it, and delete the oldest above `keep`.
 
         Raises:
-            OSError: `latest` still names the one before.
+            OSError: it cannot be written; `latest` still names the checkpoint before.
         """
         if self._own is None:
             self._own = self._take_directory()
@@ -91,10 +96,10 @@ class CheckpointDirectory:
         return target
 
     def resolve(self, resume_from: str) -> Path:
-        """The directory that --resume_from means.
+        """Return the directory that --resume_from names.
 
         Raises:
-            BadInput: `latest`, and there is none.
+            BadInput: it is `latest`, and there is no checkpoint.
         """
         if resume_from != LATEST:
             return Path(resume_from)
@@ -108,11 +113,11 @@ class CheckpointDirectory:
         return self.path / name
 
     def is_anothers(self) -> bool:
-        """True if checkpoints are here already that this run does not go on from."""
+        """True if there are checkpoints already and this run did not resume from them."""
         return self._place_of_resumed() is None and self.path.exists()
 
     def _place_of_resumed(self) -> Path | None:
-        """The directory in this output directory that the run's checkpoint came from."""
+        """Return the directory here that the run's checkpoint came from; None if elsewhere."""
         if self._resumed_from is None:
             return None
         place, ours = self._resumed_from.resolve().parent, self.path.resolve()
@@ -125,7 +130,7 @@ class CheckpointDirectory:
         if place is not None:
             return place
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # mkdir says who was first, also where two runs begin at once.
+        # mkdir succeeds for one run only, also if two begin at the same time.
         if _make(self.path) or self._run_id is None:
             return self.path
         names = (self._run_id if n == 1 else f"{self._run_id}-{n}" for n in itertools.count(1))
@@ -140,7 +145,7 @@ class CheckpointDirectory:
 
 
 def _make(path: Path) -> bool:
-    """Make a directory; False if it is there already."""
+    """Make a directory; return False if it exists already."""
     try:
         path.mkdir()
     except FileExistsError:
@@ -152,7 +157,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint onto the CPU.
 
     Raises:
-        BadInput: there is none, it is damaged, or of another program or a newer version.
+        BadInput: there is none, it is damaged, or its format is not the one we read.
     """
     way_out = "name another one, or train anew"
     try:
@@ -177,7 +182,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> str:
-    """Name of the tokenizer that a run has used, which need not be the one it asked for."""
+    """Return the name of the tokenizer that a run used.
+
+    It differs from the --tokenizer of the run if the shipped one took the default's place.
+    """
     name: str = checkpoint["identity"]["tokenizer"].rpartition(" ")[0]
     return name
 
@@ -185,12 +193,12 @@ def tokenizer_of(checkpoint: Checkpoint) -> str:
 def check_identity(
     checkpoint: Checkpoint, identity: Mapping[str, Any], besides: Collection[str] = ()
 ) -> None:
-    """Refuse to go on with another model, other data or another seed.
+    """Refuse to resume with another model, other data or another seed.
 
-    besides names what is left to another check.
+    besides holds names that are not compared here.
 
     Raises:
-        BadInput: names the first difference.
+        BadInput: a value differs; the message names the first.
     """
     saved = checkpoint["identity"]
     for name in [*identity, *(set(saved) - set(identity))]:
@@ -213,10 +221,10 @@ def _check_format(state: Any, path: Path, way_out: str) -> None:
 
 
 def _write(checkpoint: Checkpoint, directory: Path) -> None:
-    """Its files.
+    """Write the files of a checkpoint into a directory.
 
     Raises:
-        OSError: no room, or no right to write.
+        OSError: the disk is full, or writing is not allowed.
     """
     state = {k: v for k, v in checkpoint.items() if k not in ("model", "optimizer", "teacher")}
     state["param_groups"] = checkpoint["optimizer"]["param_groups"]
@@ -225,7 +233,7 @@ def _write(checkpoint: Checkpoint, directory: Path) -> None:
         save_file(_plain(_pack_optimizer(checkpoint["optimizer"])), directory / OPTIMIZER)
         if checkpoint.get("teacher"):
             save_file(_plain(checkpoint["teacher"]), directory / TEACHER)
-    except SafetensorError as exc:  # it wraps what the disk had to say
+    except SafetensorError as exc:  # safetensors wraps errors of the disk in its own
         raise OSError(str(exc)) from exc
     (directory / STATE).write_text(json.dumps(state, indent=1) + "\n")
 

@@ -1,6 +1,6 @@
-"""Arguments of the commands that read a checkpoint: evaluate and export.
+"""Arguments of the commands `evaluate` and `export`, which read a checkpoint.
 
-In: the command line behind the command's name.
+In: the command line.
 Out: CheckpointArgs.
 Never: imports torch, so that --help and a mistyped flag are answered at once.
 """
@@ -21,7 +21,7 @@ COMMANDS = ("evaluate", "export")
 
 @dataclass(frozen=True)
 class CheckpointArgs:
-    """What to do with a checkpoint; None is what the run itself had."""
+    """All arguments of evaluate or export; a None in dataset or batch_size is the run's own."""
 
     command: str
     checkpoint: Path
@@ -55,7 +55,7 @@ def parse_checkpoint_args(argv: Sequence[str]) -> CheckpointArgs:
 
 
 def make_checkpoint_parser(command: str) -> argparse.ArgumentParser:
-    """The flags of one of the COMMANDS."""
+    """Build the parser of the flags of one of the COMMANDS."""
     what = {"evaluate": "Loss and perplexity of a checkpoint.", "export": "Pack a checkpoint."}
     parser = _Parser(
         prog=f"python -m trainer {command}", description=what[command], allow_abbrev=False
@@ -63,12 +63,12 @@ def make_checkpoint_parser(command: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("checkpoint", type=Path, help="directory step-… of a run", metavar="CHECKPOINT")
     add("--split", choices=("validation", "test"), default="validation", help="held-out text")
-    add("--dataset", choices=DATASETS, help="other text than the run's own")
+    add("--dataset", choices=DATASETS, help="text instead of the run's own")
     add("--batch_size", type=_positive, help="rows in a batch; the run's by default")
-    add("--eval_batches", type=_count, default=0, help="batches at most; 0 for all")
+    add("--eval_batches", type=_count, default=0, help="largest number of batches; 0 for all")
     add("--cache_dir", type=Path, default=Path("./cache"), help="where tokenized text is kept")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("--calibrate", action="store_true", help="fixed group means in QDyT, where that helps")
+    add("--calibrate", action="store_true", help="fix group means of QDyT if that lowers the loss")
     if command == "evaluate":
         add("--analyze_quantization", action="store_true", help="tables and pictures by layer")
         add(

@@ -1,8 +1,8 @@
-"""Comparison: what a session changes of the run that it goes on with.
+"""Comparison of a resumed run's settings with those in its checkpoint.
 
-In: a checkpoint, and the schedule and arguments of the session that goes on from it.
-Out: sentences about what is another now; a refusal where that would bend the schedule.
-Never: looks at what makes it another run altogether; that is check_identity's.
+In: a checkpoint, and the schedule and arguments of the run that resumes from it.
+Out: sentences about the differences; a refusal if they change the schedule.
+Never: compares model, data or seed; check_identity does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trainer.plan import Plan
 from trainer.schedule import last_trained, schedule_state
 from trainer.spans import SPANS
 
-# Arguments that decide how a step is taken, and not which step it is.
+# Arguments that change how a step is computed, but neither the schedule nor the identity.
 TRAINING_ARGUMENTS = (
     "batch_size", "gradient_accumulation_steps", "weight_decay", "grad_clip", "mlm_probability",
     "fp16", "bf16", "teacher", "teacher_temperature", "teacher_weight",
@@ -27,7 +27,7 @@ TRAINING_ARGUMENTS = (
 
 
 def schedule_of(plan: Plan, config: ModelConfig) -> dict[str, Any]:
-    """All that the learning rate and the stages of a step follow from, as a checkpoint has it."""
+    """Return the values that learning rate and stages follow from, as a checkpoint has them."""
     return {
         "total_steps": plan.total_steps,
         "learning_rate": plan.learning_rate,
@@ -40,10 +40,12 @@ def schedule_of(plan: Plan, config: ModelConfig) -> dict[str, Any]:
 def compare_schedule(
     checkpoint: Checkpoint, schedule: Mapping[str, Any], config: ModelConfig, is_allowed: bool
 ) -> list[str]:
-    """Sentences about a schedule that is another than the checkpoint's.
+    """Return a sentence about differences between the schedule and the checkpoint's.
+
+    The list is empty if there are none.
 
     Raises:
-        BadInput: it is another, and that is not allowed.
+        BadInput: there are differences, and is_allowed is false.
     """
     saved = _saved_schedule(checkpoint)
     changes = [
@@ -59,13 +61,16 @@ def compare_schedule(
             f"the checkpoint's run has another schedule: {text}; give the arguments of the "
             "first run, or --change_schedule to go on with these"
         )
-    return [f"The schedule is another than the checkpoint's: {text}."]
+    return [f"The schedule differs from the checkpoint's: {text}."]
 
 
 def compare_arguments(
     checkpoint: Checkpoint, arguments: Mapping[str, Any], rows_per_step: int, world_size: int
 ) -> list[str]:
-    """A sentence about arguments of training that are others than the session's before."""
+    """Return a sentence about training arguments that differ from the checkpoint's.
+
+    The list is empty if there are none.
+    """
     saved = checkpoint["arguments"]
     changes = [
         f"--{name} {_shown(saved.get(name))} is {_shown(arguments.get(name))} now"
@@ -76,11 +81,14 @@ def compare_arguments(
     if before != rows_per_step:
         changes.append(f"a step had {before} rows and has {rows_per_step}")
     changes += _place_changes(checkpoint["random"], world_size)
-    return [f"Other than before the checkpoint: {', '.join(changes)}."] if changes else []
+    return [f"Changed since the checkpoint: {', '.join(changes)}."] if changes else []
 
 
 def _place_changes(random: Sequence[Mapping[str, Any]], world_size: int) -> list[str]:
-    """What keeps the noise of training from going on where it was; random is by rank."""
+    """Describe changes of processes or GPUs, after which random noise can't continue exactly.
+
+    random has the checkpoint's states of generators by rank.
+    """
     changes = []
     if len(random) != world_size:
         changes.append(f"{len(random)} processes are {world_size} now")
@@ -92,7 +100,7 @@ def _place_changes(random: Sequence[Mapping[str, Any]], world_size: int) -> list
 
 
 def _saved_schedule(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What is known of it; a checkpoint of an older version knows less."""
+    """Return the checkpoint's schedule; without warmup_steps if it is of an older version."""
     names = ("learning_rate", "scheduler")
     found = {name: checkpoint["arguments"][name] for name in names}
     found |= {name: checkpoint["model_config"][name] for name in SPANS}

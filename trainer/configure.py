@@ -1,7 +1,7 @@
-"""Configuration: from arguments and data to the plan of a run, and to what is said about it.
+"""Configuration: a run's plan, model settings, recorded config and identity.
 
 In: TrainArgs, the packed rows, the model.
-Out: plain values, and one sentence for each that is not as the user might expect.
+Out: plain values, and a sentence for each that the user might not expect.
 Never: builds a model or reads a file.
 """
 
@@ -27,7 +27,7 @@ Say = Callable[[str], None]
 
 
 def build_model_config(args: TrainArgs, vocabulary_size: int) -> ModelConfig:
-    """The model's configuration.
+    """Build the model's configuration from the arguments.
 
     Raises:
         BadInput: it cannot be built, or is too short for the rows that were asked for.
@@ -46,17 +46,17 @@ def build_model_config(args: TrainArgs, vocabulary_size: int) -> ModelConfig:
 
 
 def row_length(args: TrainArgs, config: ModelConfig, say: Say) -> int:
-    """Tokens in a row: what was asked for, or the default as far as the model goes."""
+    """Return the tokens in a row: --max_length, but at most what the model takes."""
     if args.max_length > config.max_length:
         say(f"Rows have {config.max_length} tokens, the most that size {args.model_size} takes.")
     return min(args.max_length, config.max_length)
 
 
 def build_plan(args: TrainArgs, training_rows: int, world_size: int = 1) -> Plan:
-    """The numbers that the loop follows.
+    """Build the plan of a run.
 
     Raises:
-        BadInput: a warmup that the run would never leave, or no text.
+        BadInput: there is no text, or the warmup is not shorter than the run.
     """
     if not training_rows:
         raise BadInput(f"dataset {args.dataset} has no text to learn from")
@@ -85,7 +85,7 @@ def build_plan(args: TrainArgs, training_rows: int, world_size: int = 1) -> Plan
 def describe_data(
     corpus: Corpus, tokenizer: LoadedTokenizer, rows: Mapping[str, Tensor], plan: Plan
 ) -> dict[str, Any]:
-    """What a run's config says about text, vocabulary and batches."""
+    """Return the part of a run's config about text, vocabulary and batches."""
     counts = {f"{split}_rows": len(part) for split, part in rows.items()}
     batches = {
         f"{split}_batches": math.ceil(len(part) / plan.batch_size) for split, part in rows.items()
@@ -107,7 +107,7 @@ def describe_data(
 
 
 def describe_model(model: nn.Module, config: ModelConfig) -> dict[str, Any]:
-    """What a run's config says about the model: dimensions, settings, true sizes."""
+    """Return the part of a run's config about the model: settings and parameter counts."""
     parameters = list(model.parameters())
     return {
         "total_parameters": sum(p.numel() for p in parameters),
@@ -119,7 +119,7 @@ def describe_model(model: nn.Module, config: ModelConfig) -> dict[str, Any]:
 def run_identity(
     config: ModelConfig, seed: int, corpus: Corpus, tokenizer: LoadedTokenizer, row_tokens: int
 ) -> dict[str, Any]:
-    """What a run must have in common with the checkpoint that it goes on from."""
+    """Return the values that must equal those of the checkpoint a run resumes from."""
     return {
         "seed": seed,
         "row length": row_tokens,
@@ -130,7 +130,7 @@ def run_identity(
 
 
 def parse_model_options(options: Sequence[str]) -> dict[str, Any]:
-    """Fields of the model's configuration that were chosen, by name.
+    """Parse --model_option into fields of the model's configuration, by name.
 
     Raises:
         BadInput: an option is not FIELD=VALUE.

@@ -1,13 +1,13 @@
-"""Corpus: the text a run learns from, in paragraphs, and the hash that says which text it was.
+"""The corpus: the text that a run learns from, in paragraphs, with a hash that identifies it.
 
 In: the name of a dataset.
 Out: a Corpus with the splits "train", "validation" and "test".
 Never: puts one dataset in the place of another.
 
-WikiText comes with marks of its own tokenization: `@-@`, `@,@` and `@.@` stand for a hyphen, a
-comma and a point within a word or number, and are written as such here. `<unk>`, in the
-datasets that are not raw, stands for a word that is not there any more; it stays, and
-tokenizers read it as their unknown token, which is never predicted.
+WikiText has marks of its own tokenization: `@-@`, `@,@` and `@.@` stand for a hyphen, a comma
+and a point within a word or number, and are replaced by them here. `<unk>`, in the datasets
+that are not raw, stands for a rare word that was removed. It is kept, and tokenizers read it as
+their unknown token, which is never predicted.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def load_corpus(name: str, say: Callable[[str], None]) -> Corpus:
 
 
 def load_sample() -> Corpus:
-    """The embedded sample: six novels; the last is validation and test, half each."""
+    """Load the embedded sample: six novels; the last is validation and test, half each."""
     text = lzma.decompress(SAMPLE_PATH.read_bytes()).decode("ascii")
     before, title, last_novel = text.partition(f"\n{SAMPLE_LAST_NOVEL}\n")
     held_out = split_paragraphs(title + last_novel)
@@ -60,13 +60,13 @@ def load_sample() -> Corpus:
 
 
 def split_paragraphs(text: str) -> list[str]:
-    """Paragraphs are what blank lines separate; line breaks inside one become spaces."""
+    """Split text at blank lines into paragraphs; line breaks inside one become spaces."""
     paragraphs = (" ".join(part.split()) for part in re.split(r"\n\s*\n", text))
     return [paragraph for paragraph in paragraphs if paragraph]
 
 
 def hash_text(parts: Iterable[str]) -> str:
-    """The sha256 of the parts in order, as hexadecimal."""
+    """Return the sha256 of the parts in order, as hexadecimal."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part.encode())
@@ -86,8 +86,8 @@ def _load_wikitext(name: str, say: Callable[[str], None]) -> Corpus:
         datasets.disable_progress_bars()
     try:
         loaded = datasets.load_dataset(HUB_DATASET, name)
-    # Which exceptions a missing hub raises is not documented and differs between versions of
-    # three libraries below us; each of them means the same to the user.
+    # The exceptions of a hub that can't be reached are not documented and differ between
+    # versions of three libraries; each of them means the same to the user.
     except Exception as exc:
         reason = " ".join(str(exc).split()) or type(exc).__name__
         raise BadInput(

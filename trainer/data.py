@@ -1,8 +1,8 @@
-"""Data: token ids packed into rows, rows into masked batches.
+"""Rows of packed token ids, and masked batches of them.
 
 In: token ids of paragraphs; a position in the endless order of rows.
 Out: batches on the CPU; the batch at a position is the same in every process and every restart.
-Never: uses the global random state, so that training's own noise does not depend on loading.
+Never: uses the global random state, so that the noise of training does not depend on loading.
 
 Letters: B rows in a batch, T tokens in a row, V tokens in the vocabulary.
 """
@@ -24,15 +24,17 @@ from torch.utils.data import DataLoader, Dataset
 IGNORED = -100
 """The label of a position that is not to be predicted."""
 EVALUATION_SEED = 20_240_607
-"""Of all evaluations, whatever the seed of a run: their losses are for comparing runs."""
+"""The seed of the masks of all evaluations. It does not depend on the run's seed, so that losses
+of several runs can be compared."""
 
 
 class Batch(NamedTuple):
-    """Masked rows, and what the host knows of them without asking a device.
+    """Masked rows, and counts that the host has without asking a device.
 
     Shapes: input_ids, labels (B, T) int64; attention_mask (B, T) bool; predicted (M,) int64,
-    the flat indices of what is to be predicted, which may be none. tokens counts those that
-    are not padding; the last two count what other processes have at the same time.
+    the flat indices of the tokens to predict, with M = 0 possible. tokens counts tokens that
+    are not padding. The fields with _elsewhere are the numbers of predicted and of other
+    tokens in the batches that other processes have at the same time.
     """
 
     input_ids: Tensor
@@ -45,16 +47,16 @@ class Batch(NamedTuple):
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """Arguments of an encoder's forward; no mask where no token is padding.
+        """The arguments of an encoder's forward; the mask is None if no token is padding.
 
-        Fused attention kernels take no mask of booleans, and most batches need none.
+        Fused attention kernels do not take a boolean mask, and most batches need none.
         """
         is_full = self.tokens == self.input_ids.numel()
         mask = None if is_full else self.attention_mask
         return self.input_ids, mask, self.labels, self.predicted
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device; asynchronous from pinned memory."""
+        """Return the batch on a device; the copy is asynchronous from pinned memory."""
         return self._replace(
             input_ids=self.input_ids.to(device, non_blocking=True),
             attention_mask=self.attention_mask.to(device, non_blocking=True),
@@ -65,9 +67,10 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Masking:
-    """Which tokens are predicted, and what stands in their place.
+    """Settings of masking: the share of tokens to predict, and the ids it needs.
 
-    Shapes: special_ids (few,), ordinary_ids (V - few,), both int64.
+    Shapes: special_ids (few,), ordinary_ids (V - few,), both int64. Special tokens are never
+    predicted.
     """
 
     probability: float
@@ -80,6 +83,7 @@ class Masking:
     def of(
         cls, vocabulary_size: int, special_ids: Sequence[int], mask_id: int, pad_id: int, p: float
     ) -> Masking:
+        """Build the settings from a tokenizer's ids and the probability p."""
         special = torch.tensor(sorted(special_ids))
         every = torch.arange(vocabulary_size)
         return cls(p, mask_id, pad_id, special, every[~torch.isin(every, special)])
@@ -88,10 +92,10 @@ class Masking:
 def pack_rows(
     paragraphs: Iterable[NDArray[np.int32]], length: int, *, cls_id: int, sep_id: int, pad_id: int
 ) -> Tensor:
-    """Lay paragraphs one after another into rows; only the end of the last row is padding.
+    """Pack paragraphs one after another into rows; only the end of the last row is padding.
 
-    A row is [CLS] and length - 1 tokens of the stream; a [SEP] ends every paragraph.
-    Shapes: -> (rows, length) int32.
+    A row is [CLS] and length - 1 tokens of the stream of all paragraphs, each of which ends
+    with a [SEP]. Shapes: -> (rows, length) int32.
     """
     separator = np.array([sep_id], dtype=np.int32)
     parts = [part for ids in paragraphs for part in (ids, separator)]
@@ -107,9 +111,9 @@ def pack_rows(
 def mask_for_training(rows: Tensor, masking: Masking, generator: torch.Generator) -> Batch:
     """Choose tokens to predict: 80 % become [MASK], 10 % another token, 10 % stay.
 
-    Source: Devlin et al. 2018, arXiv:1810.04805, section 3.1; other tokens are drawn from the
-    ordinary ones only. At least one token of a batch is chosen, unless it has none but
-    special ones, which are never predicted.
+    Source: Devlin et al. 2018, arXiv:1810.04805, section 3.1. Departures: other tokens are
+    drawn from the ordinary ones only, and at least one token of a batch is chosen, unless
+    all are special.
     """
     rows = rows.long()
     chosen = _choose(rows, masking, generator)
@@ -123,9 +127,9 @@ def mask_for_training(rows: Tensor, masking: Masking, generator: torch.Generator
 def mask_for_evaluation(rows: Tensor, masking: Masking, first_row: int = 0) -> Batch:
     """Choose tokens to predict; every one becomes [MASK], since a visible one could be copied.
 
-    The choice at a place follows from its row's number in the split, first_row and on, its
-    column, and EVALUATION_SEED: batches of any size, in any process, have the same masks. So
-    there is no least number of them in a batch, as there is in training.
+    first_row is the number of the first row in its split. The choice at a position follows
+    from the number of its row, its column, and EVALUATION_SEED, so batches of any size and in
+    any process have the same masks. A batch can therefore have no token to predict.
     """
     rows = rows.long()
     chosen = ~torch.isin(rows, masking.special_ids)
@@ -134,10 +138,10 @@ def mask_for_evaluation(rows: Tensor, masking: Masking, first_row: int = 0) -> B
 
 
 def fixed_uniform(first_row: int, rows: int, columns: int) -> Tensor:
-    """Numbers in [0, 1) that depend on EVALUATION_SEED, row and column alone.
+    """Return numbers in [0, 1) that depend on EVALUATION_SEED, row and column alone.
 
-    Shapes: -> (rows, columns) float64. A hash in the place of a generator, whose numbers
-    would depend on how many were drawn before, and on torch's version.
+    Shapes: -> (rows, columns) float64. This is a hash. The numbers of a generator would
+    depend on how many were drawn before, and on torch's version.
 
     Source: splitmix64, Steele et al. 2014, doi:10.1145/2660193.2660195.
     """
@@ -149,7 +153,7 @@ def fixed_uniform(first_row: int, rows: int, columns: int) -> Tensor:
 
 
 def _splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """One output of the generator for each state; sums and products wrap around."""
+    """Return the output of splitmix64 for each state; sums and products wrap around."""
     z = (x + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -172,12 +176,13 @@ def _batch(rows: Tensor, inputs: Tensor, chosen: Tensor, pad_id: int) -> Batch:
 
 
 class TrainingBatches(Dataset[Batch]):
-    """The batch at every position of an endless order: each epoch in its own permutation.
+    """The training batch at every position of an endless order of rows.
 
-    A position counts rows from the start of training. Batches are always full; the one at the
-    end of an epoch goes on into the next, so no row is left out. world_size processes take
-    neighbouring batches, each that of its rank, and know the counts of the others' without
-    asking them, since rows and masks follow from seed and position.
+    Each epoch has a permutation of its own. A position counts rows from the start of
+    training. Batches are always full: the one at the end of an epoch continues in the next,
+    so no row is left out. world_size processes take neighbouring batches, in the order of
+    their ranks. Each can count the tokens of the others without communication, since rows
+    and masks follow from seed and position.
     """
 
     def __init__(
@@ -205,7 +210,7 @@ class TrainingBatches(Dataset[Batch]):
         )
 
     def _count(self, position: int) -> tuple[int, int]:
-        """How many are predicted, and how many are not padding: 0.3 ms for 32 rows of 512."""
+        """Count predicted tokens, and tokens that are not padding: 0.3 ms for 32 rows of 512."""
         rows = self._rows(position)
         chosen = _choose(rows, self.masking, self._generator(position))
         return int(chosen.sum()), int((rows != self.masking.pad_id).sum())
@@ -226,15 +231,15 @@ class TrainingBatches(Dataset[Batch]):
 
 
 def usable_workers(num_workers: int, say: Callable[[str], None]) -> int:
-    """Return how many loader processes can be had; none where they can't share anything.
+    """Return the number of loader processes to use; 0 if they could not pass on batches.
 
-    They need a semaphore in /dev/shm and sockets in a directory for temporary files. One
-    that can't send its batch would keep the trainer waiting for ever.
+    They need a semaphore in /dev/shm and sockets in a directory for temporary files. The
+    trainer would wait for ever for a loader that can't send its batch.
     """
     if num_workers == 0:
         return 0
     try:
-        # Made here, it is the directory of the processes that begin later as well.
+        # Processes that are started later use the directory that is made here.
         multiprocessing.util.get_temp_dir()
         multiprocessing.Lock()
     except OSError as exc:
@@ -246,7 +251,7 @@ def usable_workers(num_workers: int, say: Callable[[str], None]) -> int:
 def load_batches(
     source: TrainingBatches, position: int, num_workers: int, pin_memory: bool
 ) -> Iterator[Batch]:
-    """Batches from a position on, without end; the same for any number of workers."""
+    """Return an endless iterator of batches from a position on, equal for any num_workers."""
     loader = DataLoader(
         source,
         batch_size=None,
@@ -255,16 +260,16 @@ def load_batches(
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         worker_init_fn=_ignore_signals if num_workers else None,
-        # Its own generator: otherwise every start of a loader draws from the global one,
-        # and a resumed run would go on with other noise than the run it continues.
+        # Without a generator of its own, a loader draws from the global one when it starts,
+        # and a resumed run would have other noise than the run that it continues.
         generator=torch.Generator(),
     )
     return iter(loader)
 
 
 def _ignore_signals(worker: int) -> None:
-    # A terminal and some batch systems signal the whole process group; the trainer decides
-    # when its workers end, and needs them to finish the current step.
+    # Terminals and some batch systems signal the whole process group, and the trainer needs
+    # its loader processes to finish the current step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -277,10 +282,10 @@ def evaluation_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[Batch]:
-    """The rows in order with the same masks at every call; at most limit batches unless 0.
+    """Yield the rows in order, with the same masks at every call; at most `limit` batches.
 
-    Of world_size processes each takes the batches whose number, modulo that, is its rank.
-    Batch size and processes decide which rows are taken together, and nothing else.
+    A limit of 0 means all. A process takes every world_size-th batch, from that of its rank
+    on. Batch size and number of processes change how rows are grouped, and nothing else.
     """
     starts = range(0, len(rows), batch_size)[: limit or None]
     for start in starts[rank::world_size]:
@@ -288,6 +293,6 @@ def evaluation_batches(
 
 
 def _generator(*entropy: int) -> torch.Generator:
-    """A generator of its own for each tuple of numbers."""
+    """Return a generator that is seeded by a tuple of numbers."""
     state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))

@@ -1,6 +1,6 @@
-"""Device: which one a process computes on, and how torch is set for it.
+"""The device that a process computes on, and torch's settings for it.
 
-In: the device that was asked for.
+In: the name that --device takes.
 Out: a device that exists; settings of torch for the process, or for the length of a context.
 Never: waits for the device.
 """
@@ -18,10 +18,12 @@ from trainer.processes import Place
 
 
 def resolve_device(name: str, fp16: bool, place: Place) -> torch.device:
-    """The device that --device means; of several processes each has the GPU of its number.
+    """Return the device that --device names; each of several processes has its own GPU.
+
+    That is the GPU whose number is the process's local rank.
 
     Raises:
-        BadInput: there is none of that name, or it has no fp16 to train with.
+        BadInput: there is no such device, or it can't train in fp16.
     """
     has_gpu = torch.cuda.is_available()
     chosen = ("cuda" if has_gpu else "cpu") if name == "auto" else name
@@ -52,30 +54,30 @@ def resolve_device(name: str, fp16: bool, place: Place) -> torch.device:
 
 
 def use_device(device: torch.device) -> None:
-    """Make a GPU the current one of this process, also where it is the only process.
+    """Make a GPU the current one of this process.
 
-    Streams, events, pinned memory and kernels of libraries that are not told a device are
-    those of the current one, which is GPU 0 until it is set.
+    Streams, events, pinned memory and libraries that are given no device use the current
+    one, which is GPU 0 until it is set.
     """
     if device.type == "cuda":
-        torch.cuda.set_device(device.index or 0)  # it refuses a GPU without a number
+        torch.cuda.set_device(device.index or 0)  # `cuda` without a number is refused
 
 
 def allow_tf32(device: torch.device) -> None:
-    """Let matrix products of float32 on a GPU round their factors to TF32.
+    """Let float32 matrix products on a GPU round their factors to TF32.
 
-    Training is several times as fast so, and its gradients are noisier than 10 bits of a
-    mantissa anyway. NVIDIA_TF32_OVERRIDE=0 keeps it off.
+    Training becomes several times as fast, and its gradients have more noise than the
+    rounding to 10 bits of mantissa adds. NVIDIA_TF32_OVERRIDE=0 turns it off.
     """
     if device.type == "cuda":
         torch.backends.cuda.matmul.fp32_precision = "tf32"
 
 
 def record_event(device: torch.device, timed: bool = False) -> Any:
-    """Put an event behind what is queued on a GPU, in the stream that work for it goes to.
+    """Record an event behind the work that is queued in a GPU's current stream.
 
-    Without a stream to record on, an event takes that of the *current* device: where this is
-    another GPU, the event has passed at once, and what it stands for is not done.
+    The stream is named because an event otherwise uses that of the *current* device. If that
+    is another GPU, the event passes at once, before the work is done.
     """
     event = cast(Any, torch.cuda.Event)(enable_timing=timed)
     event.record(torch.cuda.current_stream(device))
@@ -84,7 +86,7 @@ def record_event(device: torch.device, timed: bool = False) -> Any:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Compute matrix products in whole float32 within the context."""
+    """Compute matrix products in full float32, without TF32, within the context."""
     before = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     try:
@@ -94,7 +96,7 @@ def exact_float32() -> Iterator[None]:
 
 
 def gpu_uuids(device: torch.device) -> list[str]:
-    """The UUID of the GPU in use, as NVML writes it; empty on a CPU."""
+    """Return the UUID of the GPU in use as NVML writes it, in a list; [] on a CPU."""
     if device.type != "cuda":
         return []
     uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)

@@ -1,21 +1,21 @@
-"""The failures of a training run that are told in one sentence instead of a traceback."""
+"""Errors of a training run that are told in one sentence instead of a traceback."""
 
 
 class BadInput(Exception):
-    """What was asked for cannot be done; the message names the thing and the way out."""
+    """An argument that can't be carried out; the message names it and a way out."""
 
 
 class TrainingFailed(Exception):
-    """A run that had begun cannot go on; the message says why and what to try."""
+    """A failure of a run that had begun; the message says why and what to try."""
 
 
 class TrainingDiverged(TrainingFailed):
-    """The loss or the weights are no longer numbers."""
+    """Divergence: the loss, gradients or weights are NaN or infinite."""
 
 
 class OutOfMemory(TrainingFailed):
-    """A step does not fit into memory."""
+    """Lack of memory for a step."""
 
 
 class PeerLost(TrainingFailed):
-    """Another process of the run has ended or fallen silent."""
+    """Loss of another process of the run, which has ended or does not answer."""

@@ -1,10 +1,10 @@
 """Evaluation: loss and accuracy on held-out rows, always on the same [MASK] positions.
 
 In: a model and batches on the CPU.
-Out: means over all predicted tokens, still on the device.
-Never: moves the random state of training, so that runs with and without it are alike; or
-computes in another precision than float32, whatever training has: the loss of a checkpoint
-is the same in the run that wrote it and in any that reads it.
+Out: means over all predicted tokens, on the device.
+Never: changes the random state of training, so that a run with an evaluation has the same
+steps as one without; or computes in another precision than float32, so that a checkpoint
+has the same loss in the run that wrote it and in any that reads it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ALONE = Processes(Place())
 
 
 class Evaluation(NamedTuple):
-    """Mean cross entropy in nats and share of right predictions, () each."""
+    """The mean cross entropy in nats and the share of right predictions, () each."""
 
     loss: Tensor
     accuracy: Tensor
@@ -37,15 +37,15 @@ def evaluate(
     is_stopping: Callable[[], bool] = lambda: False,
     processes: Processes = ALONE,
 ) -> Evaluation | None:
-    """Means over all predicted tokens; None if interrupted, or with nothing to predict.
+    """Evaluate a model; None if a stop is requested, or if there is nothing to predict.
 
-    Each process brings its own batches; all get the means over those of all.
+    Each process passes its own batches, and all get the means over the batches of all.
     """
-    # In double: a sum over millions of tokens has more digits than a float.
+    # In float64: float32 has too few digits for a sum over millions of tokens.
     sums = torch.zeros(3, device=device, dtype=torch.float64)
     count = 0
     model.eval()
-    # A model may draw numbers in evaluation too; those of training must not shift by it.
+    # If a model draws random numbers in evaluation, those of training must stay the same.
     with torch.random.fork_rng([device] if device.type == "cuda" else []), exact_float32():
         for cpu_batch in batches:
             if is_stopping():

@@ -1,21 +1,26 @@
-"""Export: a trained encoder as small as its codes, and the way back to its logits.
+"""Export of a trained encoder as packed codes, and loading of such an export.
 
 In: an encoder with the bits of some step in force; or a directory that was exported.
 Out: DIR/config.json and DIR/model.safetensors; or an encoder that computes the same.
-Never: writes anything that a training step would need, or pickles.
+Never: writes state that only training needs, or pickles.
 
 model.safetensors holds, for a linear layer NAME,
 
     NAME.codes   uint8 (out, ceil(in / 4)), four ternary codes a byte; or int8 (out, in)
     NAME.scale   float32, broadcastable to (out, in): weight = codes * scale
 
-for the embedding and the head int8 codes and one step a group in the same manner, and
-under their own names everything else that an evaluation reads: norms, zeta, the ranges
-of activations, and the mixers' permutations and signs. Mixers are kept, not folded: a
-Hadamard product of ternary codes is not ternary any more.
+and for each table NAME of embedding and head
 
-config.json holds format, architecture, model (fields of ModelConfig) and the bits in
-force by module. A calibrated encoder has NAME.group_means beside the rest.
+    NAME.codes   int8 (rows, d_model)
+    NAME.scale   float32 (rows, groups): weight = codes * scale of their group of the row
+
+All other tensors that an evaluation reads have their names in the model: norms, zeta, the
+ranges of activations, and the mixers' permutations and signs. Mixers are not multiplied
+into the weights, because a Hadamard product of ternary codes is not ternary. A calibrated
+encoder also has NAME.group_means.
+
+config.json holds format, architecture, model (fields of ModelConfig) and bits (those in
+force, by module).
 """
 
 from __future__ import annotations
@@ -51,18 +56,18 @@ WEIGHTS_NAME = "model.safetensors"
 
 _GROUP_MEANS = "group_means"
 
-# What training alone reads, or what follows from the rest.
+# Names of tensors that only training reads, or that can be computed from the others.
 _LEFT_OUT = {
     "raw_scale", "threshold", "dead_zone", "start_scale", "start_dead_zone", "ternary_started",
     "start_rho", "observed", "inverse",
 }  # fmt: skip
 
-# Types on disk of the mixers' buffers, which are int64 and float32 in memory.
+# Types on disk of the mixers' buffers, which in memory are int64 and float32.
 _MIXER_TYPES = {"order": torch.int32, "signs": torch.int8}
 
 
 class SizeReport(NamedTuple):
-    """Bytes on disk by kind, and what the same parameters take in float32."""
+    """Bytes on disk by kind, and the bytes of the same parameters in float32."""
 
     ternary_bytes: int
     integer_bytes: int
@@ -72,7 +77,7 @@ class SizeReport(NamedTuple):
 
     @property
     def total_bytes(self) -> int:
-        """All tensors, without the file's header of a few kilobytes."""
+        """The bytes of all tensors, without the file's header of a few kilobytes."""
         return self.ternary_bytes + self.integer_bytes + self.scale_bytes + self.other_bytes
 
     def __str__(self) -> str:
@@ -86,7 +91,7 @@ class SizeReport(NamedTuple):
 
 
 class ExportedEncoder(BitNetQDyT):
-    """An encoder that was exported: for evaluation, with fixed weights and bits."""
+    """An exported encoder, for evaluation only, with fixed weights and bits."""
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> ExportedEncoder:
@@ -97,7 +102,8 @@ class ExportedEncoder(BitNetQDyT):
         """
         config, tensors = _read(Path(path))
         try:
-            with torch.random.fork_rng(devices=[]):  # initial weights are drawn, for nothing
+            # The initial weights are drawn and then replaced: keep the caller's random state.
+            with torch.random.fork_rng(devices=[]):
                 model = cls(ModelConfig(**config["model"]))
             _restore(model, config, tensors)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as exc:
@@ -105,7 +111,7 @@ class ExportedEncoder(BitNetQDyT):
         return model
 
     def apply_schedule(self, step: int, total_steps: int) -> ScheduleState:
-        """Say what the schedule would be; nothing is left that could follow it."""
+        """Return the schedule's state; the fixed bits do not follow it."""
         return schedule_state(self.config, step, total_steps)
 
     def train(self, mode: bool = True) -> ExportedEncoder:
@@ -115,10 +121,10 @@ class ExportedEncoder(BitNetQDyT):
 
     @torch.no_grad()
     def logits(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Logits at all positions: (B, S) int64 -> (B, S, V).
+        """Compute logits at all positions: input_ids (B, S) int64 -> (B, S, V).
 
-        The mask is 1 or true where a token is no padding, as tokenizers have it; without
-        one there is none.
+        attention_mask (B, S) is 1 or true where a token is not padding, as tokenizers return
+        it; None means that there is no padding.
         """
         mask = None if attention_mask is None else attention_mask.bool()
         every = torch.arange(input_ids.numel(), device=input_ids.device)
@@ -127,18 +133,18 @@ class ExportedEncoder(BitNetQDyT):
 
 
 def load_exported(path: str | Path) -> ExportedEncoder:
-    """ExportedEncoder.from_pretrained by another name."""
+    """Load an export; the same as ExportedEncoder.from_pretrained."""
     return ExportedEncoder.from_pretrained(path)
 
 
 @torch.no_grad()
 def export_encoder(model: BitNetQDyT, path: str | Path) -> SizeReport:
-    """Write the encoder as it evaluates now, bits in force and calibration included.
+    """Write the encoder with its bits in force and its calibration, if any.
 
-    Call model.apply_schedule with the step first. An existing export there is replaced.
+    Call model.apply_schedule with the step first. An existing export in path is replaced.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the files cannot be written.
     """
     directory = Path(path)
     directory.mkdir(parents=True, exist_ok=True)
@@ -150,7 +156,7 @@ def export_encoder(model: BitNetQDyT, path: str | Path) -> SizeReport:
         "bits": {name: module.bits for name, module in _sites(model)},
     }
     text = json.dumps(config, indent=2) + "\n"
-    # The configuration last: it says that the weights beside it are whole.
+    # The configuration is written last: if it is there, the weights are complete.
     write_atomically(directory / WEIGHTS_NAME, lambda file: file.write(save(tensors)))
     write_atomically(directory / CONFIG_NAME, lambda file: file.write(text.encode()))
     return _measure(tensors, model)
@@ -162,14 +168,15 @@ def _sites(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _tables(model: BitNetQDyT) -> Iterator[tuple[str, nn.Parameter, Embedding | LanguageModelHead]]:
-    """The weights of both ends, which are integers in groups of a row."""
+    """Yield name, weight and module of the tables of embedding and head."""
     yield "embedding.token", model.embedding.token, model.embedding
     yield "embedding.position", model.embedding.position, model.embedding
     yield "head.weight", model.head.weight, model.head
 
 
 def _tensors(model: BitNetQDyT) -> Iterator[tuple[str, Tensor]]:
-    """What an evaluation reads, by its name on disk."""
+    """Yield the tensors of the export by their names on disk."""
+    # Codes and scales of the linear layers.
     coded: set[str] = set()
     for name, module in model.named_modules():
         if isinstance(module, QuantizedLinear) and module.bits is not None:
@@ -178,18 +185,20 @@ def _tensors(model: BitNetQDyT) -> Iterator[tuple[str, Tensor]]:
             yield f"{name}.codes", packed
             yield f"{name}.scale", scale
             coded.add(f"{name}.weight")
+    # Codes and scales of embedding and head.
     for name, table, end in _tables(model):
         if end.bits is not None:
             codes, step = integer_codes(table, end.bits, end.group)
             yield f"{name}.codes", codes.flatten(-2).to(torch.int8)
             yield f"{name}.scale", step.squeeze(-1)
             coded.add(name)
+    # Everything else that is not for training only.
     for name, value in model.state_dict().items():
         last = name.rpartition(".")[2]
         if name not in coded and last not in _LEFT_OUT:
             yield name, value.to(_MIXER_TYPES.get(last, value.dtype))
     for name, module in model.named_modules():
-        if isinstance(module, QDyT):  # the ramp is of the step, and a step is left out
+        if isinstance(module, QDyT):  # an export has no step, so alpha includes its ramp
             yield f"{name}.alpha", module.alpha * module.alpha_ramp
     for name, means in group_means(model).items():
         yield f"{name}.{_GROUP_MEANS}", means
@@ -208,7 +217,12 @@ def _read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 @torch.no_grad()
 def _restore(model: BitNetQDyT, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Give a new model the exported weights, and fix the bits."""
+    """Fill a new model with the exported tensors, and fix its bits.
+
+    Raises:
+        KeyError, ValueError: a tensor is missing, or has another shape.
+    """
+    # Embedding and head.
     for name, table, end in _tables(model):
         if f"{name}.codes" in tensors:
             codes = torch.unflatten(tensors[f"{name}.codes"].float(), -1, (-1, end.group))
@@ -216,6 +230,7 @@ def _restore(model: BitNetQDyT, config: dict[str, Any], tensors: dict[str, Tenso
             del tensors[f"{name}.codes"], tensors[f"{name}.scale"]
         else:
             _fill(table, tensors.pop(name), name)
+    # Linear layers. The weights are filled with quantized values, so only inputs keep bits.
     for name, module in _sites(model):
         if isinstance(module, QuantizedLinear):
             _restore_linear(name, module, tensors)
@@ -223,6 +238,7 @@ def _restore(model: BitNetQDyT, config: dict[str, Any], tensors: dict[str, Tenso
         bits = config["bits"][name]
         module.bits = bits if is_input else None
         module.stage_bits = StageBits(bits, bits, bits) if is_input else UNQUANTIZED
+    # Everything else.
     _restore_rest(model, tensors)
     model.requires_grad_(False).eval()
 

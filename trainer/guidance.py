@@ -1,8 +1,8 @@
-"""Guidance: a teacher that the model being trained is drawn to, or none.
+"""Distillation in a training run: a teacher beside the model, or none.
 
 In: the model, its teacher, and the step.
-Out: gradients with the teacher's share; how far model and teacher are apart.
-Never: changes the value of the loss, an evaluation, or what the model's state holds.
+Out: gradients that include the teacher's loss; metrics of that loss.
+Never: changes the value of the model's own loss, an evaluation, or the model's state.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ AVERAGED = "ema"
 
 
 class Guidance:
-    """A run without a teacher: nothing to do, to report or to keep."""
+    """The teacher's part of a training run; this base class is for a run without one."""
 
     def begin_step(self, step: int, total_steps: int) -> None:
-        """What follows belongs to the optimizer step of this number, from 0."""
+        """Prepare for the forwards of optimizer step number `step`, counted from 0."""
 
     def end_step(self, step: int) -> None:
-        """So many optimizer steps are done."""
+        """Update the teacher after an optimizer step; step counts those done."""
 
     def numbers(self, processes: Processes) -> dict[str, Tensor]:
-        """Metrics of the step, on the device. All processes have to ask for them."""
+        """Return metrics of the step, on the device. All processes have to call this."""
         return {}
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint has to keep of the teacher."""
+        """Return the tensors of the teacher that a checkpoint keeps."""
         return {}
 
     def load(self, state: Mapping[str, Tensor], step: int, total_steps: int) -> None:
-        """Go on after so many steps, with what state() gave then."""
+        """Restore what state() returned after `step` optimizer steps."""
 
 
 class TeacherGuidance(Guidance):
-    """Adds weight * divergence to what the model's training forwards are derived from.
+    """A teacher, whose loss adds weight * divergence to the gradients of training forwards.
 
-    final_weight is the weight at the last step. The teacher is no part of the model, so a
-    wrapper for several processes does not see it: each has its own, and since weights and
-    ranges are the same in all, so are averages of them. Not thread-safe.
+    final_weight is the weight at the last step. Each process has a teacher of its own, which
+    the wrapper for several processes does not know of. Since weights and ranges are the same
+    in all processes, so are these teachers. Not thread-safe.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class TeacherGuidance(Guidance):
     def load(self, state: Mapping[str, Tensor], step: int, total_steps: int) -> None:
         if not isinstance(self.teacher, AveragedTeacher):
             return
-        # As in restore(): the stage of the last step done is not in the weights.
+        # As in restore(): the weights do not tell the stage of the last step done.
         self.teacher.apply_schedule(last_trained(step), total_steps)
         if state:
             self.teacher.load_state_dict(state)
@@ -105,17 +105,17 @@ class TeacherGuidance(Guidance):
         apart = divergence(out.logits, self.teacher.logits(*batch), self.temperature)
         self._sum += apart.detach() * len(out.logits)
         self._positions += len(out.logits)
-        # The gradient is that of the sum, the value still the cross entropy: that is what
-        # train/loss, perplexity and other runs are compared by.
+        # The gradient is that of both losses, and the value is the cross entropy alone, so
+        # that train/loss can be compared with runs without a teacher.
         pull = self.weight * apart
         return out._replace(loss=out.loss + (pull - pull.detach()))
 
 
 def load_teacher(path: str, tokenizer: str, row_tokens: int) -> BitNetQDyT:
-    """The encoder of a checkpoint, on the CPU.
+    """Load the encoder of a checkpoint as a teacher, onto the CPU.
 
     Raises:
-        BadInput: there is none, or it does not fit the run's tokenizer or rows.
+        BadInput: there is no checkpoint, or it does not fit the run's tokenizer or rows.
     """
     try:
         checkpoint = read_checkpoint(Path(path))

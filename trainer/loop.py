@@ -1,7 +1,7 @@
 """The training loop: batch, forward, backward, step, observe, checkpoint.
 
-In: a model, an optimizer and data, built; a plan; the state that a checkpoint kept.
-Out: a trained model, and everything that happened told to the observer.
+In: a model, an optimizer and data; a plan; the state of a checkpoint.
+Out: a trained model and its checkpoints; metrics and messages for the reporter.
 Never: reads a number from the device while it trains; see scalars.py.
 """
 
@@ -39,11 +39,11 @@ GRAD_NORM = "train/grad_norm"
 
 
 class Training:
-    """A run in progress: what is trained, how far it is, and whom to tell.
+    """A run in progress.
 
-    batches_from gives the batches from a position on, validation those of one evaluation.
-    Of several processes each has one; all do the same at the same step, and the reporter
-    of the first speaks for all.
+    batches_from gives the training batches from a position on, validation the batches of one
+    evaluation. Each process has its own Training; all of them do the same things at the same
+    step, and only the first writes checkpoints and reports for the run. Not thread-safe.
     """
 
     def __init__(
@@ -92,6 +92,7 @@ class Training:
         model.train()
 
         while self.step < plan.total_steps and not self._is_asked_to_stop():
+            # Apply the schedule of this step.
             stepper.work.begin()
             schedule = model.apply_schedule(self.step, plan.total_steps)
             self.guidance.begin_step(self.step, plan.total_steps)
@@ -100,6 +101,7 @@ class Training:
                 self.reporter.stage(self.step, stage, label)
                 stage = label
             rate = self._set_learning_rate(schedule)
+            # Switch on the readings of a step whose diagnostics are due.
             is_quant_due = self._is_due(plan.quant_interval, self.step + 1)
             is_log_due = self._is_due(plan.log_interval, self.step + 1)
             if is_quant_due:
@@ -107,19 +109,22 @@ class Training:
             if is_watched(self.step + 1, plan.quant_interval):
                 model.watch_codes()
 
+            # Batches, forward, backward.
             micro_batches = [next(batches) for _ in range(plan.accumulation)]
             with self.profile.step(self.step + 1) if is_log_due else nullcontext():
                 loss = stepper.accumulate_gradients(micro_batches)
             stepper.scaler.unscale_(self.optimizer)
             grad_norm = nn.utils.clip_grad_norm_(model.parameters(), plan.grad_clip or math.inf)
-            if is_quant_due:  # here: it reads the gradients too
+            if is_quant_due:  # before the update, which clears the gradients that it reads
                 self._send_diagnostics(self.step + 1)
+            # Step of the optimizer, then of the averaged teacher.
             leave_out_a_ruinous_step(self.optimizer, grad_norm)
             stepper.update(self.optimizer)
             self.step += 1
             self.position += plan.rows_per_step
             self.guidance.end_step(self.step)
 
+            # Observe, validate, save; report the numbers that have arrived by now.
             tokens = sum(b.tokens + b.tokens_elsewhere for b in micro_batches)
             self.window.add(loss, tokens, stepper.is_empty)
             if is_log_due:
@@ -131,6 +136,7 @@ class Training:
             self._report(self.copies.arrived())
             self.reporter.advance(self.profile.arrived())
 
+        # At the end: validate unless asked to stop, save, and wait for the last numbers.
         self.is_stopping = self.processes.any(self.is_stopping or self.stop.is_requested())
         if not self.is_stopping and self.evaluated_step != self.step:
             self.evaluate()
@@ -140,10 +146,10 @@ class Training:
         self.reporter.advance_to_end(self.profile.arrived())
 
     def evaluate(self) -> None:
-        """Validate the model as it stands after this step, with the quantizers it had in it.
+        """Validate the model with the quantizers of the last step that was taken.
 
-        Those of the next step may be others: on the border of a stage, weights that turned
-        ternary this moment would be measured, and no step has been taken with them yet.
+        The next step may be in another stage: its weights would be ternary without one step
+        of training as such.
         """
         self.model.apply_schedule(last_trained(self.step), self.plan.total_steps)
         found = evaluate(
@@ -159,13 +165,13 @@ class Training:
             self.copies.send(Reading("val", self.step), values)
 
     def save(self) -> None:
-        """Write a checkpoint. One that cannot be written is said, and does not end the run.
+        """Write a checkpoint. If that fails the user is told, and the run goes on.
 
         Raises:
-            TrainingDiverged: there is nothing left that is worth keeping.
+            TrainingDiverged: the loss or the weights are NaN or infinite.
         """
         self._report(self.copies.wait())
-        # Both may wait: to write a checkpoint is to copy everything to the host anyway.
+        # These two wait for the device, as the checkpoint does when it copies the weights.
         loss_sum = self.processes.sum_(self.window.loss_sum.clone()).item()
         if not math.isfinite(loss_sum) or not has_finite_state(self.model):
             raise self._diverged(self.step)
@@ -180,7 +186,7 @@ class Training:
     def _write_checkpoint(
         self, window_loss_sum: float, window_steps: int, random: list[Any]
     ) -> Path | None:
-        """Everything that load() needs; None if it cannot be written."""
+        """Write all that load() needs and return its path; None if that is not possible."""
         position = Position(
             self.step, self.position, self.best_val_loss, window_loss_sum, window_steps
         )
@@ -203,7 +209,7 @@ class Training:
         self.step, self.position = position.step, position.rows
         self.best_val_loss = position.best_val_loss
         self.window.steps = position.window_steps
-        # The sum is that of all processes; the first takes it over for all of them.
+        # The saved sum is that of all processes, so only the first of them starts with it.
         if self.processes.is_first:
             self.window.loss_sum.fill_(position.window_loss_sum)
         self.saved_path = path
@@ -231,10 +237,10 @@ class Training:
         return rate
 
     def _send_diagnostics(self, step: int) -> None:
-        """Scalars and histograms of the quantizers, in one copy."""
+        """Start the copy of scalars and histograms of the quantizers to the host."""
         detail = self.plan.quant_detail
         values = dict(self.model.diagnostics(detail=detail))
-        if self.stepper.is_empty:  # gradients of 0 that say nothing
+        if self.stepper.is_empty:  # nothing was predicted, so all gradients are 0
             values = {name: v for name, v in values.items() if "/gradient_" not in name}
         for name, histogram in self.model.histograms(detail=detail).items():
             values |= {f"{name}/edges": histogram.edges, f"{name}/counts": histogram.counts}
@@ -254,7 +260,7 @@ class Training:
             values["torch_gpu_memory_allocated"] = torch.cuda.memory_allocated(self.device) / 1e9
             values["torch_gpu_memory_reserved"] = torch.cuda.memory_reserved(self.device) / 1e9
         self.reporter.work(self.step, values, self.processes.take_work_seconds())
-        # What has no value is left out: without a predicted token there is no loss.
+        # A number without a value is left out: without a predicted token there is no loss.
         numbers = {GRAD_NORM: grad_norm}
         if self.window.steps:
             numbers["train/loss"] = self.processes.sum_(self.window.mean_loss())
@@ -275,16 +281,16 @@ class Training:
                 raise self._diverged(reading.step)
 
     def _is_going_well(self, numbers: Numbers) -> bool:
-        # With a loss scale, infinite gradients are how the scale is found.
+        # In fp16 infinite gradients are normal: the scaler lowers the loss scale after one.
         judged = ["train/loss"] if self.plan.precision == "fp16" else ["train/loss", GRAD_NORM]
         return all(math.isfinite(numbers[name]) for name in judged if name in numbers)
 
     def _diverged(self, step: int) -> TrainingDiverged:
-        """The end of the run, with a checkpoint of what was good last.
+        """Save the last good state, and return the error that ends the run.
 
-        No step was taken by gradients that are no numbers, so that is what is there now,
-        unless it has been ruined otherwise. The processes of a run may find out at
-        different steps, so the first asks nothing of the others here.
+        A step with gradients that are NaN or infinite is not taken, so the current weights
+        are good unless they are not finite themselves. The processes may notice at different
+        steps, so the first does not exchange anything with the others here.
         """
         if self.processes.is_first and has_finite_state(self.model):
             self.saved_path = self._write_checkpoint(0.0, 0, [random_states()]) or self.saved_path

@@ -1,8 +1,8 @@
-"""Memory: what to lower when a step does not fit.
+"""Explanation of errors by which a step did not fit into memory.
 
 In: an error, and the arguments of the run.
-Out: a sentence in its place, if the error is that there is no memory left.
-Never: tries again with less; that would be another run than the one asked for.
+Out: an error with advice, if the cause is that there is no memory left.
+Never: tries again with less; that would be another run than the user asked for.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _CPU_TEXTS = ("can't allocate memory", "not enough memory")
 def explain_out_of_memory(
     error: BaseException, args: TrainArgs, row_tokens: int
 ) -> OutOfMemory | None:
-    """None for any other error."""
+    """Return an error that names the flags to lower; None if memory is not the cause."""
     if not _is_out_of_memory(error):
         return None
     if args.batch_size > 1:
-        # A divisor: a step of other rows would be another run than the checkpoint's.
+        # A divisor of batch_size, so that a step keeps the rows that it has.
         less = next(n for n in range(args.batch_size // 2, 0, -1) if args.batch_size % n == 0)
         accumulation = args.batch_size * args.gradient_accumulation_steps // less
         lower = (
@@ -39,5 +39,5 @@ def explain_out_of_memory(
 def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # torch has no class for a CPU without memory, only these words.
+    # On a CPU torch raises a plain RuntimeError; only its text tells that memory is the cause.
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _CPU_TEXTS)

@@ -1,4 +1,4 @@
-"""Observing: turns what happens in training into events, and hands them to the emitter.
+"""The observer, which turns facts and metrics of a run into events for the emitter.
 
 In: facts of the run and numbers that are already on the host.
 Out: events.
@@ -31,12 +31,13 @@ from shared.events import (
 Scalar = float | int | bool | str
 
 VALUES_A_EVENT = 500
-"""An event takes 1,024; a large model's diagnostics by layer are more."""
+"""Metrics in one event at most. The limit is 1,024, and a large model's diagnostics by layer
+are more than that."""
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a run is called and where it belongs."""
+    """Names and place of a run, as RunStarted tells them."""
 
     project: str
     name: str
@@ -50,9 +51,9 @@ class RunFacts:
 
 
 class Observer:
-    """Tells the emitter what happens. Not thread-safe.
+    """The sender of a run's events. Not thread-safe.
 
-    watch is called now and then, to notice that nobody listens any more.
+    watch is called after each event, to notice that the sidecar has ended.
     """
 
     def __init__(self, emitter: EventSink, watch: Callable[[], None] = lambda: None) -> None:
@@ -61,7 +62,7 @@ class Observer:
         self._is_failing = False
 
     def run_started(self, facts: RunFacts, config: Mapping[str, Any]) -> None:
-        """The run begins, or goes on after resumed_from_step."""
+        """Emit that the run begins, or resumes after facts.resumed_from_step."""
         self._emit(
             lambda: RunStarted(
                 project=facts.project,
@@ -81,11 +82,11 @@ class Observer:
         )
 
     def config_updated(self, config: Mapping[str, Any]) -> None:
-        """What is known of the configuration only now."""
+        """Emit parts of the run's config that were not known when it started."""
         self._emit(lambda: ConfigUpdated(config=dict(config)))
 
     def metrics(self, kind: str, step: int, values: Mapping[str, Scalar]) -> None:
-        """Numbers of one optimizer step; kind is train, val, quant or custom."""
+        """Emit numbers of one optimizer step; kind is train, val, quant or custom."""
         names = list(values)
         for start in range(0, len(names), VALUES_A_EVENT):
             part = {name: values[name] for name in names[start : start + VALUES_A_EVENT]}
@@ -94,17 +95,17 @@ class Observer:
     def histogram(
         self, kind: str, step: int, name: str, edges: list[float], counts: list[float]
     ) -> None:
-        """Counts between ascending edges, of which there is one more."""
+        """Emit a histogram: n counts between n + 1 ascending edges."""
         self._emit(
             lambda: HistogramLogged(kind=kind, step=step, name=name, edges=edges, counts=counts)
         )
 
     def message(self, text: str, level: str = "info") -> None:
-        """A line for people."""
+        """Emit a line of text for people."""
         self._emit(lambda: MessageLogged(level=level, text=text))
 
     def finished(self, status: str, exit_code: int, summary: Mapping[str, Any]) -> None:
-        """The run's last word; status is finished, failed or preempted."""
+        """Emit the end of the run; status is finished, failed or preempted."""
         self._emit(lambda: RunFinished(status=status, exit_code=exit_code, summary=dict(summary)))
 
     def _emit(self, build: Callable[[], Event]) -> None:
@@ -128,7 +129,7 @@ def open_emitter(
     close_timeout_s: float,
     say: Callable[[str], None],
 ) -> EventSink:
-    """The emitter of this process, or one that keeps nothing if it cannot start."""
+    """Open the emitter of this process, or one that discards events if that fails."""
     try:
         return Emitter(
             endpoint,
@@ -137,16 +138,17 @@ def open_emitter(
             spool_dir=spool_dir,
             close_timeout_s=close_timeout_s,
         )
-    # No thread, no socket, no memory: none of them is a reason not to train.
+    # Without a thread, a socket or memory for telemetry, training still goes on.
     except Exception as exc:
         say(f"The emitter cannot start ({exc}): nothing of this run is recorded.")
         return NullEmitter(run_id)
 
 
 def process_start_ns() -> int:
-    """When this process started, by the wall clock; 0 where /proc does not tell.
+    """Return the start of this process in ns of the wall clock; 0 if /proc does not tell.
 
-    The time of boot plus the start in clock ticks since then, as psutil's create_time() has it.
+    It is the time of boot plus the clock ticks from boot to the start, as in psutil's
+    create_time().
     """
     try:
         # The name in field 2 may hold spaces and brackets; fields are counted after its end.

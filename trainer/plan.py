@@ -1,4 +1,4 @@
-"""Plan: the numbers that a run follows, decided before its first step."""
+"""The plan of a run: the numbers that are fixed before its first step."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps are optimizer steps; an interval of 0 means never.
+    """Numbers that the training loop follows.
 
-    A step reads batch_size rows in each micro batch of each process.
+    Steps are optimizer steps; an interval of 0 means never. A step reads batch_size rows in
+    each micro batch of each process.
     """
 
     total_steps: int
@@ -32,5 +33,5 @@ class Plan:
 
     @property
     def rows_per_step(self) -> int:
-        """Rows that an optimizer step reads, in all processes together."""
+        """The rows that an optimizer step reads, in all processes together."""
         return self.batch_size * self.accumulation * self.world_size

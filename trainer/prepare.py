@@ -1,8 +1,8 @@
-"""Preparation: everything that a user can get wrong is checked and loaded before a run begins.
+"""Preparation of a run: all that depends on the user's input is checked and loaded.
 
-In: TrainArgs and the environment.
+In: TrainArgs.
 Out: Prepared, from which the run can be built.
-Never: records anything; what fails here leaves no run behind.
+Never: records anything; a failure here leaves no run behind.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from trainer.tokenizer import LoadedTokenizer, load_tokenizer
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is known before anything is recorded: nothing here can fail any more."""
+    """The checked arguments, data and facts that a run is built from."""
 
     args: TrainArgs
     run_id: str
@@ -75,10 +75,10 @@ class Prepared:
 
 
 def check_arguments(args: TrainArgs, place: Place) -> torch.device:
-    """What can be checked before the processes of a run meet; the device of this one.
+    """Check arguments before the processes of a run connect; return this process's device.
 
     Raises:
-        BadInput: the first thing found wrong.
+        BadInput: an argument is wrong; the message names the first.
     """
     if args.fp16 and args.bf16:
         raise BadInput("--fp16 and --bf16 are two precisions; give one of them")
@@ -89,18 +89,19 @@ def check_arguments(args: TrainArgs, place: Place) -> torch.device:
         raise BadInput("--change_schedule does nothing without --resume_from; give both or neither")
     device = resolve_device(args.device, args.fp16, place)
     _check_telemetry_arguments(args)
-    build_model_config(args, vocabulary_size=8192)  # before the slow part, to fail early
+    build_model_config(args, vocabulary_size=8192)  # fails early, before text is loaded
     return device
 
 
 def prepare(
     args: TrainArgs, device: torch.device, processes: Processes, progress: Progress
 ) -> Prepared:
-    """Check and load everything that a user can get wrong.
+    """Check and load everything that depends on the user's input.
 
     Raises:
-        BadInput: the first thing found wrong.
+        BadInput: something is wrong; the message names the first thing found.
     """
+    # Names and places: the checkpoint, the run's id, where checkpoints go.
     say = progress.say
     checkpoint = checkpoint_path = None
     if args.resume_from:
@@ -121,12 +122,14 @@ def prepare(
             f"{checkpoints.path / run_id}, beside them."
         )
 
+    # Text and tokenizer, as packed rows.
     corpus = load_corpus(args.dataset, say)
     tokenizer = load_run_tokenizer(args, checkpoint, say)
     model_config = build_model_config(args, tokenizer.vocabulary_size)
     length = row_length(args, model_config, say)
-    with processes.first_goes_first():  # the others find what it has put into the cache
+    with processes.first_goes_first():  # the others read what the first has cached
         rows = load_rows(corpus, tokenizer, length, args.cache_dir, say)
+    # The schedule, which needs the number of rows.
     plan = build_plan(args, len(rows["train"]), processes.world_size)
     goes_on = checkpoint is not None and not args.change_schedule
     model_config = fit_spans(
@@ -135,6 +138,7 @@ def prepare(
         chosen=parse_model_options(args.model_option),
         before=checkpoint["model_config"] if checkpoint and goes_on else None,
     )
+    # The checkpoint has to fit this run; differences that are allowed are told to the user.
     identity = run_identity(model_config, args.seed, corpus, tokenizer, length)
     if checkpoint is not None:
         check_identity(checkpoint, identity, besides=SPANS)
@@ -175,7 +179,7 @@ def prepare(
 
 
 def load_run_tokenizer(args: TrainArgs, checkpoint: Checkpoint | None, say: Say) -> LoadedTokenizer:
-    """The tokenizer that was chosen; or the one the run has had, or the default.
+    """Load the tokenizer of --tokenizer; without the flag, the checkpoint's or the default.
 
     Raises:
         BadInput: it could not be loaded.
@@ -187,10 +191,10 @@ def load_run_tokenizer(args: TrainArgs, checkpoint: Checkpoint | None, say: Say)
 
 
 def resolve_run_id(asked: str | None, checkpoint: Checkpoint | None) -> str:
-    """The run's name: the checkpoint's, the one asked for, or a new one.
+    """Return the run's id: the checkpoint's, that of --run_id, or a new one.
 
     Raises:
-        BadInput: not a valid name, or not that of the checkpoint.
+        BadInput: --run_id is not valid, or not the checkpoint's.
     """
     if asked is not None:
         try:
@@ -209,7 +213,7 @@ def resolve_run_id(asked: str | None, checkpoint: Checkpoint | None) -> str:
 
 
 def resolve_run_name(args: TrainArgs, checkpoint: Checkpoint | None) -> str:
-    """What people see: the name asked for, the one it had before, or size and time."""
+    """Return the run's name: --wandb_run_name, the checkpoint's, or model size and time."""
     if args.wandb_run_name:
         return args.wandb_run_name
     if checkpoint is not None:
@@ -218,10 +222,10 @@ def resolve_run_name(args: TrainArgs, checkpoint: Checkpoint | None) -> str:
 
 
 def check_writable(output_dir: Path) -> None:
-    """Make the output directory and write into it.
+    """Make the output directory, and check that it can be written.
 
     Raises:
-        BadInput: that is not possible.
+        BadInput: it cannot be made or written.
     """
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -235,7 +239,7 @@ def check_writable(output_dir: Path) -> None:
 
 
 def checkpoint_facts(prepared: Prepared) -> dict[str, Any]:
-    """The part of a checkpoint that no step changes."""
+    """Return the part of a checkpoint that is the same after every step."""
     return {
         "run_id": prepared.run_id,
         "run_name": prepared.run_name,
@@ -249,7 +253,7 @@ def checkpoint_facts(prepared: Prepared) -> dict[str, Any]:
 
 
 def run_facts(prepared: Prepared) -> RunFacts:
-    """Return what the run is called and where it belongs."""
+    """Return the run's names and place, as RunStarted tells them."""
     args, device = prepared.args, prepared.device
     return RunFacts(
         **wandb_names(args, prepared.run_name),
@@ -262,7 +266,7 @@ def run_facts(prepared: Prepared) -> RunFacts:
 
 
 def wandb_names(args: TrainArgs, run_name: str) -> dict[str, Any]:
-    """Return what W&B is told of the run, as it was said; W&B may not take all of it so."""
+    """Return project, name, tags and notes for W&B, before they are cut to its limits."""
     return {
         "project": args.wandb_project,
         "name": run_name,
@@ -272,11 +276,11 @@ def wandb_names(args: TrainArgs, run_name: str) -> dict[str, Any]:
 
 
 def start_config(prepared: Prepared) -> dict[str, Any]:
-    """The run's config as far as it is known before the model is built."""
+    """Return the run's config, without the part that needs the model to be built."""
     on_gpu = prepared.device.type == "cuda"
     return {
         **prepared.args.as_config(),
-        # The one that is used, which need not be the default one.
+        # The tokenizer in use; the shipped one may have taken the default's place.
         "tokenizer": prepared.tokenizer_name,
         "tf32": on_gpu,
         "evaluation_precision": "fp32",

@@ -1,12 +1,12 @@
-"""Processes: what the processes of one run do together; a run of one process does it alone.
+"""Communication between the processes of one run, with the same calls for one process.
 
 In: the place that torchrun gave this process.
 Out: sums over all processes, and decisions that all of them take at the same step.
-Never: makes a step wait for the device. What the hosts agree on travels beside the
-gradients, between the hosts, and is read one step late.
+Never: makes a step wait for the device. Decisions travel between the hosts, beside the
+gradients, and are read one step late.
 
-A process that dies breaks its connections, so the next exchange of the others fails at
-once; one that stands still is given up after TIMEOUT.
+When a process dies its connections break, so the next exchange of the others fails at once.
+A process that hangs makes the others fail after TIMEOUT.
 """
 
 from __future__ import annotations
@@ -25,14 +25,18 @@ from torch.nn.parallel import DistributedDataParallel
 from trainer.errors import BadInput
 
 TIMEOUT = datetime.timedelta(minutes=10)
-"""Longer than a checkpoint takes to write; the others wait for it."""
+"""Limit of one exchange; writing a checkpoint, during which the others wait, is shorter."""
 PREPARATION_TIMEOUT = datetime.timedelta(hours=1)
-"""The first process of a host tokenizes while the others wait."""
+"""Limit of the wait while the first process of a host tokenizes."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Which of how many processes this is; node counts the hosts."""
+    """The position of a process in its run.
+
+    rank is its number in the run and local_rank that on its host; node is the host's number.
+    All count from 0.
+    """
 
     rank: int = 0
     world_size: int = 1
@@ -41,10 +45,10 @@ class Place:
 
 
 def read_place(environ: Mapping[str, str]) -> Place:
-    """The place that torchrun gave this process, or that of a process alone.
+    """Read the place that torchrun gave this process, or that of a single process.
 
     Raises:
-        BadInput: several processes were announced and the rest is missing.
+        BadInput: WORLD_SIZE is above 1 and the other variables of torchrun are missing.
     """
     names = {"rank": "RANK", "world_size": "WORLD_SIZE", "local_rank": "LOCAL_RANK"}
     if environ.get("WORLD_SIZE", "1") == "1":
@@ -60,34 +64,34 @@ def read_place(environ: Mapping[str, str]) -> Place:
 
 
 class Processes:
-    """A run of one process: a context in which everything is agreed already."""
+    """The exchanges of a run; this base class is for a run of one process."""
 
     def __init__(self, place: Place) -> None:
         self.rank, self.world_size, self.place = place.rank, place.world_size, place
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that speaks for the run."""
+        """True for the process of rank 0, which reports for the whole run."""
         return self.rank == 0
 
     def share(self, values: Sequence[Any]) -> list[Any]:
-        """What the first process has, in all of them."""
+        """Return the values of the first process, in all processes."""
         return list(values)
 
     def gather(self, value: Any) -> list[Any]:
-        """The value of every process by rank, in the first process; elsewhere an empty list."""
+        """Return the values of all processes by rank in the first process, elsewhere []."""
         return [value]
 
     def first_goes_first(self) -> AbstractContextManager[None]:
-        """A context which the first process of each host leaves before the others enter it."""
+        """Return a context that the first process of each host leaves before others enter it."""
         return nullcontext()
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model to call in training; its backward adds up the gradients of all."""
+        """Return the model to call in training; its backward averages gradients over processes."""
         return model
 
     def no_sync(self, network: nn.Module) -> AbstractContextManager[object]:
-        """A context whose backward leaves the gradients to a later one."""
+        """Return a context in which backward does not exchange gradients; a later one does."""
         return nullcontext()
 
     def sum_(self, tensor: Tensor) -> Tensor:
@@ -98,22 +102,25 @@ class Processes:
         """Replace small tensors of one dtype by their means over all processes."""
 
     def agree_to_stop(self, is_requested: bool, work_s: float) -> bool:
-        """Whether any process wanted to stop: one step late, and in all at the same step.
+        """True if any process has requested a stop; one step late, at the same step in all.
 
-        work_s is what this process needed for its own part of the last step.
+        work_s is the time in seconds of this process's own part of the last step.
         """
         return is_requested
 
     def any(self, flag: bool) -> bool:
-        """Whether it holds in any process. Waits for all of them."""
+        """True if flag is true in any process. Waits for all of them."""
         return flag
 
     def take_work_seconds(self) -> list[float]:
-        """Mean work_s of each process since the last call; empty for a process alone."""
+        """Return the mean work_s of each process since the last call; [] for one process."""
         return []
 
     def wait_for_others(self, key: str, timeout_s: float) -> None:
-        """In the first process: wait until all others have said key, within a bound."""
+        """Wait in the first process until all others have called this with the same key.
+
+        Returns after timeout_s even if some have not. Returns at once in the other processes.
+        """
 
     def __enter__(self) -> Processes:
         return self
@@ -135,14 +142,14 @@ class SeveralProcesses(Processes):
     def __enter__(self) -> SeveralProcesses:
         on_gpu = self.device.type == "cuda"
         dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
-        # Hosts talk beside the gradients: on the queue of these, an exchange would wait
-        # for the device.
+        # A group of its own for values of the hosts: in the queue of the gradients, an
+        # exchange would wait for the device.
         self._hosts = dist.new_group(backend="gloo", timeout=TIMEOUT)
         self._store = dist.distributed_c10d._get_default_store()
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        # After a failure the others may be gone, and to say goodbye would wait for them.
+        # After a failure the other processes may be gone, and closing the group would wait.
         if kind is None:
             self._settle()
             dist.destroy_process_group()
@@ -171,8 +178,8 @@ class SeveralProcesses(Processes):
         return DistributedDataParallel(
             model,
             device_ids=[self.device] if self.device.type == "cuda" else None,
-            # Ranges are averaged instead, see mean_: those of one process say nothing of
-            # what the others have seen.
+            # Buffers are not copied from rank 0. The ranges among them are averaged in
+            # mean_, because each process has seen other data.
             forward_sync_buffers=False,
             gradient_as_bucket_view=True,
         )
@@ -216,7 +223,7 @@ class SeveralProcesses(Processes):
 
     def wait_for_others(self, key: str, timeout_s: float) -> None:
         keys = [f"{key}/{rank}" for rank in range(1, self.world_size)]
-        # Whoever does not answer in time is dead or late; it is not worth more waiting.
+        # A process that does not answer in time is dead or late, and is not waited for.
         with suppress(RuntimeError):
             if self.is_first:
                 self._store.wait(keys, datetime.timedelta(seconds=timeout_s))
@@ -236,14 +243,14 @@ class SeveralProcesses(Processes):
 
 
 def make_processes(place: Place, device: torch.device) -> Processes:
-    """The processes of this run."""
+    """Build the object through which the processes of this run communicate."""
     return Processes(place) if place.world_size == 1 else SeveralProcesses(place, device)
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """Whether an error means that another process has ended or fallen silent.
+    """True if an error means that another process has ended or does not answer.
 
-    gloo raises a plain RuntimeError, known by the file names in its text.
+    gloo raises a plain RuntimeError, which is recognized by file names in its text.
     """
     text = str(error)
     return isinstance(error, dist.DistError) or (

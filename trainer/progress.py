@@ -1,7 +1,7 @@
-"""Progress: what a person at the terminal sees of a run.
+"""The progress of a run as a person at the terminal sees it.
 
 In: sentences, and the numbers of logged steps.
-Out: standard error: a progress bar on a terminal, one line a logged step elsewhere.
+Out: standard error: a progress bar on a terminal, else one line for each logged step.
 Never: shows a number that training would have to wait for.
 """
 
@@ -18,21 +18,21 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 LARGEST_LOSS = 700.0
-"""exp of more than 709 does not fit into a float."""
+"""The largest loss whose perplexity is computed: exp(710) does not fit into a float."""
 
 BAR_FORMAT = "{n_fmt}/{total_fmt} {bar} {remaining} left{postfix}"
-"""What fits into 80 columns with the numbers; the bar has what is left of them."""
+"""Format of the bar, which with the numbers behind it fits into 80 columns."""
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), as far as a float goes."""
+    """Return exp(loss), with the loss limited to LARGEST_LOSS."""
     return math.exp(min(loss, LARGEST_LOSS))
 
 
 class Progress:
-    """A context from the first sentence of a run to its last. Not thread-safe.
+    """A context that prints the progress of a run. Not thread-safe.
 
-    Of several processes all but the first are silent.
+    Of several processes only the first prints; the others have is_silent.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Progress:
         self._started_s = 0.0
 
     def say(self, text: str) -> None:
-        """One line, above the bar if there is one."""
+        """Print a line, above the bar if there is one."""
         if self._is_silent:
             return
         if self._bar is None:
@@ -58,7 +58,7 @@ class Progress:
             tqdm.write(text, file=self._stream)
 
     def begin(self, step: int, total_steps: int) -> None:
-        """Training starts after step."""
+        """Show the bar on a terminal; `step` steps were done before this session."""
         self._first, self._total, self._started_s = step, total_steps, self._clock()
         if self._stream.isatty():
             self._bar = tqdm(
@@ -71,12 +71,12 @@ class Progress:
             )
 
     def advance(self) -> None:
-        """One more step is done."""
+        """Move the bar by one step."""
         if self._bar is not None:
             self._bar.update()
 
     def show(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """The numbers of a logged step: kind is train or val, others are not shown."""
+        """Show the numbers of a logged step, if kind is train or val."""
         if self._is_silent:
             return
         if kind == "val":

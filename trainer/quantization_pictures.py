@@ -1,11 +1,11 @@
-"""Quantization pictures: what the quantizers do, layer by layer, as one page for a browser.
+"""Pictures of a model's quantization by layer, as one page for a browser.
 
-In: the readings of each site, and histograms of what they learn from.
+In: the readings of each site, and histograms of its weights and scales.
 Out: HTML with inline SVG, complete in itself.
 Never: runs a script, or loads anything from elsewhere.
 
-Every figure is a table with a row a layer and a column a site, and a small picture in each
-cell, so that layers are compared downwards and sites sideways, whether there are 4 or 24.
+Every figure is a table with a row for each layer, a column for each site, and a small picture
+in each cell, so that layers can be compared downwards and sites sideways.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from trainer.model.alarms import LEAST_WEIGHT_SQNR_DB
 
 Readings = Mapping[str, Mapping[str, float]]
 Draw = Callable[[str], str | None]
-"""A site's picture, or None where there is none of it."""
+"""A function from a site to its picture as HTML; None if it has none."""
 
 WIDTH, BAR_HEIGHT, HISTOGRAM_HEIGHT = 118, 12, 40
 MINUS, ZERO, PLUS, BAR, OTHER, LINE = (
@@ -41,7 +41,7 @@ i { display: inline-block; width: 11px; height: 11px; margin: 0 4px 0 12px; }
 
 
 class SiteWeights(NamedTuple):
-    """Histograms of a site as (edges, counts), and where its codes change on average."""
+    """Histograms of a site as (edges, counts), and the mean borders of its code 0."""
 
     latent: tuple[list[float], list[float]]
     scales: tuple[list[float], list[float]] | None
@@ -56,7 +56,7 @@ def draw_page(
     weights: Mapping[str, SiteWeights],
     ideal_overload: float,
 ) -> str:
-    """The whole page. Sites are names like layers.3.ffn.up, or head.input."""
+    """Return the whole page as HTML. Sites are names like layers.3.ffn.up, or head.input."""
     figures = [
         _figure(
             "Occupancy of the ternary codes",
@@ -76,7 +76,7 @@ def draw_page(
         ),
         _bars(
             "Signal to noise of the activations",
-            "SQNR in dB of the input of each linear layer; the bits in force behind it.",
+            "SQNR in dB of the input of each linear layer, followed by its bits in force.",
             readings,
             "sqnr_db",
             unit=" dB",
@@ -105,7 +105,7 @@ def draw_page(
         ),
         _figure(
             "Scales",
-            "Counts of the learned scales, one a row of the weight.",
+            "Counts of the learned scales; each row of a weight has one.",
             weights,
             lambda site: _histogram(weights[site].scales),
         ),
@@ -131,9 +131,10 @@ def _bars(
     line: float | None = None,
     scaled_by: str | None = None,
 ) -> str:
-    """One bar a site, all on one scale; shares, which have no unit, in percent.
+    """Return a figure with a bar for each site, all on one scale.
 
-    scaled_by is a reading that the sites have which the scale is made for.
+    Values without a unit are shares, shown in percent. If scaled_by names a reading, the
+    scale fits only the sites that have it, and the bars of others are cut off.
     """
     fitting = [v[name] for v in readings.values() if name in v and (scaled_by or name) in v]
     most = max([*fitting, line or 0.0, 1e-9]) * 1.05
@@ -186,7 +187,7 @@ def _histogram(
 
 
 def _figure(title: str, caption: str, sites: Iterable[str], draw: Draw) -> str:
-    """Empty where no site has a picture. A caption is HTML."""
+    """Return a figure as HTML; "" if no site has a picture. The caption is HTML too."""
     cells = {_place(site): cell for site in sites if (cell := draw(site)) is not None}
     if not cells:
         return ""
@@ -203,7 +204,7 @@ def _figure(title: str, caption: str, sites: Iterable[str], draw: Draw) -> str:
 
 
 def _place(site: str) -> tuple[str, str]:
-    """Row and column: layers.3.ffn.up is in row `layer 3`, column ffn.up."""
+    """Return row and column of a site: `layer 3` and `ffn.up` for layers.3.ffn.up."""
     first, _, rest = site.partition(".")
     if first != "layers":
         return first, rest

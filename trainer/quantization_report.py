@@ -1,7 +1,7 @@
-"""Quantization report: what the quantizers of each layer do, for a person to read.
+"""A report of a model's quantization by layer: tables, and a page of pictures.
 
 In: a model whose modules have taken readings.
-Out: tables on standard output, with rich where it is installed; a page of pictures.
+Out: tables on standard output, with rich if that is installed; HTML.
 Never: needs rich, or writes a file.
 """
 
@@ -23,8 +23,8 @@ Row = dict[str, float]
 ALARMS_SHOWN = 10
 
 # Titles of tables, with the readings of each as (title of a column, name, format).
-# near: weights close to a threshold; dead: rows of zeros, or channels without a range;
-# levels: the share of them that occurs; codebook: how evenly they do.
+# near: weights close to an edge of the dead zone; dead: rows of zeros, or channels whose range
+# is almost 0; levels: the share of levels that occur; codebook: how evenly they occur.
 TABLES: dict[str, list[tuple[str, str, str]]] = {
     "Weights": [
         ("bits", "bits", ".1f"),
@@ -50,12 +50,12 @@ TABLES: dict[str, list[tuple[str, str, str]]] = {
         ("clipped", "pact_clip_ratio", ".2%"),
     ],
 }
-# A site belongs into the table of which it has this reading.
+# A site is listed in a table if it has this reading.
 _MARKS = {"Weights": "weight_sqnr_db", "Activations": "sqnr_db", "Norms": "pact_clip_ratio"}
 
 
 def readings_by_site(model: BitNetQDyT) -> dict[str, Row]:
-    """The readings of each site, by its name and theirs; those of all together are left out."""
+    """Return the readings of each site as {site: {reading: value}}, without those of the model."""
     sites: dict[str, Row] = {}
     for name, value in _numbers(model.diagnostics(detail=True)).items():
         site, _, reading = name.removeprefix("quant/").rpartition("/")
@@ -65,7 +65,7 @@ def readings_by_site(model: BitNetQDyT) -> dict[str, Row]:
 
 
 def print_tables(model: BitNetQDyT) -> None:
-    """One table for weights, one for activations, one for norms; a row a site."""
+    """Print tables of weights, activations and norms, with a row for each site."""
     sites = readings_by_site(model)
     for title, columns in TABLES.items():
         rows = [
@@ -78,7 +78,7 @@ def print_tables(model: BitNetQDyT) -> None:
 
 
 def make_page(model: BitNetQDyT, title: str, facts: Sequence[str]) -> str:
-    """The pictures of the same readings, and histograms, as HTML."""
+    """Return a page with pictures of the same readings, and histograms, as HTML."""
     alarms = list(find_alarms(_numbers(model.diagnostics(detail=True))).values())
     more = [f"and {len(alarms) - ALARMS_SHOWN} more like this"] if alarms[ALARMS_SHOWN:] else []
     return draw_page(
@@ -112,7 +112,10 @@ def _weights_by_site(model: BitNetQDyT) -> dict[str, SiteWeights]:
 
 
 def _borders(linear: QuantizedLinear) -> tuple[float, float] | None:
-    """Between which weights the code is 0: the means over the rows of t - delta and t + delta."""
+    """Return the weights between which the code is 0: the row means of t - delta and t + delta.
+
+    None if the layer is not ternary, or does not learn them.
+    """
     if not linear.is_ternary or linear.threshold is None or linear.dead_zone is None:
         return None
     ends = (linear.threshold - linear.dead_zone, linear.threshold + linear.dead_zone)
@@ -134,7 +137,7 @@ def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         title=title, title_justify="left", box=None, pad_edge=False, header_style="bold"
     )
     for number, column in enumerate(columns):
-        # A site that is cut short is every site.
+        # The names of sites, in the first column, are never cut: cut names would look alike.
         table.add_column(column, justify="right" if number else "left", no_wrap=not number)
     for row in rows:
         table.add_row(*row)

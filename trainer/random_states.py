@@ -1,7 +1,7 @@
-"""Random states: those of all generators that training may draw from, as plain values.
+"""The states of the random generators that training may draw from, as plain values.
 
-In: the generators of this process, or what was kept of them.
-Out: a dict that JSON takes, or generators that go on where they were.
+In: the generators of this process, or saved states.
+Out: a dict that JSON takes, or generators in the saved states.
 Never: touches the generators of the data, which follow from seed and position alone.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 def random_states() -> dict[str, Any]:
-    """The states of all generators of this process."""
+    """Return the states of all generators of this process."""
     version, internal, gauss = random.getstate()
     _, keys, position, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state())
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -31,7 +31,7 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: Mapping[str, Any]) -> None:
-    """Set all generators to saved states; those of GPUs only where their number is the same."""
+    """Set all generators to saved states; those of GPUs only if their number is the same."""
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     keys, *rest = states["numpy"]
@@ -42,7 +42,7 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
 
 
 def seed_noise(seed: int, rank: int) -> None:
-    """Noise of its own for every process but the first, which goes on with that of the seed."""
+    """Seed torch's noise by the rank; the first process keeps the generator as it is."""
     if rank:
         state = np.random.SeedSequence((seed, 4, rank)).generate_state(1, np.uint64)
         torch.manual_seed(int(state[0] >> np.uint64(1)))

@@ -1,4 +1,4 @@
-"""Rebuilding: the encoder of a checkpoint, for everything but training it on.
+"""Rebuilding of a checkpoint's encoder, for evaluation, export and distillation.
 
 In: a checkpoint.
 Out: its encoder on the CPU, in evaluation mode.
@@ -14,7 +14,7 @@ from trainer.schedule import last_trained
 
 
 def rebuild_model(checkpoint: Checkpoint) -> BitNetQDyT:
-    """The model of a checkpoint, with the bits of the last step that it was trained with.
+    """Build the model of a checkpoint, with the bits of the last step that was trained.
 
     Raises:
         BadInput: the checkpoint does not hold a whole model.

@@ -1,8 +1,8 @@
-"""Reporting: what the loop has to say, to the record and to the person at the terminal.
+"""Reporting of metrics and messages, to the record and to the person at the terminal.
 
 In: numbers that have arrived from the device, and facts of the run.
 Out: events through the observer, lines through the progress.
-Never: says twice what several processes of one run have in common: the first speaks for all.
+Never: repeats a report in several processes of one run: only the first makes it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from trainer.progress import Progress
 from trainer.scalars import Numbers
 
 ALARMS_TOLD = 5
-"""At most so many at once: with diagnostics by layer, a wrong threshold raises hundreds."""
+"""Alarms told at once, at most: with diagnostics by layer, a wrong threshold raises hundreds."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What numbers from the device belong to; values are those the host knew already."""
+    """The label of numbers from the device; values are further ones that the host had."""
 
     kind: str
     step: int
@@ -31,29 +31,29 @@ class Reading:
 
 
 class Reporter:
-    """Speaks for the process of one rank. Not thread-safe."""
+    """The reporter of the process of one rank. Not thread-safe."""
 
     def __init__(self, observer: Observer, progress: Progress, rank: int = 0) -> None:
         self._observer, self._progress, self._rank = observer, progress, rank
         self._alarmed: set[str] = set()
 
     def begin(self, step: int, total_steps: int) -> None:
-        """Training starts after step."""
+        """Report that training starts after `step` steps that were done before."""
         self._progress.begin(step, total_steps)
 
     def advance(self, profiles: Sequence[tuple[int, dict[str, float]]]) -> None:
-        """One more step is done; profiles are times of blocks in earlier ones."""
+        """Report that a step is done; profiles are times of blocks in earlier steps."""
         self._progress.advance()
         self.advance_to_end(profiles)
 
     def advance_to_end(self, profiles: Sequence[tuple[int, dict[str, float]]]) -> None:
-        """The times of blocks that are known by now."""
+        """Report times of blocks, as (step, seconds by metric name)."""
         for step, seconds in profiles:
             if self._rank == 0 and seconds:
                 self._observer.metrics("custom", step, seconds)
 
     def report(self, reading: Reading, numbers: Numbers) -> None:
-        """Numbers that have arrived; lists among them are histograms."""
+        """Report numbers that have arrived from the device; lists belong to histograms."""
         if self._rank:
             return
         scalars = {n: v for n, v in numbers.items() if not isinstance(v, list)}
@@ -69,10 +69,10 @@ class Reporter:
                 self._observer.histogram(reading.kind, reading.step, title, numbers[name], counts)
 
     def work(self, step: int, values: dict[str, Any], work_seconds: Sequence[float]) -> None:
-        """How long each rank works in a step; the first adds it to the values it will report.
+        """Report step and work time of this rank; rank 0 adds them to `values` instead.
 
-        A step takes all ranks equally long, since they wait for each other; the time before
-        they do shows which of them is slow.
+        work_seconds has a time for each rank. A step takes equally long in all ranks, since
+        they wait for each other; the time before that wait shows which of them is slow.
         """
         if not work_seconds:
             return
@@ -89,7 +89,7 @@ class Reporter:
             values["train/straggler_ratio"] = max(work_seconds) / median
 
     def stage(self, step: int, old: str | None, new: str) -> None:
-        """Say that another stage is in force from a step on."""
+        """Report that another stage is in force from a step on; old is None at the start."""
         if new == "float":
             self.tell("No stages: neither weights nor activations are quantized.")
             return
@@ -99,7 +99,7 @@ class Reporter:
         )
 
     def _tell_alarms(self, step: int, values: Numbers) -> None:
-        """What has left its range since the reading before, and what has come back."""
+        """Report metrics that left their range since the last reading, and those back in it."""
         alarms = find_alarms(values)
         new = [sentence for name, sentence in alarms.items() if name not in self._alarmed]
         over = sorted(self._alarmed - alarms.keys())
@@ -113,7 +113,7 @@ class Reporter:
             self.tell(f"Step {step:,}: {over[0]}{others} in range again.")
 
     def tell(self, text: str, level: str = "info") -> None:
-        """A line for the record and for the person at the terminal."""
+        """Write a line to the record and to the terminal."""
         if self._rank == 0:
             self._observer.message(text, level)
             self._progress.say(text)

@@ -1,7 +1,7 @@
-"""Resuming: what of a run between two steps goes into a checkpoint, and how it comes back.
+"""Conversion between a run's state in memory and the values of a checkpoint.
 
-In: model, optimizer, scaler and teacher, and how far the run is; or a checkpoint.
-Out: a checkpoint's values; or the same run again, to the bit.
+In: model, optimizer, scaler, teacher and position of a run; or a checkpoint.
+Out: a checkpoint's values; or the same state again, to the bit.
 Never: writes or reads a file.
 """
 
@@ -21,7 +21,10 @@ from trainer.step import Stepper
 
 
 class Position(NamedTuple):
-    """How far a run is. The window is what the next logged mean already holds."""
+    """The progress of a run: steps done, rows read, best loss.
+
+    The window fields are the sum and number of losses since the last logged step.
+    """
 
     step: int
     rows: int
@@ -37,7 +40,7 @@ def capture(
     position: Position,
     random: list[Any],
 ) -> dict[str, Any]:
-    """The part of a checkpoint that changes with every step; random is by rank."""
+    """Return the part of a checkpoint that changes with every step; random is by rank."""
     return {
         "format": FORMAT,
         "step": position.step,
@@ -60,13 +63,16 @@ def restore(
     guidance: Guidance,
     total_steps: int,
 ) -> Position:
-    """Set everything to a checkpoint of a run with the same identity."""
+    """Restore model, optimizer, teacher and noise; return the position of the run.
+
+    The checkpoint is of a run with the same identity (see check_identity).
+    """
     model: Any = stepper.model
-    # The stage of the last step done is not in the weights, and without it a run that was
-    # stopped between two stages would miss what happens on their border.
+    # The weights do not tell the stage of the last step done. Without it, a run that was
+    # stopped between two stages would not initialize the ternary columns in the second.
     model.apply_schedule(last_trained(checkpoint["step"]), total_steps)
     model.load_state_dict(checkpoint["model"])
-    # What the arguments and the device decide is this session's, not the checkpoint's.
+    # Optimizer: weight decay and kernel are those of this process's arguments and device.
     for ours, saved in zip(
         optimizer.param_groups, checkpoint["optimizer"]["param_groups"], strict=True
     ):
@@ -77,7 +83,7 @@ def restore(
     guidance.load(checkpoint["teacher"], checkpoint["step"], total_steps)
     _restore_noise(checkpoint, stepper.processes.rank)
     window = checkpoint["window"]
-    # A loss on other masks, as older versions had, is no bound for those to come.
+    # Older versions had other masks, and losses on other masks can't be compared.
     is_comparable = checkpoint.get("evaluation_seed") == EVALUATION_SEED
     return Position(
         checkpoint["step"],
@@ -89,7 +95,7 @@ def restore(
 
 
 def has_finite_state(model: nn.Module) -> bool:
-    """Whether every weight and every range is a number. Waits for the device."""
+    """True if all weights and ranges are finite. Waits for the device."""
     finite = [tensor.isfinite().all() for tensor in model.state_dict().values()]
     return bool(torch.stack(finite).all().item())
 
@@ -97,5 +103,5 @@ def has_finite_state(model: nn.Module) -> bool:
 def _restore_noise(checkpoint: Checkpoint, rank: int) -> None:
     if rank < len(checkpoint["random"]):
         restore_random_states(checkpoint["random"][rank])
-    else:  # there were fewer processes then
+    else:  # the checkpoint was written by fewer processes
         seed_noise(checkpoint["step"], rank)

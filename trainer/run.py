@@ -1,8 +1,8 @@
-"""One run, from its arguments to its exit code; the one place that knows all the parts.
+"""A training run, from its arguments to its exit code; all its parts are put together here.
 
 In: TrainArgs and the environment.
 Out: checkpoints and records below the output directory; an exit code.
-Never: lets telemetry decide about the exit code.
+Never: lets a failure of telemetry change the exit code.
 """
 
 from __future__ import annotations
@@ -48,10 +48,12 @@ PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def run(args: TrainArgs, environ: Mapping[str, str]) -> int:
-    """Train as the arguments say; 0, or 128 and the signal that ended the run early.
+    """Train as the arguments say, and return the exit code.
+
+    It is 0, or 128 plus the number of the signal that ended the run early.
 
     Raises:
-        BadInput: something that was asked for cannot be done; nothing was recorded.
+        BadInput: an argument cannot be carried out; nothing was recorded.
         TrainingFailed: the run cannot go on.
     """
     place = read_place(environ)
@@ -68,15 +70,18 @@ def run(args: TrainArgs, environ: Mapping[str, str]) -> int:
 
 
 def train(prepared: Prepared, observer: Observer, progress: Progress, stop: StopRequest) -> int:
-    """Build, train, and tell how it ended; returns the exit code."""
+    """Build the run's parts, train, and report the end; return the exit code."""
+    # The run is recorded from here on: a failure while building is a failed run.
     observer.run_started(run_facts(prepared), start_config(prepared))
     training: Training | None = None
+    # Train, then measure the test loss if the run is complete.
     try:
         training = build_training(prepared, observer, progress, stop)
         training.run()
         summary = summarize(training)
         if training.step >= training.plan.total_steps:
             summary |= test_summary(prepared, training, stop)
+    # Failed: record the end, then let the caller print the error.
     except BaseException as exc:
         error = explain(exc, prepared)
         text = str(error) if error is not exc else f"{type(exc).__name__}: {exc}"
@@ -87,9 +92,10 @@ def train(prepared: Prepared, observer: Observer, progress: Progress, stop: Stop
         if error is not exc:
             raise error from exc
         raise
+    # Finished, or stopped by a signal.
     progress.close()
     is_finished = training.step >= training.plan.total_steps
-    # Another process of the run may have got the signal, and this one not.
+    # If only another process of the run got the signal, this one reports SIGTERM.
     exit_code = 0 if is_finished else stop.exit_code or 128 + signal.SIGTERM
     observer.finished("finished" if is_finished else "preempted", exit_code, summary)
     _say_summary(progress, training, summary, is_finished)
@@ -97,12 +103,12 @@ def train(prepared: Prepared, observer: Observer, progress: Progress, stop: Stop
 
 
 def explain(error: BaseException, prepared: Prepared) -> BaseException:
-    """The error itself, or a sentence in its place for one that has a known cause."""
+    """Return an error with a sentence for the user if the cause is known, else the error."""
     if isinstance(error, TrainingFailed):
         return error
     if prepared.processes.world_size > 1 and is_peer_failure(error):
         return PeerLost(
-            "another process of this run has ended or stands still; what it said before is "
+            "another process of this run has ended or does not answer; its own messages tell "
             "the cause. Go on with --resume_from latest"
         )
     return explain_out_of_memory(error, prepared.args, prepared.rows["train"].shape[1]) or error
@@ -111,15 +117,17 @@ def explain(error: BaseException, prepared: Prepared) -> BaseException:
 def build_training(
     prepared: Prepared, observer: Observer, progress: Progress, stop: StopRequest
 ) -> Training:
-    """Build the model and all that trains it; from the checkpoint, if there is one."""
+    """Build the model and everything that trains it, and load the checkpoint if there is one."""
     args, plan, device = prepared.args, prepared.plan, prepared.device
     processes = prepared.processes
+    # The model; its initial weights are the same in all processes.
     torch.manual_seed(args.seed)
     if device.type == "cpu":
         keep_freed_memory()
     model = BitNetQDyT(prepared.model_config, seed=args.seed).to(device)
     model_facts = describe_model(model, prepared.model_config)
     observer.config_updated(model_facts)
+    # Tell the user what will be trained, and how.
     together = f" in {processes.world_size} processes" if processes.world_size > 1 else ""
     progress.say(
         f"Run {prepared.run_id}: {args.model_size} with {model_facts['total_parameters']:,} "
@@ -133,17 +141,20 @@ def build_training(
         )
     for sentence in describe_schedule(prepared.model_config, plan):
         progress.say(sentence)
+    # The optimizer.
     on_gpu = device.type == "cuda"
     optimizer = torch.optim.AdamW(
         model.parameter_groups(args.weight_decay),
         lr=args.learning_rate,
         betas=(0.9, 0.98),
         eps=1e-8,
-        # With a gradient scaler any other kind reads a flag from the GPU each step.
+        # With a gradient scaler, an optimizer that is not fused reads a flag from the GPU
+        # in each step, and waits for it.
         fused=True,
     )
+    # From here on each process has random noise of its own.
     seed_noise(args.seed, processes.rank)
-    # More workers than cores only get in each other's way; the batches are the same.
+    # The data. More workers than cores slow each other down; the batches are the same.
     num_workers = min(args.num_workers, len(os.sched_getaffinity(0)))
     num_workers = usable_workers(num_workers, progress.say)
     source = TrainingBatches(
@@ -154,6 +165,7 @@ def build_training(
         processes.rank,
         processes.world_size,
     )
+    # The loop, and the state of the checkpoint.
     training = Training(
         plan=plan,
         stepper=Stepper(model, device, PRECISIONS[plan.precision], processes),
@@ -174,7 +186,7 @@ def build_training(
 
 
 def make_guidance(prepared: Prepared, model: BitNetQDyT) -> Guidance:
-    """The teacher that --teacher names, beside the model; or none."""
+    """Build the teacher that --teacher names, or a Guidance without one."""
     args = prepared.args
     if args.teacher is None:
         return Guidance()
@@ -186,7 +198,7 @@ def make_guidance(prepared: Prepared, model: BitNetQDyT) -> Guidance:
 
 
 def summarize(training: Training) -> dict[str, Any]:
-    """How far a run came."""
+    """Return the steps done and the validation losses, as the end of a run records them."""
     values = {
         "steps": training.step,
         "final_val_loss": training.val_loss if training.evaluated_step == training.step else None,
@@ -196,7 +208,7 @@ def summarize(training: Training) -> dict[str, Any]:
 
 
 def test_summary(prepared: Prepared, training: Training, stop: StopRequest) -> dict[str, float]:
-    """Loss and accuracy on the text that no decision was made on; once, after the last step."""
+    """Evaluate the test split once, after the last step; empty if a stop is requested."""
     found = evaluate(
         training.model,
         _evaluation(prepared, "test"),

@@ -1,7 +1,7 @@
-"""Numbers from the device: values that leave it without the loop waiting for them.
+"""Asynchronous copies of small tensors from the training device to the host.
 
-In: small tensors on the training device, and a label that says what they are.
-Out: their numbers, in the order they were sent, once they have arrived.
+In: small tensors on the training device, and a label for them.
+Out: their numbers, in the order in which they were sent, once they have arrived.
 Never: makes the loop wait, except in wait(), which is for the end and for checkpoints.
 """
 
@@ -41,11 +41,11 @@ class _Sent(Generic[Label]):
 
 
 class ScalarCopies(Generic[Label]):
-    """One copy a call from the device to the host, polled and never waited for.
+    """The copies under way; each call of send() is one copy, and arrived() polls them.
 
-    On a GPU the values are laid into one vector and copied to pinned memory on that GPU's
-    current stream; an event behind the copy tells when it is done. On a CPU they have
-    arrived at once. Not thread-safe.
+    On a GPU the values are joined into one vector and copied to pinned memory on that GPU's
+    current stream; an event behind the copy tells when it is done. On a CPU they arrive at
+    once. Not thread-safe.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -53,7 +53,7 @@ class ScalarCopies(Generic[Label]):
         self._sent: deque[_Sent[Label]] = deque()
 
     def send(self, label: Label, values: Mapping[str, Tensor]) -> None:
-        """Start the copy of the values as they are now."""
+        """Start to copy the values as they are now."""
         if not values:
             return
         vector = torch.cat([value.detach().float().reshape(-1) for value in values.values()])
@@ -66,7 +66,7 @@ class ScalarCopies(Generic[Label]):
         self._sent.append(_Sent(label, shapes, vector, copied))
 
     def arrived(self) -> list[tuple[Label, Numbers]]:
-        """What has arrived since the last call, oldest first."""
+        """Return the numbers that arrived since the last call, oldest first. Does not wait."""
         done = []
         while self._sent and self._sent[0].has_arrived():
             sent = self._sent.popleft()
@@ -74,7 +74,7 @@ class ScalarCopies(Generic[Label]):
         return done
 
     def wait(self) -> list[tuple[Label, Numbers]]:
-        """Everything that was sent; waits for the device."""
+        """Return all numbers that were sent and not yet returned; waits for the device."""
         for sent in self._sent:
             if sent.copied is not None:
                 sent.copied.synchronize()

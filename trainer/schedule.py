@@ -1,8 +1,8 @@
-"""What the step number decides: stage, QDrop, ramps and the learning rate.
+"""The schedule: stage, QDrop, ramps and learning rate as functions of the step number.
 
-In: a step, the number of all steps, and the settings that name the spans.
-Out: plain values, so that any step can be asked for in any order.
-Never: keeps state, or touches a model. Steps are optimizer steps, whatever the
+In: a step, the number of all steps, and the settings with the spans.
+Out: plain values, which can be computed for any step in any order.
+Never: keeps state, or touches a model. Steps are optimizer steps, with any gradient
 accumulation, and are counted from 0.
 
 Source: Jithin VG, "Orthogonality-Aware Ternary Encoders with Percentile-Scaled Int4
@@ -25,7 +25,7 @@ FULL_TERNARY_LR_FACTOR = 0.7
 
 @dataclass(frozen=True)
 class ScheduleState:
-    """All that changes with the step number, at one step."""
+    """The values of the schedule at one step."""
 
     stage: Stage
     qdrop_probability: float
@@ -36,7 +36,7 @@ class ScheduleState:
 
 
 def schedule_state(config: ModelConfig, step: int, total_steps: int) -> ScheduleState:
-    """The state in force while optimizer step number `step` is taken.
+    """Return the state in force while optimizer step number `step` is taken.
 
     A step at or past total_steps has the final state.
 
@@ -57,15 +57,15 @@ def schedule_state(config: ModelConfig, step: int, total_steps: int) -> Schedule
 
 
 def last_trained(steps_done: int) -> int:
-    """Number of the last step that was taken, or of the first before any.
+    """Return the number of the last step that was taken; 0 before the first.
 
-    Its state is what a model is evaluated, saved and exported with.
+    A model is evaluated, saved and exported with the schedule's state at this step.
     """
     return max(0, steps_done - 1)
 
 
 def resolve_steps(span: Steps, total_steps: int) -> int:
-    """Optimizer steps of a span given as steps (int) or as a fraction of all (float)."""
+    """Return the steps of a span that is given as steps (int) or as a fraction (float)."""
     return round(span * total_steps) if isinstance(span, float) else span
 
 
@@ -78,13 +78,11 @@ def learning_rate(
     kind: Literal["cosine", "linear"],
     factor: float,
 ) -> float:
-    """Linear warmup to base, then cosine or linear decay to 0 at total_steps.
+    """Return the learning rate: linear warmup to base, then decay to 0 at total_steps.
 
-    The first step already has a rate above 0, base / warmup_steps, for a step at
-    rate 0 is a batch wasted. factor, from ScheduleState, multiplies the result.
-
-    warmup_steps at or above total_steps means that the rate rises to the last step
-    and never reaches base: shorten the warmup before calling if that is not meant.
+    The first step has the rate base / warmup_steps and not 0, because a step at rate 0
+    would waste a batch. factor, from ScheduleState, multiplies the result. If warmup_steps
+    is not below total_steps, the rate rises to the last step and never decays.
 
     Raises:
         ValueError: kind is neither cosine nor linear.
@@ -113,17 +111,16 @@ def _qdrop_probability(config: ModelConfig, step: int, total_steps: int) -> floa
 
 
 def _alpha_ramp(config: ModelConfig, step: int, total_steps: int) -> float:
-    """Rises linearly from alpha_init / alpha_target to 1."""
+    """Return the ramp of alpha, which rises linearly from alpha_init / alpha_target to 1."""
     span = resolve_steps(config.qdyt_warmup_steps, total_steps)
     start = config.alpha_init / config.alpha_target
     return start + (1.0 - start) * min(1.0, step / span) if span else 1.0
 
 
 def _ternary_dropout(config: ModelConfig, step: int, total_steps: int) -> float:
-    """In force for its span from the first ternary step on.
+    """Return the ternary dropout, which lasts for its span from the first ternary step on.
 
-    Counted from step 0, a long warmup stage would use the span up before there is
-    a single ternary weight.
+    If the span began at step 0, it could be over before any weight is ternary.
     """
     first = round(config.stage1 * total_steps)
     span = resolve_steps(config.ternary_dropout_steps, total_steps)
@@ -131,10 +128,10 @@ def _ternary_dropout(config: ModelConfig, step: int, total_steps: int) -> float:
 
 
 def teacher_weight(step: int, total_steps: int, final: float = 0.5) -> float:
-    """The weight of a teacher's part of the loss: 0 at first, final at the last step.
+    """Return the weight of the teacher's loss: 0 at first, final at the last step.
 
-    Rises as half a cosine wave, so that the teacher is not followed while it is as bad
-    as its student.
+    It rises as half a cosine wave, so that the teacher has little weight while it is no
+    better than the model.
     """
     progress = min(1.0, step / max(1, total_steps - 1))
     return final * 0.5 * (1.0 - math.cos(math.pi * progress))

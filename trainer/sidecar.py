@@ -1,7 +1,7 @@
-"""Sidecar: a telemetry service of this run's own, as a child process.
+"""The sidecar of one run: a telemetry service as a child process of the trainer.
 
-In: a directory for its data.
-Out: the address it will listen on.
+In: the address that it listens on, and a directory for its data.
+Out: a running child process.
 Never: imports the service, waits for it to be ready, or changes how the run ends.
 """
 
@@ -22,7 +22,7 @@ from shared.programs import ROOT, module_command, module_environ
 from shared.socket_path import SOCKET_NAME, fits, temporary_directories
 
 DRAIN_TIMEOUT_S = 25.0
-"""The service drains for 20 s at most; the rest is for its own ending."""
+"""Wait for the child's end. The service drains for 20 s at most; the rest is for its exit."""
 
 Say = Callable[[str], None]
 
@@ -30,8 +30,8 @@ Say = Callable[[str], None]
 class PrivateAddress:
     """A context with an ipc address that only this user can reach.
 
-    The socket's directory is a temporary one. Where none can be had, in a container that
-    may only write its output, it is made in `beside`.
+    The socket is in a temporary directory. If none can be made, as in a container that may
+    only write its output, the directory is made in `beside`.
     """
 
     def __init__(self, beside: Path | None = None) -> None:
@@ -61,22 +61,22 @@ class PrivateAddress:
 
 
 class Sidecar:
-    """A running child. It drains and ends when its standard input closes.
+    """A running child process, which drains and ends when its standard input closes.
 
-    That input is a pipe whose other end this process holds, so the child ends by itself
-    however the trainer dies.
+    That input is a pipe whose other end this process holds, so the child also ends when the
+    trainer is killed. Not thread-safe.
     """
 
     def __init__(self, child: subprocess.Popen[bytes]) -> None:
         self._child = child
         self._was_told_dead = False
-        # A forked loader worker inherits the pipe, and would hold it open past our death.
+        # A forked loader worker inherits the pipe, and would hold it open after our death.
         if child.stdin is not None:
             pipe = weakref.ref(child.stdin)
             os.register_at_fork(after_in_child=lambda: _close_raw(pipe()))
 
     def check(self, say: Say) -> None:
-        """Say once if the child has ended too early. Does not wait."""
+        """Tell the user once if the child has ended too early. Does not wait."""
         if not self._was_told_dead and self._child.poll() is not None:
             self._was_told_dead = True
             say(
@@ -85,7 +85,7 @@ class Sidecar:
             )
 
     def close(self, say: Say, timeout_s: float = DRAIN_TIMEOUT_S) -> None:
-        """Let the child drain and end; kill it when it takes longer. May be called twice."""
+        """Let the child drain and end; kill it after timeout_s. May be called twice."""
         if self._child.stdin is None or self._child.stdin.closed:
             return
         self.check(say)
@@ -102,12 +102,13 @@ class Sidecar:
 
 
 def start_sidecar(address: str, data_dir: Path, spool_dir: Path, say: Say) -> Sidecar | None:
-    """Start the service if it is installed; None, with a line that says so, if not."""
+    """Start the service. If it is not installed or can't start, say so and return None."""
     if not is_installed():
         say("The sidecar is not installed: nothing is recorded but the spool.")
         return None
     try:
-        # A session of its own: the terminal's Ctrl-C is for the trainer, which ends it in order.
+        # A session of its own: Ctrl-C on the terminal goes to the trainer alone, which then
+        # closes the sidecar in order.
         child = subprocess.Popen(
             serve_command(address, data_dir, spool_dir),
             env=module_environ(os.environ),
@@ -121,9 +122,11 @@ def start_sidecar(address: str, data_dir: Path, spool_dir: Path, say: Say) -> Si
 
 
 def serve_command(address: str, data_dir: Path, spool_dir: Path) -> list[str]:
-    """The service for one run and no run of the host's: no HTTP, an end with its input.
+    """Return the command of a service for one run.
 
-    It takes in what is left in the spool, too: a run can be over before it is up.
+    The service has no HTTP and no run for the host's hardware, and ends with its standard
+    input. It also takes in events from the spool: a short run can be over before the
+    service is up.
     """
     words = ["serve", "--bind", address]
     words += ["--data-dir", str(data_dir), "--spool-dir", str(spool_dir)]
@@ -134,12 +137,12 @@ def serve_command(address: str, data_dir: Path, spool_dir: Path) -> list[str]:
 
 
 def is_installed() -> bool:
-    """True if our own package `telemetry` can be run, and no namesake or empty directory."""
+    """True if our own package `telemetry` is here, and not another one of that name."""
     return (ROOT / "telemetry" / "__main__.py").is_file()
 
 
 def _close_raw(pipe: IO[bytes] | None) -> None:
-    """Close a file's descriptor under it, without a flush."""
+    """Close the descriptor of a file object without flushing the object."""
     if pipe is not None and not pipe.closed:
         with contextlib.suppress(OSError):
             os.close(pipe.fileno())

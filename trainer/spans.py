@@ -1,17 +1,17 @@
-"""Spans: how long the parts of a schedule last in a run of any length.
+"""Spans: the lengths in steps of the parts of a schedule, for a run of any length.
 
-In: a model's configuration, what the user chose, and the steps of the run.
+In: a model's configuration, the fields that the user chose, and the steps of the run.
 Out: the configuration with the spans of this run; the schedule in words.
-Never: changes a span that was chosen, or one that is a fraction of the run already.
+Never: changes a span that the user chose, or one that is given as a fraction of the run.
 
-One rule for all spans that a size or a default gives in steps, the warmup of the learning
-rate, the ramp of alpha, QDrop and ternary dropout: they are meant for a run of 60,000 steps
-or more, and a shorter run has them in proportion,
+One rule holds for the spans that a model size or a default gives in steps: warmup of the
+learning rate, ramp of alpha, QDrop and ternary dropout. They are made for runs of 60,000
+steps or more, and a shorter run has them in proportion:
 
     span * min(1, total_steps / 60,000)
 
-so that it is a long run on a smaller scale, and a step more or less changes next to
-nothing. The default run, wikitext-103 for 10 epochs, has some 70,000.
+A short run thus is a long run on a smaller scale, and one step more or less changes almost
+nothing. The default run, wikitext-103 for 10 epochs, has about 70,000 steps.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SPANS = ("qdyt_warmup_steps", "qdrop_anneal_steps", "ternary_dropout_steps")
 
 
 def shorten(span: int, total_steps: int) -> int:
-    """Steps of a default span in a run of so many steps."""
+    """Return the length of a default span in a run of total_steps."""
     return round(span * min(1.0, total_steps / FULL_LENGTH_STEPS))
 
 
@@ -40,10 +40,10 @@ def fit_spans(
     chosen: Collection[str],
     before: Mapping[str, Any] | None = None,
 ) -> ModelConfig:
-    """The configuration with spans for a run of so many steps.
+    """Return the configuration with the spans of a run of total_steps.
 
-    chosen names fields that stay as they are. before, the fields of a checkpoint's
-    configuration, has the spans of a run that goes on.
+    chosen names the fields that stay as they are. before holds the fields of a checkpoint's
+    configuration: a run that resumes from it keeps the spans of that configuration.
     """
     fitted = {}
     for name in SPANS:
@@ -57,7 +57,7 @@ def fit_spans(
 
 
 def describe_schedule(config: ModelConfig, plan: Plan) -> list[str]:
-    """The schedule in sentences, as it is printed before the first step."""
+    """Describe the schedule in sentences, which are printed before the first step."""
     total = plan.total_steps
     first, second = round(config.stage1 * total), round(config.stage2 * total)
     parts = [f"learning rate rises to step {plan.warmup_steps:,}, {plan.scheduler} from there"]
@@ -78,14 +78,14 @@ def describe_schedule(config: ModelConfig, plan: Plan) -> list[str]:
         )
     if total < FULL_LENGTH_STEPS:
         sentences.append(
-            f"Spans that are not chosen are those of {FULL_LENGTH_STEPS:,} steps, in "
+            f"Default spans are those of a run of {FULL_LENGTH_STEPS:,} steps, in "
             f"proportion to this run's {total:,}."
         )
     return sentences
 
 
 def _ends(config: ModelConfig, total: int, first_ternary: int) -> dict[str, int]:
-    """The step from which each part of the schedule is over, of those that there are."""
+    """Return the step at which each part of the schedule ends; parts not in use are left out."""
     ends = {}
     if "qdyt" in (config.block_norm, config.embed_norm, config.final_norm):
         ends["ramp of alpha"] = resolve_steps(config.qdyt_warmup_steps, total)

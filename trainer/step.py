@@ -1,4 +1,4 @@
-"""One optimizer step's gradients: forward and backward of its micro batches.
+"""The gradients of one optimizer step: forward and backward of its micro batches.
 
 In: micro batches on the CPU, and the network that they go through.
 Out: gradients, summed over micro batches and processes, and this process's part of the loss.
@@ -23,10 +23,10 @@ Autocast = Callable[[], AbstractContextManager[object]]
 
 
 class Stepper:
-    """How a model is trained: in which precision, in how many processes.
+    """Forward, backward and update of a model, in a precision and in several processes.
 
-    network is what is called; model, within it, is what is told the loss scale. is_empty says
-    that in the last step no process had a token to predict.
+    network is the model as wrapped for several processes; forwards go through it. is_empty is
+    true if no process had a token to predict in the last step. Not thread-safe.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class Stepper:
     ) -> None:
         self.model, self.device = model, device
         self.precision, self.processes = precision, processes
-        # Not compiled: QDrop's probability and the bits are Python values that change, and
-        # each change would compile anew, for minutes on a CPU. The learned ternary weight
-        # alone, compiled, would take 4 % off a step of small there.
+        # Without torch.compile: QDrop's probability and the bits are Python values, and each
+        # change of them would compile again, for minutes on a CPU. Compiling the learned
+        # ternary weight alone would save 4 % of a step of the small size there.
         self.network = processes.wrap(model)
         # bfloat16 has the exponents of float32 and needs no scaling.
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
@@ -48,26 +48,26 @@ class Stepper:
         self.is_empty = False
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The precision of forward passes."""
+        """Return the context of forward passes, which sets their precision."""
         if self.precision is None:
             return nullcontext()
         return torch.autocast(self.device.type, self.precision)
 
     def accumulate_gradients(self, micro_batches: Sequence[Batch]) -> Tensor:
-        """Gradients of the mean loss over all predicted tokens; this process's part of it.
+        """Add up gradients of the mean loss; return this process's part of the loss.
 
-        Each token counts the same, in whichever micro batch and process it is, so the step
-        is that of one batch with all their rows. The parts of all processes add up to the
-        mean loss. Shapes: -> (), on the device.
+        Each predicted token has the same weight, in any micro batch and process, so the step
+        equals that of one batch with all the rows. The parts of all processes add up to the
+        mean loss in nats. Shapes: -> (), on the device.
         """
         world_size = self.processes.world_size
-        # Where nothing is predicted the loss is 0, and so are its gradients.
+        # If nothing is predicted, the loss and its gradients are 0.
         predicted = sum(len(b.predicted) + b.predicted_elsewhere for b in micro_batches)
         self.is_empty = not predicted
         predicted = max(1, predicted)
-        # The mean that DDP takes over the processes is undone in advance.
+        # DDP divides gradients by world_size, so the loss is multiplied by it in advance.
         whole = sum(len(b.predicted) for b in micro_batches) / predicted * world_size
-        # As a tensor of the scaler's making: its get_scale() would wait for the device.
+        # Multiplied by the scaler on the device: get_scale() would wait for the device.
         self.model.set_loss_scale(self.scaler.scale(torch.full((), whole, device=self.device)))
         part = torch.zeros((), device=self.device)
         with quantized_once(self.model) if len(micro_batches) > 1 else nullcontext():
@@ -85,10 +85,10 @@ class Stepper:
         return part
 
     def update(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take the step that the gradients say, and clear them.
+        """Take the optimizer step, clear the gradients, and average ranges over processes.
 
-        A step that is_empty, with nothing to predict in it, leaves the weights as they are:
-        the optimizer would otherwise move them by what it remembers of other steps.
+        If is_empty, the weights stay as they are: the optimizer would otherwise move them by
+        its averages of earlier gradients.
         """
         if not self.is_empty:
             self.scaler.step(optimizer)
@@ -98,14 +98,14 @@ class Stepper:
 
 
 def leave_out_a_ruinous_step(optimizer: torch.optim.Optimizer, grad_norm: Tensor) -> None:
-    """Keep the next step from being taken if the norm of its gradients is no number.
+    """Make the optimizer skip its next step if the norm of the gradients is not finite.
 
-    Decided on the device: fused optimizers read this flag, which with a loss scale the
-    scaler sets instead. The host learns of it when the norm is logged.
+    This is decided on the device: fused optimizers read the flag found_inf, which in fp16
+    the scaler sets instead. The host learns of it when the norm is logged.
     """
     cast(Any, optimizer).found_inf = (~grad_norm.isfinite()).float()
 
 
 def moving_ranges(model: nn.Module) -> list[Tensor]:
-    """The buffers that follow the data, which processes average."""
+    """Return the buffers with ranges of activations, which processes average."""
     return [buffer for name, buffer in model.named_buffers() if name.endswith("rho")]

@@ -1,7 +1,7 @@
 """Stop requests: SIGTERM and Ctrl-C end a run between two steps, not within one.
 
 In: signals.
-Out: which one came, for the loop to ask after each step.
+Out: the signal that came, which the loop looks for after each step.
 Never: ends anything itself, except that a second Ctrl-C interrupts as usual.
 """
 
@@ -14,18 +14,22 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """A context that turns the signals into a question; the old handlers come back after it."""
+    """A context that records signals instead of ending the process.
+
+    The previous handlers are set again at its end.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self._previous: dict[signal.Signals, object] = {}
 
     def is_requested(self) -> bool:
+        """True if a signal has come."""
         return self.signal is not None
 
     @property
     def exit_code(self) -> int:
-        """What a shell expects of a process that ended on this signal, or 0."""
+        """The exit code of a process that ended on this signal, 128 + number; 0 without one."""
         return 128 + self.signal if self.signal is not None else 0
 
     def __enter__(self) -> StopRequest:

@@ -1,8 +1,8 @@
-"""The way out of the process for events: an emitter, and a sidecar of this run's own.
+"""The run's connection to telemetry: an emitter, and a sidecar of the run's own.
 
-In: where the user said that events should go.
-Out: an emitter for as long as the run lasts.
-Never: raises, or keeps the end of a run waiting without a bound.
+In: the arguments that say where events go.
+Out: an observer for the length of the run.
+Never: raises, or delays the end of a run without a bound.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ NOBODY = "ipc:///dev/null/telemetry.sock"
 """An address at which nobody can listen."""
 CLOSE_TIMEOUT_S = 5.0
 UNHEARD_CLOSE_TIMEOUT_S = 0.5
-"""How long to wait for acknowledgements at the end; less when there is nobody to give any."""
+"""Wait for acknowledgements at the end of a run, and the shorter one without a listener."""
 
 
 @contextmanager
 def open_telemetry(prepared: Prepared, progress: Progress) -> Iterator[Observer]:
-    """An observer for the length of a run, with a sidecar of its own where none was named.
+    """Open an observer for the length of a run; start a sidecar if no endpoint was given.
 
     Of several processes the first starts the sidecar, and those on its host share it.
     """
     args, say, processes = prepared.args, progress.say, prepared.processes
     spool_dir = (args.spool_dir or args.output_dir / "spool").absolute()
     with ExitStack() as stack:
+        # At the start: find or start the sidecar, then the emitter.
         endpoint, sidecar, has_listener = _listener(prepared, spool_dir, progress, stack)
         watch = partial(sidecar.check, say) if sidecar is not None else _nobody_to_watch
         emitter = open_emitter(
@@ -47,13 +48,16 @@ def open_telemetry(prepared: Prepared, progress: Progress) -> Iterator[Observer]
         try:
             yield Observer(emitter, watch=watch)
         finally:
+            # At the end: send what is queued.
             progress.close()
             is_recorded = emitter.close()
+            # The sidecar serves several processes: wait until the others have sent theirs.
             if sidecar is not None or not processes.is_first:
-                # The sidecar ends for all of them: first let the others say their last word.
                 processes.wait_for_others("telemetry_closed", CLOSE_TIMEOUT_S)
+            # Let the sidecar drain and end.
             if sidecar is not None:
                 sidecar.close(say)
+            # Tell the user where events are that could not be sent.
             if has_listener and not is_recorded:
                 say(
                     f"{emitter.stats().queued:,} events are not recorded yet; they wait in "
@@ -64,13 +68,13 @@ def open_telemetry(prepared: Prepared, progress: Progress) -> Iterator[Observer]
 def _listener(
     prepared: Prepared, spool_dir: Path, progress: Progress, stack: ExitStack
 ) -> tuple[str, Sidecar | None, bool]:
-    """The address to emit to, the sidecar to end, and whether anybody listens there."""
+    """Return the address to emit to, the sidecar to close if any, and if anybody listens."""
     args, say, processes = prepared.args, progress.say, prepared.processes
     if args.telemetry_endpoint is not None:
         return args.telemetry_endpoint, None, True
     output_dir = args.output_dir.absolute()
     sidecar, found = None, stack.enter_context(PrivateAddress(output_dir))
-    # An emitter that nobody hears keeps all in its spool.
+    # An emitter that reaches no sidecar keeps all events in its spool.
     address = found or NOBODY
     if found is None:
         say(

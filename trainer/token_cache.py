@@ -1,8 +1,9 @@
-"""Token cache: packed rows on disk, so that a corpus is tokenized once.
+"""A cache of packed rows on disk, so that a corpus is tokenized once.
 
 In: a corpus, a tokenizer, the length of a row.
 Out: rows by split.
-Never: trusts a file for other text, another tokenizer or another length: its name is their hash.
+Never: reads rows of other text, another tokenizer or another length: the file name is the hash
+of all three.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ def load_rows(
     cache_dir: Path,
     say: Callable[[str], None],
 ) -> dict[str, Tensor]:
-    """Rows (rows, length) int32 of each split, from the cache or made now and kept there."""
+    """Return the packed rows of each split, (rows, length) int32.
+
+    They are read from the cache; if they are not there, the text is tokenized now and the
+    result cached. A cache that can't be written is told and is no error.
+    """
     path = cache_dir / f"tokens-{_key(corpus, tokenizer, length)}.pt"
     cached = _read(path, say)
     if cached is not None:
@@ -64,7 +69,7 @@ def _read(path: Path, say: Callable[[str], None]) -> dict[str, Tensor] | None:
         return None
     try:
         rows: dict[str, Tensor] = torch.load(path, weights_only=True)
-    # torch.load documents no exceptions; a damaged cache is made again, whatever it raised.
+    # torch.load documents no exceptions; after any of them the cache file is made again.
     except Exception as exc:
         say(f"The cache file {path} is damaged ({type(exc).__name__}) and is made again.")
         return None

@@ -1,8 +1,8 @@
-"""Tokenizer: text to token ids, and the hash that says by which vocabulary.
+"""The tokenizer, which turns text into token ids, with a hash that identifies its vocabulary.
 
-In: the name that --tokenizer takes, and the dataset's.
+In: the name that --tokenizer takes, and that of the dataset.
 Out: a LoadedTokenizer.
-Never: falls back to the shipped vocabulary without saying so, nor for a name that was chosen.
+Never: takes the shipped tokenizer instead of one that the user chose, or without a message.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHIPPED = "shipped"
 DEFAULT = "bert-base-uncased"
 CHUNK_PARAGRAPHS = 2000
 UNKNOWN_WORD = "<unk>"
-"""What WikiText has in the place of rare words."""
+"""The mark that WikiText has in the place of rare words."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,10 @@ class LoadedTokenizer:
     backend: Any
 
     def encode(self, paragraphs: Sequence[str]) -> Iterator[NDArray[np.int32]]:
-        """Token ids of each paragraph, without special tokens; <unk> is the unknown one."""
+        """Yield the token ids of each paragraph, without [CLS] and [SEP].
+
+        WikiText's <unk> becomes the tokenizer's unknown token.
+        """
         unknown = self.backend.unk_token or UNKNOWN_WORD
         for start in range(0, len(paragraphs), CHUNK_PARAGRAPHS):
             part = paragraphs[start : start + CHUNK_PARAGRAPHS]
@@ -56,7 +59,10 @@ class LoadedTokenizer:
 def load_tokenizer(
     name: str, dataset: str, say: Callable[[str], None], is_chosen: bool = False
 ) -> LoadedTokenizer:
-    """Load the tokenizer of a run; in the place of the default one, perhaps the shipped one.
+    """Load the tokenizer of a run.
+
+    The shipped one takes the place of the default one if that was not chosen (is_chosen) and
+    can't be loaded, or if the dataset is the sample.
 
     Raises:
         BadInput: a tokenizer that was chosen, or is not the default one, could not be loaded.
@@ -72,8 +78,8 @@ def load_tokenizer(
 
     try:
         backend = AutoTokenizer.from_pretrained(name, use_fast=True)
-    # Which exceptions a missing hub raises is not documented and differs between versions;
-    # all of them mean that this tokenizer is not to be had now.
+    # The exceptions of a hub that can't be reached are not documented and differ between
+    # versions; each of them means that this tokenizer can't be loaded now.
     except Exception as exc:
         if has_substitute:
             say(
@@ -101,7 +107,7 @@ def _load_shipped() -> LoadedTokenizer:
         sep_token="[SEP]",
         mask_token="[MASK]",
     )
-    # For those who use a trained model: text alone looks like the start of a row in training.
+    # For users of a trained model: add [CLS] and [SEP] to a text, as rows of training have them.
     special = [(token, backend.convert_tokens_to_ids(token)) for token in ("[CLS]", "[SEP]")]
     backend.backend_tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=special

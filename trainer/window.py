@@ -1,7 +1,7 @@
-"""Window: what adds up between two logged steps.
+"""The window between two logged steps: its mean loss and its speed.
 
 In: the loss and the tokens of each step.
-Out: the mean loss, still on the device, and the speed.
+Out: the mean loss, on the device, and the speed.
 Never: counts the time of validation or checkpoints as training.
 """
 
@@ -16,9 +16,9 @@ from torch import Tensor
 
 @dataclass
 class Window:
-    """Since the last logged step.
+    """Sums since the last logged step.
 
-    The sum and its count go into a checkpoint; the clock starts anew in every process.
+    loss_sum and steps go into a checkpoint; the clock starts again in a resumed run.
     """
 
     loss_sum: Tensor
@@ -28,7 +28,7 @@ class Window:
     started_s: float = field(default_factory=time.perf_counter)
 
     def add(self, loss: Tensor, tokens: int, is_empty: bool = False) -> None:
-        """Count a step; the mean loss is that of those in which something was predicted."""
+        """Count a step; one without a predicted token (is_empty) is left out of the loss."""
         if not is_empty:
             self.loss_sum += loss
             self.steps += 1
@@ -36,11 +36,11 @@ class Window:
         self.tokens += tokens
 
     def mean_loss(self) -> Tensor:
-        """Shapes: -> (). Only where there was a step that is not empty."""
+        """Return the mean loss, (); call it only after a step that is not empty."""
         return self.loss_sum / self.steps
 
     def speed(self) -> dict[str, float]:
-        """Tokens a second and seconds a step, without the time of pauses."""
+        """Return tokens per second and seconds per step, without the time of pauses."""
         elapsed_s = max(time.perf_counter() - self.started_s, 1e-9)
         return {
             "train/tokens_per_second": self.tokens / elapsed_s,
@@ -48,7 +48,7 @@ class Window:
         }
 
     def pause(self, pausing: Callable[[], None]) -> None:
-        """Do something that is not training."""
+        """Call pausing, and leave its time out of the speed."""
         began_s = time.perf_counter()
         pausing()
         self.started_s += time.perf_counter() - began_s

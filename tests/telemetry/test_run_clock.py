@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from shared.events import HARDWARE, MetricsLogged
+from telemetry import runclock
 from telemetry.rows import ELAPSED, Row, RunContext, point_of
 from tests.telemetry.sinks.helpers_rows import SECOND_NS, START_WALL_NS, RowMaker
 
@@ -74,6 +75,30 @@ def test_another_machine_is_tied_to_the_run_when_it_is_first_heard_of(journal: R
     assert elapsed(journal.rows) == [100, 100, 102, 105]
 
 
+def test_a_machine_that_lags_does_not_set_the_run_back(journal: RowMaker) -> None:
+    """A third one is tied to the time of the one that is furthest."""
+    sample(journal, 100)
+    journal.hardware({"load": 1.0}, "node2", mono_ns=7 * SECOND_NS)
+    sample(journal, 200)
+    journal.hardware({"load": 1.0}, "node2", mono_ns=8 * SECOND_NS)
+    journal.hardware({"load": 1.0}, "node3", mono_ns=9 * SECOND_NS)
+
+    assert elapsed(journal.rows) == [100, 100, 200, 101, 200]
+
+
+def test_the_clocks_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ever new hosts do not fill the position; the oldest is tied anew when it speaks again."""
+    monkeypatch.setattr(runclock, "CLOCKS_MAX", 3)
+    journal, context = RowMaker(), RunContext()
+    for number in range(10):
+        journal.hardware({"load": 1.0}, f"n{number}")
+    for row in journal.rows:
+        context = context.after(row, row.envelope.event())
+
+    assert context.clock is not None
+    assert list(context.clock.hosts) == ["n7", "n8", "n9"]
+
+
 def test_rank_0_without_a_host_shares_the_clock_of_the_first_hardware() -> None:
     """One machine, of which only the sampler says its name."""
     journal = RowMaker()
@@ -81,6 +106,10 @@ def test_rank_0_without_a_host_shares_the_clock_of_the_first_hardware() -> None:
     sample(journal, 60)
 
     assert elapsed(journal.rows) == [60]
+    context = RunContext()
+    for row in journal.rows:
+        context = context.after(row, row.envelope.event())
+    assert context.clock is not None and list(context.clock.hosts) == ["node1"]
 
 
 def test_a_machine_that_only_looks_like_rank_0s_keeps_its_own_clock() -> None:

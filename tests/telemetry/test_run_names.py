@@ -51,6 +51,19 @@ def test_a_name_that_is_taken_gets_the_id_behind_it(tmp_path: Path) -> None:
     assert names(tmp_path) == {"base": "r1", "base-r2": "r2", "base-r3": "r3"}
 
 
+def test_a_link_that_is_right_is_left_as_it_is(tmp_path: Path) -> None:
+    """A TensorBoard that is open never finds it gone."""
+    first, second = a_run(tmp_path, "r1"), a_run(tmp_path, "r2")
+    name_run(first, "base")
+    link = name_run(second, "base")
+    assert link is not None
+    before = link.lstat().st_ino, link.lstat().st_ctime_ns
+    shutil.rmtree(first)
+
+    assert name_run(second, "base") == link
+    assert (link.lstat().st_ino, link.lstat().st_ctime_ns) == before
+
+
 def test_a_run_that_got_another_name_has_only_that(tmp_path: Path) -> None:
     """As one that was introduced late."""
     run_dir = a_run(tmp_path, "r1")

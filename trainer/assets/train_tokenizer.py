@@ -1,7 +1,8 @@
-"""Made tokenizer.json, once: WordPiece, uncased, 8,192 tokens, from the training novels only.
+"""The script that made tokenizer.json: WordPiece, uncased, 8,192 tokens, from the training novels.
 
-Kept as the record of how the shipped file came to be. Training is not deterministic, so the
-file is shipped and its hash goes into every run's config; running this again makes another one.
+It is kept as a record of how the shipped file was made. Training a tokenizer is not
+deterministic: running this again makes another file. The hash of the file is in every run's
+config.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ VOCABULARY_SIZE = 8192
 
 
 def main() -> None:
+    """Train the tokenizer and write it beside this script."""
     tokenizer = BertWordPieceTokenizer(lowercase=True)
     paragraphs = load_sample().splits["train"]
     tokenizer.train_from_iterator(paragraphs, vocab_size=VOCABULARY_SIZE, show_progress=False)

@@ -1,13 +1,14 @@
-"""Activations on a few levels, with ranges that follow a percentile of the data.
+"""Quantization of activations, with ranges that follow a percentile of the data.
 
 In: activations (..., channels) before a linear layer.
-Out: the same on 2^b - 1 levels, stochastically rounded in training, nearest otherwise.
+Out: the same values rounded to 2^b - 1 levels: stochastically in training, to the nearest
+level in evaluation.
 Never: looks at more than 256 rows to find a range.
 
     rho_c = EMA of the p-th percentile of |x_c|;   step_c = rho_c / L
 
-A channel whose percentile is no finite number keeps its range in that step: in an average,
-one infinite activation would be there for good.
+A channel whose percentile is NaN or infinite keeps its range in that step, because a moving
+average never forgets an infinite value.
 
 Source: Jithin VG, "Orthogonality-Aware Ternary Encoders with Percentile-Scaled Int4
 Activations and Mixed-Precision Attention". Departure: the percentile is taken on a
@@ -33,14 +34,14 @@ from trainer.schedule import ScheduleState
 
 SAMPLE_ROWS = 256
 
-# Before the first observation: four standard deviations of a unit-variance activation,
-# so that a model evaluated before it is trained does not see only zeros.
+# The range before any data was seen: four standard deviations of a unit-variance activation.
+# With a range of 0, a model that is evaluated before it is trained would see only zeros.
 _UNOBSERVED_RANGE = 4.0
 _MIN_RANGE = 1e-6
 
 
 def sample_rows(valid: Tensor) -> Tensor:
-    """Indices of up to 256 rows, drawn without replacement from the valid ones.
+    """Draw the indices of up to 256 valid rows, without replacement.
 
     Shapes: valid (N,) bool -> (min(N, 256),). Where fewer rows are valid, they are
     repeated in turn, so that the size of the result does not depend on the data.
@@ -52,12 +53,12 @@ def sample_rows(valid: Tensor) -> Tensor:
 
 
 def upper_percentile(magnitudes: Tensor, percentile: float) -> Tensor:
-    """The percentile of each row, by linear interpolation at position n p - 1/2.
+    """Return a percentile of each row, by linear interpolation at position n p - 1/2.
 
-    torch.quantile takes (n - 1) p, whose average over many samples is too small in a tail:
-    of 256 values, p = 99.7 %, more than a range of that average has 0.49 % of a normal
-    distribution, and 0.30 % with ours. Of fewer than 167 values it is the largest, and of
-    64 values 0.93 % is more.
+    torch.quantile interpolates at (n - 1) p, which is too small on average in a tail. With
+    samples of 256 normal values and p = 99.7 %, ranges averaged from torch.quantile leave
+    0.49 % of the distribution outside, and ours leave the intended 0.30 %. With fewer than
+    167 values the result is the largest of them; with 64 values, 0.93 % lie outside.
 
     Shapes: magnitudes (G, N) -> (G,). Only the few largest values are ordered.
 
@@ -72,11 +73,11 @@ def upper_percentile(magnitudes: Tensor, percentile: float) -> Tensor:
 
 
 class ActivationQuantizer(ScheduledModule, ObservedModule):
-    """Q_b with one moving range for each channel, or for each head's channels.
+    """The quantizer Q_b, with one moving range for each channel or for each head's channels.
 
-    Persistent state: rho (ranges), start_rho (the first of them), observed (whether any
-    data was seen). All are part of the state dict, since a resumed run needs the ranges
-    it was trained with.
+    Persistent state: rho (ranges), start_rho (the first ranges that were measured) and
+    observed (true once any data was seen). All are part of the state dict, since a resumed
+    run needs the ranges it was trained with.
     """
 
     rho: Tensor
@@ -102,14 +103,18 @@ class ActivationQuantizer(ScheduledModule, ObservedModule):
         self.register_buffer("bypassed", torch.zeros(()), persistent=False)
 
     def apply_schedule(self, state: ScheduleState) -> None:
-        """Take over bits and QDrop's probability."""
+        """Set the bits and QDrop's probability of the next forwards."""
         self.bits = self.stage_bits.in_stage(state.stage)
         self.qdrop_probability = state.qdrop_probability
         if state.qdrop_probability == 0.0:
             self.bypassed.zero_()
 
     def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Quantize x (..., channels); rows name the sample, None draws from all rows."""
+        """Quantize x (..., channels).
+
+        rows holds the indices of the rows that the ranges are measured on; with None they
+        are drawn from all rows.
+        """
         if self.bits is None:
             return x
         if self.training:
@@ -117,19 +122,19 @@ class ActivationQuantizer(ScheduledModule, ObservedModule):
         steps = self.steps(self.bits)
         bypass = None
         if self.training and self.qdrop_probability > 0.0:
-            # The choice stays on the device: read by the host, it would stall every forward.
+            # The random choice stays on the device: reading it would stall every forward.
             chance = torch.rand((), device=x.device)
             bypass = self.bypassed.copy_(chance < self.qdrop_probability).clone()
         return quantize_activation(x, steps, self.bits, stochastic=self.training, bypass=bypass)
 
     def steps(self, bits: int) -> Tensor:
-        """Distance of two levels of each channel at so many bits, (channels,)."""
+        """Return the distance between two levels at a number of bits, (channels,)."""
         step = self.rho.clamp(min=_MIN_RANGE) / largest_level(bits)
         return step[:, None].expand(-1, self.channels_per_range).flatten()
 
     @torch.no_grad()
     def _follow(self, x: Tensor, rows: Tensor | None, bits: int) -> None:
-        """Move rho towards the percentile of this batch; x is (N, channels)."""
+        """Move rho towards the percentile of this batch. Shapes: x (N, channels)."""
         if x.shape[0] == 0:
             return
         if rows is None and x.shape[0] > SAMPLE_ROWS:
@@ -137,7 +142,7 @@ class ActivationQuantizer(ScheduledModule, ObservedModule):
         sample = x if rows is None else x.index_select(0, rows)
         sample = sample.to(self.rho.dtype)
         grouped = torch.unflatten(sample.abs(), 1, (-1, self.channels_per_range))
-        # One contiguous row a range: topk along a strided dimension takes twice as long.
+        # One contiguous row for each range: topk along a strided dimension takes twice as long.
         magnitudes = grouped.transpose(0, 1).flatten(1).contiguous()
         found = upper_percentile(magnitudes, self.percentile)
         found = torch.where(found.isfinite(), found, self.rho)
@@ -154,10 +159,10 @@ class ActivationQuantizer(ScheduledModule, ObservedModule):
 def quantize_activation(
     x: Tensor, steps: Tensor, bits: int, *, stochastic: bool, bypass: Tensor | None = None
 ) -> Tensor:
-    """x on its levels, (..., channels), with steps (channels,).
+    """Round x to its levels. Shapes: x (..., channels), steps (channels,), bypass () float.
 
-    The gradient passes straight through where |x / step| <= L and is 0 elsewhere. Where
-    bypass, () float, is 1 and not 0, the result is x, and the gradient passes everywhere.
+    The gradient passes straight through where |x / step| <= L and is 0 elsewhere. If bypass
+    is 1 (instead of 0) the result is x, and the gradient passes everywhere.
     """
     apply: Callable[..., Tensor] = _QuantizeActivation.apply
     return apply(x, steps, largest_level(bits), stochastic, bypass)

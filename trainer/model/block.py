@@ -1,9 +1,9 @@
 """One encoder block: attention and a gated feed-forward, each on a scaled residual.
 
-In: the residual stream (B, S, d_model), which keys may be attended to, None for all, and
-the rows that quantizers may sample.
+In: the residual stream (B, S, d_model), a mask of the keys that may be attended to (None
+for all of them), and the rows that quantizers may sample.
 Out: the residual stream.
-Never: masks a query; a padded position computes something that nobody reads.
+Never: masks a query; the result at a padded position is not used.
 
     x = x + zeta_1 * Attention(QDyT(x));   x = x + zeta_2 * SwiGLU(QDyT(x))
 
@@ -28,7 +28,10 @@ from trainer.model.readings import ObservedModule, attention_readings
 
 
 class Attention(ObservedModule):
-    """Bidirectional self-attention. Q and K see more bits than V, and a range a head."""
+    """Bidirectional self-attention.
+
+    The input of Q and K has more bits than that of V, and one range for each head.
+    """
 
     def __init__(self, config: ModelConfig, layer: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -62,7 +65,7 @@ class Attention(ObservedModule):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)). The gate branch sees more bits."""
+    """SwiGLU feed-forward: down(silu(gate(x)) * up(x)). The gate's input has more bits."""
 
     def __init__(self, config: ModelConfig, layer: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -82,7 +85,7 @@ class FeedForward(nn.Module):
         self.down = QuantizedLinear(config, wide, d, weight_stage_bits(config, layer, "down"))
 
     def forward(self, x: Tensor, rows: Tensor | None) -> Tensor:
-        """(B, S, d) -> (B, S, d)."""
+        """Apply the layer. Shapes: x (B, S, d) -> (B, S, d)."""
         mixed = self.mixer(x)
         gate = F.silu(self.gate(self.gate_input(mixed, rows)))
         wide = gate * self.up(self.up_input(mixed, rows))
@@ -91,7 +94,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm, by default with QDyT as the norm, and a learned scale on each residual branch."""
+    """A pre-norm block (by default with QDyT) with a learned scale on each residual branch."""
 
     def __init__(self, config: ModelConfig, layer: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -111,5 +114,5 @@ class Block(nn.Module):
         return out
 
     def zetas(self) -> tuple[Tensor, Tensor]:
-        """The learned scales of both branches, () each."""
+        """Return the learned scales of attention and feed-forward, () each."""
         return self.attention_zeta, self.ffn_zeta

@@ -1,12 +1,12 @@
-"""Calibration of QDyT: one mean a group for all tokens, in place of one a token.
+"""Calibration of QDyT: fixed group means for all tokens, in place of means of each token.
 
-In: a trained encoder and batches of text that it was not trained on.
+In: a trained encoder and batches of text.
 Out: the running mean of each group of each QDyT; set or taken back in one call.
-Never: changes a parameter, a buffer or the state dict, so the uncalibrated encoder
-is always what a checkpoint has.
+Never: changes a parameter, a buffer or the state dict, so a checkpoint always holds the
+uncalibrated encoder.
 
-A calibrated encoder computes another function. Whether it is the better one only a
-validation loss before and after can tell.
+A calibrated encoder computes another function. Compare the loss on held-out batches before
+and after to find out if it is the better one.
 
 Source: Jithin VG, "Orthogonality-Aware Ternary Encoders with Percentile-Scaled Int4
 Activations and Mixed-Precision Attention", QDyT-GN calibration.
@@ -26,7 +26,10 @@ CALIBRATION_MOMENTUM = 0.99
 
 
 class MaskedBatch(Protocol):
-    """What is used of a batch: ids and labels (B, S) int64, attention_mask (B, S) bool."""
+    """The parts of a batch that calibration uses.
+
+    Shapes: input_ids and labels (B, S) int64, attention_mask (B, S) bool.
+    """
 
     @property
     def input_ids(self) -> Tensor: ...
@@ -40,11 +43,11 @@ class MaskedBatch(Protocol):
 def measure_group_means(
     model: nn.Module, batches: Iterable[MaskedBatch], momentum: float = CALIBRATION_MOMENTUM
 ) -> dict[str, Tensor]:
-    """Running means of the groups of each QDyT, (groups,) each, by the module's name.
+    """Measure the running means of the groups of each QDyT: (groups,) by the module's name.
 
     The average starts at 0 and is corrected for that, so that each batch has about the
-    same weight. It is taken over tokens that are not padding, in evaluation mode, with the
-    means a token in force throughout. A batch whose means are no finite numbers is left out.
+    same weight. Padding is left out. The model runs in evaluation mode and uncalibrated. A
+    batch whose means are NaN or infinite is left out.
 
     Raises:
         ValueError: there was no batch.
@@ -76,7 +79,7 @@ def measure_group_means(
 
 
 def freeze_group_means(model: nn.Module, means: Mapping[str, Tensor]) -> None:
-    """Give each QDyT its means; one that is not named goes back to means a token."""
+    """Give each QDyT its fixed means; one without means here computes them for each token."""
     for name, module in model.named_modules():
         if isinstance(module, QDyT):
             found = means.get(name)
@@ -84,7 +87,7 @@ def freeze_group_means(model: nn.Module, means: Mapping[str, Tensor]) -> None:
 
 
 def group_means(model: nn.Module) -> dict[str, Tensor]:
-    """The means that are frozen now, by the module's name; none if it is not calibrated."""
+    """Return the fixed means by the module's name; empty if the model is not calibrated."""
     return {
         name: module.group_means
         for name, module in model.named_modules()
@@ -95,7 +98,8 @@ def group_means(model: nn.Module) -> dict[str, Tensor]:
 class _Average:
     """An exponential moving average that is corrected for having started at 0.
 
-    An average that starts at its first batch gives it 0.99^31, 73 % of the weight of 32.
+    If it started at the value of the first batch instead, that batch would have 0.99^31,
+    which is 73 % of the total weight after 32 batches.
     """
 
     def __init__(self, momentum: float) -> None:
@@ -104,14 +108,14 @@ class _Average:
         self._weight: Tensor | float = 0.0
 
     def add(self, found: Tensor) -> None:
-        """Take in means (groups,), unless one of them is no finite number."""
+        """Add means (groups,) to the average, unless one of them is NaN or infinite."""
         is_usable = found.isfinite().all()
         share = (1.0 - self._momentum) * is_usable
         self._sum = (1.0 - share) * self._sum + share * torch.where(is_usable, found, 0.0)
         self._weight = (1.0 - share) * self._weight + share
 
     def value(self) -> Tensor:
-        """The average, (groups,); NaN if no batch could be used."""
+        """Return the average, (groups,); NaN if no batch could be used."""
         return torch.as_tensor(self._sum / self._weight)
 
 
@@ -121,7 +125,7 @@ def _follow(
     def follow(module: nn.Module, args: tuple[Any, ...]) -> None:
         x: Tensor = args[0]
         groups = torch.unflatten(x.float(), -1, (-1, norm.group_size)).mean(-1)
-        # The head's norm sees the predicted tokens alone, and none of them is padding.
+        # The norm of the head gets only the predicted tokens, none of which is padding.
         tokens = groups[visible[0]] if groups.dim() == 3 else groups
         average.add(tokens.mean(0))
 

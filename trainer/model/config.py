@@ -1,8 +1,8 @@
-"""The shape and the settings of one encoder, checked once, then frozen.
+"""The dimensions and settings of one encoder, checked once, then frozen.
 
-In: the name of a published size and what is to differ from it.
+In: the name of a published size and the fields that differ from it.
 Out: a ModelConfig that the encoder can be built from.
-Never: touches torch, or changes after it is built.
+Never: imports torch, or changes after it is built.
 
 Source of sizes and settings: Jithin VG, "Orthogonality-Aware Ternary Encoders with
 Percentile-Scaled Int4 Activations and Mixed-Precision Attention". Where our default
@@ -29,7 +29,7 @@ TERNARY_BITS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Everything that decides what the encoder computes.
+    """Every setting that the function of the encoder depends on.
 
     Raises:
         ValueError: one sentence that names the field, its value and what is allowed.
@@ -43,7 +43,7 @@ class ModelConfig:
     max_length: int
     group_size: int = 16  # channels that share one mean in QDyT
 
-    # Bits once the stages have run their course; the warmup stage has 8 everywhere.
+    # Bits of the last stage; in the warmup stage every site has 8.
     activation_bits: int = 4
     qk_bits: int = 8  # inputs of the Q and K projections
     gate_bits: int = 8  # input of the gate projection
@@ -68,16 +68,16 @@ class ModelConfig:
     pact_clip_init: float = 6.0
 
     skip_init_scale: float = 0.5
-    # Of the gradients of s, t and delta, each. A guard against a step that explodes: the
-    # largest of an ordinary step are about a hundredth of it, so it does not act on them.
+    # Largest magnitude of each gradient of s, t and delta. It guards against a step that
+    # explodes: the largest in an ordinary step are about a hundredth of it and not clipped.
     lsq_grad_clip: float = 1.0
-    # AdamW moves s, t and delta by about its learning rate whatever their gradient's
-    # size, and t and delta are a tenth as large as what that rate is made for.
+    # AdamW moves s, t and delta by about its learning rate whatever the size of their
+    # gradient, and t and delta are a tenth as large as the weights the rate is chosen for.
     quantizer_lr_scale: float = 0.1
 
-    # The paper: "paper" thresholds, QDyT in place of both LayerNorms. Its weights come
-    # out as a skewed binary code, and its end norms learn far more slowly.
-    # "float" leaves weights or activations unquantized, embedding and head included.
+    # The paper has "paper" thresholds, and QDyT in place of both LayerNorms. With them the
+    # weights become a skewed binary code, and the norms of embedding and head learn far
+    # more slowly. "float" leaves weights or activations unquantized everywhere.
     weight_mode: WeightMode = "symmetric"
     activation_mode: ActivationMode = "percentile"
     block_norm: NormKind = "qdyt"
@@ -94,7 +94,7 @@ class ModelConfig:
 
     @classmethod
     def for_size(cls, size: str, vocab_size: int, **overrides: Any) -> ModelConfig:
-        """A published size for a vocabulary; overrides replace single fields.
+        """Build the configuration of a published size; overrides replace single fields.
 
         Raises:
             ValueError: no such size or field, or a configuration that cannot be built.
@@ -107,11 +107,14 @@ class ModelConfig:
         return cls(**{**_SIZES[size], "vocab_size": vocab_size, **overrides})
 
     def as_float(self) -> ModelConfig:
-        """The same encoder without any quantization: its own floating-point form."""
+        """Return the configuration of the same encoder without any quantization."""
         return replace(self, weight_mode="float", activation_mode="float")
 
     def as_dense(self) -> ModelConfig:
-        """An ordinary encoder of the same dimensions: no quantizers, no mixers, LayerNorm."""
+        """Return the configuration of an ordinary encoder of the same dimensions.
+
+        It has no quantizers, no mixers, and LayerNorm everywhere.
+        """
         return replace(
             self.as_float(),
             mixers="none",

@@ -1,11 +1,11 @@
-"""What quantization does to an encoder, as a few numbers, or as a few a layer.
+"""Diagnostics of quantization, for the whole encoder and for each layer.
 
 In: an encoder, between backward and the optimizer's step.
 Out: 0-d tensors on the model's device, by metric name.
-Never: copies anything to the host, or says what cannot be known: without a ternary
-layer there is no occupancy, and without an observed forward no overload.
+Never: copies anything to the host, or makes up a number that was not measured: without a
+ternary layer there is no occupancy, and without an observed forward no overload.
 
-Aggregates are quant/NAME; what is of one layer is quant/layers.3.ffn.up/NAME.
+Metrics of the whole model are quant/NAME; those of a layer are quant/layers.3.ffn.up/NAME.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ M = TypeVar("M", bound=nn.Module)
 TERNARY_INFORMATION_BITS = math.log2(3)
 _FLOAT_BITS = 32
 
-# How the readings of many sites become one; those of attention have a value a head.
+# Readings of many sites that are joined into one metric, as {reading: metric}: by their mean
+# or by their maximum. Readings of attention have one value for each head.
 _MEANS: dict[type[ObservedModule], dict[str, str]] = {
     ActivationQuantizer: {
         "overload_ratio": "activation_overload_rate",
@@ -61,7 +62,10 @@ _MAXIMA: dict[type[ObservedModule], dict[str, str]] = {
 def collect(
     model: nn.Module, config: ModelConfig, flips: FlipMeter, step: int, detail: bool
 ) -> dict[str, Tensor]:
-    """Everything there is to say about a model at a step, by metric name."""
+    """Collect all diagnostics of a model at a step, by metric name.
+
+    detail adds the metrics of each layer.
+    """
     linears = linear_layers(model)
     quantizers = _modules(model, ActivationQuantizer)
     weights = read_weights(linears, flips, step)
@@ -84,7 +88,7 @@ def collect(
 
 
 def linear_layers(model: nn.Module) -> dict[str, QuantizedLinear]:
-    """The linear layers with a quantized weight, by name."""
+    """Return the linear layers with a quantized weight, by name."""
     return _modules(model, QuantizedLinear)
 
 
@@ -123,7 +127,7 @@ def _detailed_readings(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _drifts(model: nn.Module, config: ModelConfig) -> dict[str, Tensor]:
-    """How far the learned alpha and zeta have gone from where the configuration put them."""
+    """Measure how far the learned alpha and zeta are from their configured start."""
     norms = _modules(model, QDyT).values()
     blocks = _modules(model, Block).values()
     learned = [zeta for block in blocks for zeta in block.zetas()]
@@ -142,7 +146,7 @@ def _drift_from(values: Tensor, start: float) -> Tensor:
 def _precision(
     linears: Iterable[QuantizedLinear], quantizers: Iterable[ActivationQuantizer]
 ) -> dict[str, Tensor]:
-    """Bits in force, and the share of quantizers that QDrop bypassed last."""
+    """Return the mean bits in force, and the share of quantizers that QDrop bypassed last."""
     linears, quantizers = list(linears), list(quantizers)
     switches = [*(linear.bypassed for linear in linears), *(q.bypassed for q in quantizers)]
     bypassed = torch.stack(switches)
@@ -162,7 +166,7 @@ def _in_force(module: QuantizedLinear | ActivationQuantizer, bits: float) -> dic
 
 
 def _information_bits(linear: QuantizedLinear) -> float:
-    """Bits a weight; a ternary one carries log2(3)."""
+    """Return the bits that one weight carries; log2(3) for a ternary one."""
     if linear.bits is None:
         return _FLOAT_BITS
     return TERNARY_INFORMATION_BITS if linear.is_ternary else linear.bits

@@ -1,8 +1,8 @@
-"""The masked-language-model encoder: embedding, blocks, head, and what is set from outside.
+"""The masked-language-model encoder: embedding, blocks and head.
 
 In: token ids with a mask and labels; the step number, between steps.
 Out: a loss, logits of the predicted positions, and diagnostics, all on the device.
-Never: waits for the device, as far as it is told which positions to predict.
+Never: waits for the device, if the caller passes the positions to predict.
 
 Source: Jithin VG, "Orthogonality-Aware Ternary Encoders with Percentile-Scaled Int4
 Activations and Mixed-Precision Attention".
@@ -34,7 +34,11 @@ _QUANTIZER_COLUMNS = ("raw_scale", "threshold", "dead_zone")
 
 
 class MaskedLMOutput(NamedTuple):
-    """Of M predicted positions: mean loss (), logits (M, V) and how many were right ()."""
+    """Result of a forward at M predicted positions.
+
+    Shapes: loss (), the mean cross entropy in nats; logits (M, V); correct (), the number of
+    right predictions.
+    """
 
     loss: Tensor
     logits: Tensor
@@ -44,7 +48,7 @@ class MaskedLMOutput(NamedTuple):
 class BitNetQDyT(nn.Module):
     """A bidirectional encoder with ternary weights and int4 activations.
 
-    seed decides the fixed signs and permutations, which are saved as buffers; initial
+    seed determines the fixed signs and permutations, which are saved as buffers; initial
     weights come from torch's global generator. Until apply_schedule is called, the
     bits are those of the last stage. Not thread-safe.
     """
@@ -84,13 +88,12 @@ class BitNetQDyT(nn.Module):
         labels: Tensor,
         predicted: Tensor | None = None,
     ) -> MaskedLMOutput:
-        """Loss and logits of the positions whose label is not -100.
+        """Return loss and logits of the positions whose label is not -100.
 
         Shapes: input_ids (B, S) int64, attention_mask (B, S) bool or None where nothing is
         padding, labels (B, S) int64, predicted (M,) int64: the flat indices of those
-        positions, where the caller knows them. Without it they are looked for here, and
-        since their number decides a shape, that is the one place where the host waits for
-        an accelerator.
+        positions, if the caller knows them. Without them the host waits for the device,
+        since the number of these positions is the shape of a tensor.
 
         A batch with nothing to predict has a loss of 0 and gradients of 0.
 
@@ -113,10 +116,10 @@ class BitNetQDyT(nn.Module):
         return MaskedLMOutput(loss, logits, correct)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Groups for AdamW: matrices and tables decay, all else does not.
+        """Return the parameter groups for AdamW; only matrices and tables have weight decay.
 
-        Each group has a name and an lr_scale, by which the loop multiplies the learning
-        rate it sets; that of the quantizers' columns is quantizer_lr_scale.
+        Each group has a name and an lr_scale, by which the training loop multiplies the
+        learning rate; that of the quantizers' columns is quantizer_lr_scale.
         """
         matrices: list[nn.Parameter] = []
         vectors: list[nn.Parameter] = []
@@ -136,53 +139,53 @@ class BitNetQDyT(nn.Module):
         return [group for group in groups if group["params"]]
 
     def set_loss_scale(self, scale: float | Tensor) -> None:
-        """Tell by what the loss is multiplied before backward; 1 until it is called.
+        """Set the factor by which the loss is multiplied before backward; 1 at first.
 
-        The clip of the gradients of s, t and delta acts inside of backward, where a
-        scaled loss would push all of them over it. A 0-d tensor stays on its device.
+        The gradients of s, t and delta are clipped inside of backward, so the limit has to
+        grow with the loss. A 0-d tensor stays on its device.
         """
         for module in self.modules():
             if isinstance(module, QuantizedLinear):
                 module.grad_clip = self.config.lsq_grad_clip * scale
 
     def observe(self, on: bool) -> None:
-        """Say whether the next training forwards take readings of activations and heads.
+        """Switch readings of activations and heads in training forwards on or off.
 
-        They cost a few percent of a step, so a loop asks for them only in the steps whose
-        diagnostics it reads. Off until it is called.
+        They cost a few percent of a step, so the training loop switches them on only in
+        steps whose diagnostics it reads. Off at first.
         """
         for module in self.modules():
             if isinstance(module, ObservedModule):
                 module.observing = on
-                if on:  # those of an earlier step, where this one brings none
+                if on:  # a module that takes none in this step would show those of an older one
                     module.readings = {}
 
     def watch_codes(self) -> None:
-        """Note the ternary codes of this step, for the flips that diagnostics() tells of.
+        """Record the ternary codes of this step, from which diagnostics() counts flips.
 
-        Called in the consecutive steps that end with the one of the diagnostics.
+        Call it in each of the consecutive steps before the one of the diagnostics.
         """
         self._flips.watch(diagnostics.linear_layers(self), self._step)
 
     def diagnostics(self, detail: bool = False) -> dict[str, Tensor]:
-        """Quantization diagnostics: 0-d tensors on the device, by metric name.
+        """Return quantization diagnostics: 0-d tensors on the device, by metric name.
 
-        detail adds those of each layer. What nobody can know is left out: occupancy
-        without a ternary layer, readings of activations before an observed forward,
-        shares of gradients before a backward, and flips unless the codes of the step
-        before were watched.
+        detail adds those of each layer. A metric that was not measured is left out:
+        occupancy without a ternary layer, readings of activations before an observed
+        forward, shares of gradients before a backward, and flips if watch_codes() was not
+        called in the step before.
         """
         return diagnostics.collect(self, self.config, self._flips, self._step, detail)
 
     def histograms(self, detail: bool = False) -> dict[str, Histogram]:
-        """Scales and latent weights of the linear layers, by name; see histograms.py."""
+        """Return histograms of scales and latent weights by name; see histograms.py."""
         return histograms.collect(self, detail)
 
     def _hidden(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """(B, S) -> (B, S, d_model), up to the norm before the head."""
+        """Return the input of the head. Shapes: input_ids (B, S) -> (B, S, d_model)."""
         rows = None
         if self.training:
-            # One sample for all quantizers: each would otherwise order its own.
+            # All quantizers share one sample of rows; each would otherwise draw its own.
             valid = torch.ones_like(input_ids, dtype=torch.bool)
             rows = sample_rows((valid if attention_mask is None else attention_mask).flatten())
         key_mask = None if attention_mask is None else _key_mask(attention_mask)
@@ -193,9 +196,10 @@ class BitNetQDyT(nn.Module):
 
 
 def _key_mask(attention_mask: Tensor) -> Tensor:
-    """(B, S) bool -> (B, 1, 1, S); a row of nothing but padding attends to all of it.
+    """Return the mask of keys. Shapes: attention_mask (B, S) bool -> (B, 1, 1, S).
 
-    A softmax over no keys at all would be NaN, and reach every parameter.
+    A row that is all padding attends to every key: a softmax over no keys would be NaN, and
+    the NaN would reach every parameter.
     """
     usable = attention_mask | ~attention_mask.any(dim=1, keepdim=True)
     return usable[:, None, None, :]

@@ -1,12 +1,12 @@
-"""Both ends of the encoder: token and position embedding, and the language-model head.
+"""Embedding and head: the first and the last layer of the encoder.
 
 In: token ids, or the hidden states of the positions to be predicted.
 Out: the residual stream, or logits over the vocabulary.
-Never: ternary. Their weights are integers with one scale for each group of a row.
+Never: has ternary weights; they are integers with one scale for each group of a row.
 
 Source: Jithin VG, "Orthogonality-Aware Ternary Encoders with Percentile-Scaled Int4
-Activations and Mixed-Precision Attention". Ours is LayerNorm after the embedding and
-before the head; the source has QDyT there too, which learns far more slowly.
+Activations and Mixed-Precision Attention". Departure: we have LayerNorm after the embedding
+and before the head; the source has QDyT there too, which learns far more slowly.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _ROW_GROUP = 64
 
 
 def sinusoids(length: int, channels: int) -> Tensor:
-    """Where the learned positions start, (length, channels), of variance 1 / channels.
+    """Return initial position embeddings, (length, channels), of variance 1 / channels.
 
-    Neighbours start alike, which independent random rows do not: a character model of
-    64 positions left the unigram plateau by step 500 with these, and not by step 900
-    with rows from N(0, 1 / channels).
+    Neighbouring positions start with similar rows, unlike independent random ones: a
+    character model of 64 positions got better than unigram frequencies by step 500 with
+    these, and had not by step 900 with rows from N(0, 1 / channels).
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.5, scaled by sqrt(2 / channels).
     """
@@ -46,7 +46,7 @@ def sinusoids(length: int, channels: int) -> Tensor:
 
 
 class Embedding(ScheduledModule):
-    """Token plus learned position, both quantized in groups of a row."""
+    """The sum of token and learned position embeddings, quantized in groups of a row."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -59,12 +59,12 @@ class Embedding(ScheduledModule):
         self.norm = make_norm(config, config.embed_norm)
 
     def apply_schedule(self, state: ScheduleState) -> None:
-        """Take over the bits."""
+        """Set the bits of the next forwards."""
         self.bits = self.stage_bits.in_stage(state.stage)
 
     def forward(self, input_ids: Tensor, rows: Tensor | None) -> Tensor:
-        """(B, S) int64 -> (B, S, d_model)."""
-        # Rows are quantized one by one, so only those that were looked up need be.
+        """Embed tokens. Shapes: input_ids (B, S) int64 -> (B, S, d_model)."""
+        # Each row has its own scales, so only the rows that were looked up are quantized.
         token = integer_weights(F.embedding(input_ids, self.token), self.bits, group=self.group)
         position = integer_weights(self.position[: input_ids.shape[1]], self.bits, group=self.group)
         out: Tensor = self.norm(token + position, rows)
@@ -72,7 +72,7 @@ class Embedding(ScheduledModule):
 
 
 class LanguageModelHead(ScheduledModule, QuantizesWeight):
-    """Norm, then logits by a matrix of its own; it is not tied to the embedding."""
+    """The norm and the output matrix, which is not tied to the embedding."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -87,14 +87,14 @@ class LanguageModelHead(ScheduledModule, QuantizesWeight):
         nn.init.normal_(self.weight, std=config.d_model**-0.5)
 
     def apply_schedule(self, state: ScheduleState) -> None:
-        """Take over the bits; the input's quantizer has its own."""
+        """Set the bits of the weight; the quantizer of the input sets its own."""
         self.bits = self.stage_bits.in_stage(state.stage)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(M, d_model) -> (M, vocab_size)."""
+        """Return logits. Shapes: hidden (M, d_model) -> (M, vocab_size)."""
         quantized = self.input(self.norm(hidden, None))
         return F.linear(quantized, self.weight_in_force(), self.bias)
 
     def quantized_weight(self) -> Tensor:
-        """(vocab_size, d_model), at the bits in force."""
+        """Return the weight at the bits in force, (vocab_size, d_model)."""
         return integer_weights(self.weight, self.bits, group=self.group)

@@ -1,9 +1,9 @@
-"""Flips: how often ternary codes change, and how many weights go back and forth.
+"""Flips and oscillation of ternary codes.
 
 In: the ternary layers of an encoder in a few consecutive steps before each diagnostic.
 Out: for each layer a FlipReading of device tensors.
-Never: does anything in the steps between, or compares codes of steps that are not
-neighbours: over a gap, a weight that flips in every step looks like one that never does.
+Never: costs anything in other steps, or compares codes of steps that are not neighbours:
+over a gap, a weight that flips in every step looks like one that never does.
 
 For a weight with code q at step t, with m = 0.1 for each step that is watched:
 
@@ -11,8 +11,8 @@ For a weight with code q at step t, with m = 0.1 for each step that is watched:
     f_t = m * o_t + (1 - m) * f_{t-1}
 
 f is the frequency of its oscillation: 1 for a weight that flips in every step, 0 for one
-that moves through its codes in one direction. The first change in a window only gives the
-direction.
+that moves through its codes in one direction. The first change in a window has no change
+before it, so it only sets the direction.
 
 Source: Nagel et al. 2022, "Overcoming Oscillations in Quantization-Aware Training",
 arXiv:2203.11086, section 2.3. Departures: steps between two windows are not watched, f is
@@ -36,7 +36,7 @@ MOMENTUM = 0.1
 OSCILLATING_FREQUENCY = 0.1
 """A weight is oscillating if it goes back more often than once in ten steps."""
 
-# Codes are compared on whole rows, evenly spread, of about so many weights a layer.
+# About this many weights of a layer are compared, as whole rows that are evenly spread.
 _SAMPLE = 65_536
 
 
@@ -46,10 +46,10 @@ def is_watched(step: int, interval: int) -> bool:
 
 
 class FlipReading(NamedTuple):
-    """rate: share of codes that change in a step; the others are None in a window too short.
+    """Flips of one layer, () each; oscillation and oscillating are None in a short window.
 
-    oscillation: mean of f; oscillating: share of weights with f above
-    OSCILLATING_FREQUENCY. All ().
+    rate is the share of codes that change in a step, oscillation the mean of f, and
+    oscillating the share of weights with f above OSCILLATING_FREQUENCY.
     """
 
     rate: Tensor
@@ -58,7 +58,7 @@ class FlipReading(NamedTuple):
 
 
 class FlipMeter:
-    """Remembers codes from one step to the next, and frequencies from window to window."""
+    """The memory of codes from step to step, and of frequencies from window to window."""
 
     def __init__(self) -> None:
         self._windows: dict[str, _Window] = {}
@@ -66,13 +66,13 @@ class FlipMeter:
 
     @torch.no_grad()
     def watch(self, linears: Mapping[str, QuantizedLinear], step: int) -> None:
-        """Note the codes of the ternary layers as they are in a step."""
+        """Record the codes of the ternary layers in a step."""
         for name, linear in linears.items():
             if linear.is_ternary:
                 self._note(name, sampled_codes(linear), step)
 
     def take(self, name: str) -> FlipReading | None:
-        """Reading of what was watched since the last call; None without two steps in a row."""
+        """Return the reading since the last call; None without two watched steps in a row."""
         window = self._windows.get(name)
         if window is None or not window.transitions:
             return None
@@ -101,7 +101,7 @@ class _Window:
     def __init__(self, codes: Tensor, step: int) -> None:
         self.codes, self.step = codes, step
         self.direction = torch.zeros_like(codes)
-        # The first transition after a gap has no change before it to be opposite to.
+        # The first transition after a gap can't alternate: there is no change before it.
         self.is_first_open = True
         self._clear()
 
@@ -110,14 +110,14 @@ class _Window:
         turn = torch.sign(codes - self.codes)
         self.changed += turn.abs().float().mean()
         self.alternations += (turn * self.direction).lt(0)
-        # The latest change that there was; products, since torch.where is slow on a CPU.
+        # Keep the latest change of each code. Products, since torch.where is slow on a CPU.
         self.direction.mul_(turn.eq(0)).add_(turn)
         self.codes = codes
         self.step += 1
         self.transitions += 1
 
     def restart_counts(self) -> None:
-        """Count anew from here; the directions stay those of the steps before."""
+        """Set the counts to 0; the directions stay those of the steps before."""
         self.is_first_open = False
         self._clear()
 
@@ -128,7 +128,10 @@ class _Window:
 
 
 class _Frequency:
-    """f of each weight of a layer, moved by a window's mean as by each of its steps."""
+    """The oscillation frequency f of each weight of a layer.
+
+    A window of n steps moves f once, towards its mean, with the weight of n steps.
+    """
 
     def __init__(self) -> None:
         self._average: Tensor | None = None
@@ -136,13 +139,13 @@ class _Frequency:
 
     @property
     def value(self) -> Tensor | None:
-        """f, (rows, in), corrected for the zeros that it began with; None before any step."""
+        """The frequency f, (rows, in), corrected for its start at 0; None before any step."""
         if self._average is None:
             return None
         return self._average / (1.0 - (1.0 - MOMENTUM) ** self._steps)
 
     def add(self, alternations: Tensor, steps: int) -> None:
-        """Take in so many watched steps with so many alternations of each weight."""
+        """Add a window: the number of watched steps, and each weight's alternations in them."""
         if not steps:
             return
         found = alternations.float() / steps
@@ -155,11 +158,11 @@ class _Frequency:
 
 
 def sampled_codes(linear: QuantizedLinear) -> Tensor:
-    """Ternary codes of evenly spread rows, int8, computed for these rows alone."""
+    """Return the ternary codes of evenly spread rows as int8, (sampled rows, in)."""
     weight = linear.weight
     every = max(1, weight.numel() // _SAMPLE)
     threshold, dead_zone = linear.threshold, linear.dead_zone
     if threshold is None or dead_zone is None:
-        # One scale for the whole matrix: it takes the whole matrix to know it.
+        # The scale is that of the whole matrix, so the whole matrix has to be read.
         return absmean_ternary(weight)[0][::every].to(torch.int8)
     return ternary_codes(weight[::every], threshold[::every], dead_zone[::every]).to(torch.int8)

@@ -1,9 +1,9 @@
-"""Where the gradient goes: shares of its norm, and parameters that it does not reach.
+"""Gradient metrics: shares of the norm, and the share of parameters without a gradient.
 
 In: an encoder after backward, before its gradients are cleared.
 Out: 0-d tensors on the device.
-Never: counts as without gradient what is idle: a column of a layer that is not ternary yet,
-or the clip of a norm, which has a gradient only where something is clipped.
+Never: counts an idle parameter as one without a gradient: a column of a layer that is not
+ternary yet, or the clip of a norm, which has a gradient only where something is clipped.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ _KINDS = {
 
 @torch.no_grad()
 def gradient_metrics(model: nn.Module) -> dict[str, Tensor]:
-    """Nothing before the first backward. A share is of the squared norm of all gradients.
+    """Return the gradient metrics by name; empty before the first backward.
 
-    gradient_missing_ratio counts parameter tensors whose gradient is absent or 0 throughout.
+    A share is that of the squared norm of all gradients. gradient_missing_ratio counts
+    parameter tensors whose gradient is absent or 0 everywhere.
     """
     norms = _norms(model)
     if not norms:
@@ -53,7 +54,7 @@ def _norms(model: nn.Module) -> dict[str, Tensor]:
     graded = {n: p.grad.float() for n, p in model.named_parameters() if p.grad is not None}
     if not graded:
         return {}
-    # In one launch on an accelerator; a norm a parameter would be hundreds.
+    # One launch on an accelerator; a norm for each parameter would take hundreds.
     return dict(zip(graded, torch._foreach_norm(list(graded.values())), strict=True))
 
 

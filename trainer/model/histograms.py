@@ -1,8 +1,8 @@
-"""Histograms of what quantization learns from: latent weights and scales.
+"""Histograms of latent weights and of scales.
 
 In: the linear layers of an encoder.
-Out: edges and counts as tensors on the device, which fit into one vector.
-Never: waits for the device; the span of a histogram stays there too.
+Out: edges and counts as tensors on the device.
+Never: waits for the device; the span of a histogram is computed there too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BINS = 64
 
 
 class Histogram(NamedTuple):
-    """edges (n + 1,) rise evenly from the smallest to the largest value; counts (n,)."""
+    """Counts (n,) between edges (n + 1,), which rise evenly from smallest to largest value."""
 
     edges: Tensor
     counts: Tensor
@@ -28,9 +28,9 @@ class Histogram(NamedTuple):
 
 @torch.no_grad()
 def collect(model: nn.Module, detail: bool) -> dict[str, Histogram]:
-    """quant/latent_weights and quant/scales; with detail, those of each layer too.
+    """Collect quant/latent_weights and quant/scales; with detail, those of each layer too.
 
-    Scales are those of layers that are ternary now and learn them.
+    Only layers that are ternary now and learn their scale have a histogram of scales.
     """
     linears = {n: m for n, m in model.named_modules() if isinstance(m, QuantizedLinear)}
     weights = {name: linear.weight for name, linear in linears.items()}
@@ -50,17 +50,17 @@ def collect(model: nn.Module, detail: bool) -> dict[str, Histogram]:
 
 
 def histogram(parts: list[Tensor], bins: int = BINS) -> Histogram:
-    """Counts over all elements of the parts, together; equal values share one bin.
+    """Count the elements of all parts in one histogram; equal values share one bin.
 
     Shapes: each part any -> edges (bins + 1,), counts (bins,), both float32.
     """
     low = torch.stack([part.amin() for part in parts]).amin().float()
     high = torch.stack([part.amax() for part in parts]).amax().float()
-    # Values that are all equal would have bins of no width.
+    # If all values are equal the bins would have a width of 0.
     width = (high - low).clamp(min=1e-6 * high.abs().clamp(min=1e-6)) / bins
     counts = torch.zeros(bins, device=low.device)
     for part in parts:
-        # torch.histc wants its span on the host, and bincount waits for its size.
+        # torch.histc needs its span on the host, and bincount waits for the size of its result.
         index = ((part.flatten() - low) / width).long().clamp_(0, bins - 1)
         counts.scatter_add_(0, index, torch.ones_like(index, dtype=counts.dtype))
     steps = torch.arange(bins + 1, device=low.device)

@@ -24,12 +24,15 @@ _MIN_STEP = 1e-8
 
 
 def largest_level(bits: int) -> int:
-    """L, the largest code of a symmetric quantizer of so many bits."""
+    """Return L, the largest code of a symmetric quantizer with a number of bits."""
     return (1 << (bits - 1)) - 1
 
 
 def bypassed_to(w: Tensor, quantized: Tensor, bypass: Tensor | None) -> Tensor:
-    """quantized, or exactly w where bypass, () float, is 1 and not 0. Works in place."""
+    """Return quantized, or exactly w if bypass is 1. Works in place.
+
+    Shapes: bypass () float, 0 or 1, on the device; None is like 0.
+    """
     # Not torch.where, which takes ten times as long on a CPU.
     return quantized if bypass is None else quantized.lerp_(w, bypass.to(w.dtype))
 
@@ -37,14 +40,14 @@ def bypassed_to(w: Tensor, quantized: Tensor, bypass: Tensor | None) -> Tensor:
 def integer_codes(
     w: Tensor, bits: int, group: int | None = None, dither: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Codes in [-L, L] and their step.
+    """Quantize w to codes in [-L, L] and a step for each group.
 
     Shapes: w (..., in) -> codes (..., in / group, group), step (..., in / group, 1);
-    group None means the whole row. dither adds a uniform +-step/2 before rounding.
+    group None means the whole row. dither adds uniform noise of +-step/2 before rounding.
     """
     grouped = torch.unflatten(w, -1, (-1, group or w.shape[-1]))
     level = largest_level(bits)
-    # Of both ends, and not of abs(), which would be another tensor of w's size.
+    # From maximum and minimum, since abs() would allocate another tensor of w's size.
     largest = torch.maximum(grouped.amax(-1, keepdim=True), -grouped.amin(-1, keepdim=True))
     step = (largest / level).clamp(min=_MIN_STEP)
     codes = grouped / step
@@ -62,13 +65,13 @@ def integer_weights(
     bypass: Tensor | None = None,
     idle: tuple[Tensor, ...] = (),
 ) -> Tensor:
-    """w on its levels, shape (..., in); the gradient passes straight through to w.
+    """Round w to its levels, shape (..., in); the gradient passes straight through to w.
 
-    Without bits, w itself; likewise where bypass, () float, is 1 and not 0.
+    The result is w itself if bits is None, or if bypass, () float, is 1 (instead of 0).
 
-    The tensors in idle get a gradient of zero. The columns of a ternary weight are
-    idle in the int8 stages, and a parameter that has no gradient at all stops a
-    distributed reduction.
+    The tensors in idle get a gradient of zero. The columns of a ternary weight are idle in
+    the int8 stages, and a distributed reduction would wait for a parameter without any
+    gradient.
     """
     if bits is None:
         return w

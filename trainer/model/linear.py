@@ -1,8 +1,8 @@
-"""A linear layer with a quantized weight.
+"""A linear layer with a quantized weight and no bias.
 
 In: activations that are quantized already.
 Out: their product with the weight at the bits in force.
-Never: quantizes activations, and has no bias.
+Never: quantizes activations.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from trainer.schedule import ScheduleState
 
 
 class QuantizedLinear(ScheduledModule, QuantizesWeight):
-    """Int8 or ternary, as the schedule says. Weights start as N(0, 1 / d_in).
+    """A linear layer that is int8 or ternary, as the schedule says.
 
-    raw_scale, threshold and dead_zone, each (out, 1), are there where the layer has a
-    ternary stage and its mode learns them. They start from the weights as these are
-    when the layer first turns ternary; ternary_started says, also to a resumed run,
-    that this has happened. start_scale and start_dead_zone keep where that was.
+    Weights start as N(0, 1 / d_in). The columns raw_scale, threshold and dead_zone, each
+    (out, 1), exist if the layer has a ternary stage and its mode learns them. They are
+    initialized from the weights at the moment when the layer first turns ternary, and
+    ternary_started, which a checkpoint keeps, is true from then on. start_scale and
+    start_dead_zone keep these initial values.
     """
 
     raw_scale: nn.Parameter | None
@@ -62,7 +63,7 @@ class QuantizedLinear(ScheduledModule, QuantizesWeight):
         self.register_buffer("bypassed", torch.zeros(()), persistent=False)
 
     def apply_schedule(self, state: ScheduleState) -> None:
-        """Take over bits, dither, ternary dropout and QDrop's probability."""
+        """Set bits, dither, ternary dropout and QDrop's probability of the next forwards."""
         bits = self.stage_bits.in_stage(state.stage)
         if bits == TERNARY_BITS and self.bits != TERNARY_BITS:
             self._start_ternary()
@@ -74,20 +75,20 @@ class QuantizedLinear(ScheduledModule, QuantizesWeight):
             self.bypassed.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., d_in) -> (..., d_out)."""
+        """Multiply by the weight in force. Shapes: x (..., d_in) -> (..., d_out)."""
         return F.linear(x, self.weight_in_force())
 
     @property
     def is_ternary(self) -> bool:
-        """Whether the bits in force are the ternary ones."""
+        """True if the bits in force are the ternary ones."""
         return self.bits == TERNARY_BITS
 
     @torch.no_grad()
     def codes(self) -> tuple[Tensor, Tensor]:
-        """Codes (out, in) and scale, broadcastable to them, of the bits in force.
+        """Return codes (out, in) and scale, broadcastable to them, at the bits in force.
 
-        Without the noise of training: codes * scale is the weight of an evaluation. A
-        weight that is not quantized is its own codes, with a scale of 1.
+        There is no training noise in them: codes * scale is the weight of an evaluation. A
+        weight that is not quantized is returned as its own codes, with a scale of 1.
         """
         if self.bits is None:
             return self.weight, self.weight.new_ones(())
@@ -100,10 +101,10 @@ class QuantizedLinear(ScheduledModule, QuantizesWeight):
         return codes, F.softplus(self.raw_scale)
 
     def quantized_weight(self) -> Tensor:
-        """(out, in), at the bits in force, with the noise of training while it trains."""
+        """Return the weight at the bits in force, (out, in); with noise in training mode."""
         bypass = None
         if self.training and self.qdrop_probability > 0.0 and self.bits is not None:
-            # The choice stays on the device: read by the host, it would stall every forward.
+            # The random choice stays on the device: reading it would stall every forward.
             chance = torch.rand((), device=self.weight.device)
             bypass = self.bypassed.copy_(chance < self.qdrop_probability).clone()
         if self.is_ternary:
@@ -140,7 +141,7 @@ class QuantizedLinear(ScheduledModule, QuantizesWeight):
         codes, scale = absmean_ternary(self.weight.detach())
         if kept is not None:
             codes.mul_(kept.to(codes.dtype))
-        # Nothing here is learned but the weight, so plain straight-through will do.
+        # Only the weight is learned in this mode, so plain straight-through is enough.
         quantized = bypassed_to(self.weight.detach(), codes.mul_(scale), bypass)
         return straight_through(self.weight, quantized)
 
@@ -160,10 +161,10 @@ class QuantizedLinear(ScheduledModule, QuantizesWeight):
 
     @torch.no_grad()
     def _start_ternary(self) -> None:
-        """Start the columns from the weights as they are now, unless they have started.
+        """Initialize the columns from the current weights, unless that was done before.
 
-        Decided on the device by a buffer, since a run resumed in a ternary stage
-        comes through here with columns that are trained already.
+        The buffer ternary_started decides, on the device: a run that is resumed in a
+        ternary stage gets here with columns that are trained already.
         """
         if self.raw_scale is None or self.threshold is None or self.dead_zone is None:
             return

@@ -22,7 +22,7 @@ from trainer.model.config import ModelConfig
 
 
 def hadamard_matrix(block: int) -> Tensor:
-    """H_b / sqrt(b), (block, block), by Sylvester's doubling. block is a power of two."""
+    """Return H_b / sqrt(b), (block, block), by Sylvester's doubling; block is a power of two."""
     h = torch.ones(1, 1, device="cpu")
     while h.shape[0] < block:
         h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)], 0)
@@ -30,31 +30,31 @@ def hadamard_matrix(block: int) -> Tensor:
 
 
 def largest_block(channels: int, most: int) -> int:
-    """The largest power of two that divides channels and is not above most."""
+    """Return the largest power of two that divides channels and is at most `most`."""
     return min(channels & -channels, most)
 
 
 class BlockHadamard(nn.Module):
-    """Multiply each block of channels by one Hadamard matrix."""
+    """The product of each block of channels with one Hadamard matrix."""
 
     matrix: Tensor
 
     def __init__(self, block: int) -> None:
         super().__init__()
-        # Not saved: it follows from the block size alone.
+        # Not saved, since it can be made again from the block size.
         self.register_buffer("matrix", hadamard_matrix(block), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., channels) -> (..., channels)."""
+        """Multiply each block. Shapes: x (..., channels) -> the same."""
         blocks = torch.unflatten(x, -1, (-1, self.matrix.shape[0]))
         return torch.matmul(blocks, self.matrix).flatten(-2)
 
 
 class SignedPermutation(nn.Module):
-    """DPD: change signs, permute within each span of channels, change signs again.
+    """DPD: a change of signs, a permutation within each span of channels, and signs again.
 
-    Both sign changes are applied as one, behind the permutation. A permutation keeps
-    to its span, so that with the head size as span no two heads are mixed.
+    Both sign changes are applied as one, after the permutation. Channels stay within their
+    span, so that with the head size as span no two heads are mixed.
     """
 
     order: Tensor
@@ -77,15 +77,16 @@ class SignedPermutation(nn.Module):
         self.register_buffer("signs", second * first[order])
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., channels) -> (..., channels)."""
+        """Permute channels and change signs. Shapes: x (..., channels) -> the same."""
         apply: Callable[..., Tensor] = _PermuteSigns.apply
         return apply(x, self.order, self.inverse, self.signs)
 
 
 class _PermuteSigns(torch.autograd.Function):
-    """Gathers in both directions; autograd's own backward would scatter and add.
+    """The permutation with a gather in both directions.
 
-    gather, since index_select along the last dimension takes ten times as long on a CPU.
+    Autograd's own backward would scatter and add. index_select along the last dimension
+    takes ten times as long as gather on a CPU.
     """
 
     @staticmethod
@@ -103,10 +104,10 @@ class _PermuteSigns(torch.autograd.Function):
 def make_mixer(
     config: ModelConfig, channels: int, span: int, hadamard: bool, generator: torch.Generator
 ) -> nn.Module:
-    """DPD, then block Hadamard, as far as the configuration and the site have them.
+    """Build DPD, then block Hadamard, as the configuration and the site have them.
 
-    DPD alone does nothing that a row-wise quantized projection could see, other than
-    to name its columns anew; it works by what the Hadamard blocks then mix.
+    DPD alone only renames the columns of a projection that is quantized by rows. It has an
+    effect because other channels meet in the Hadamard blocks behind it.
     """
     parts: list[nn.Module] = []
     if config.mixers in ("hadamard_dpd", "dpd"):

@@ -1,9 +1,4 @@
-"""The norms that a configuration may name, called alike.
-
-In: the kind of norm a site has.
-Out: a module from (..., d_model) to (..., d_model).
-Never: decides which site has which; the configuration does.
-"""
+"""LayerNorm and QDyT behind one call, module(x, rows), from (..., d_model) to the same."""
 
 from __future__ import annotations
 
@@ -14,13 +9,13 @@ from trainer.model.qdyt import QDyT
 
 
 class LayerNorm(nn.LayerNorm):
-    """torch's LayerNorm, which takes the sampled rows as QDyT does, and ignores them."""
+    """torch's LayerNorm with the arguments of QDyT; it ignores the sampled rows."""
 
     def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        """(..., d_model) -> (..., d_model)."""
+        """Normalize x. Shapes: x (..., d_model) -> the same."""
         return super().forward(x)
 
 
 def make_norm(config: ModelConfig, kind: NormKind) -> nn.Module:
-    """LayerNorm or QDyT over d_model channels."""
+    """Build the LayerNorm or QDyT that kind names, over d_model channels."""
     return QDyT(config) if kind == "qdyt" else LayerNorm(config.d_model)

@@ -1,9 +1,9 @@
-"""Weights that are quantized once for all the forwards of a step.
+"""A cache of quantized weights, for all the forwards of one step.
 
-In: a model, some of whose modules quantize a weight of their own in each forward.
+In: a model, some of whose modules quantize their weight in each forward.
 Out: within quantized_once, the same quantized weight in every forward; at its end, one
-backward through the quantizers, of the sum of what the forwards' backwards brought.
-Never: acts outside of quantized_once, where each forward quantizes anew.
+backward through the quantizers with the summed gradients of those forwards.
+Never: acts outside of quantized_once, where each forward quantizes again.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ class QuantizesWeight(nn.Module):
     _held: tuple[Tensor, Tensor] | None = None
 
     def quantized_weight(self) -> Tensor:
-        """The weight as this moment's bits and dice make it, differentiable."""
+        """Quantize the weight at the bits in force, with new noise; differentiable."""
         raise NotImplementedError
 
     def weight_in_force(self) -> Tensor:
-        """The quantized weight: the one held, or a new one."""
+        """Return the cached quantized weight, or a new one if none is cached."""
         return self.quantized_weight() if self._held is None else self._held[1]
 
     def hold(self) -> None:
-        """Quantize, and let every forward see this one until release()."""
+        """Quantize the weight and use it in every forward until release()."""
         quantized = self.quantized_weight()
         self._held = quantized, quantized.detach().requires_grad_()
 
     def release(self) -> tuple[Tensor, Tensor] | None:
-        """The held weight and its gradient, if any forward used it; holds nothing any more."""
+        """Empty the cache; return the cached weight and its gradient if a forward used it."""
         quantized, seen = self._held or (None, None)
         self._held = None
         return (
@@ -46,10 +46,10 @@ class QuantizesWeight(nn.Module):
 
 @contextmanager
 def quantized_once(model: nn.Module) -> Iterator[None]:
-    """Hold all weights; at the end, unless an error ends it, take their gradients on.
+    """Cache all quantized weights within the context, then backpropagate their gradients.
 
-    A clip within the quantizers' backward then sees the gradient of the whole step, as
-    it would if the step were one batch.
+    The gradient clip inside of the quantizers' backward so acts on the gradient of the
+    whole step, as if the step were one batch. After an error nothing is backpropagated.
     """
     modules = [module for module in model.modules() if isinstance(module, QuantizesWeight)]
     for module in modules:

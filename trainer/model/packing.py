@@ -1,11 +1,12 @@
-"""Four ternary codes in a byte.
+"""Packing of four ternary codes into a byte.
 
 In: codes -1, 0 and +1, any floating or integer type.
 Out: bytes, and codes again.
-Never: stores the number of columns; whoever unpacks knows it.
+Never: stores the number of columns; unpack_ternary takes it as an argument.
 
-Of a byte, bits 0 and 1 hold the first of its four codes, each as code + 1; a row begins
-with a new byte, and what is left of its last byte is 0 codes. 3 occurs nowhere.
+A code is stored as code + 1 in two bits, so that the value 3 does not occur. The first of
+the four codes is in bits 0 and 1. A row begins with a new byte, and its last byte is filled
+up with codes of 0.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ CODES_PER_BYTE = 4
 
 
 def pack_ternary(codes: Tensor) -> Tensor:
-    """Shapes: codes (rows, columns) -> (rows, ceil(columns / 4)) uint8."""
+    """Pack codes. Shapes: codes (rows, columns) -> (rows, ceil(columns / 4)) uint8."""
     shifted = codes.to(torch.int16) + 1
     padded = F.pad(shifted, (0, -shifted.shape[1] % CODES_PER_BYTE), value=1)
     fours = torch.unflatten(padded, 1, (-1, CODES_PER_BYTE))
@@ -26,7 +27,7 @@ def pack_ternary(codes: Tensor) -> Tensor:
 
 
 def unpack_ternary(packed: Tensor, columns: int) -> Tensor:
-    """Shapes: packed (rows, ceil(columns / 4)) uint8 -> (rows, columns) int8.
+    """Unpack codes. Shapes: packed (rows, ceil(columns / 4)) uint8 -> (rows, columns) int8.
 
     Raises:
         ValueError: the rows have another length, or a code is 3.

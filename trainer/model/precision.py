@@ -1,7 +1,7 @@
-"""Which site has how many bits in which stage.
+"""Numbers of bits of each site in each stage of training.
 
 In: the configuration, a layer's number and the name of a site in its block.
-Out: StageBits, which a quantizer keeps and reads when the schedule moves.
+Out: StageBits, from which a quantizer takes its bits when the stage changes.
 Never: holds a tensor.
 
 A site is the input or the weight of one linear layer: q, k, v, o, up, gate, down.
@@ -23,20 +23,23 @@ WARMUP_BITS = 8
 
 
 class StageBits(NamedTuple):
-    """Bits of one quantizer in each stage, in their order; None leaves values as they are."""
+    """Bits of one quantizer in each stage; None means that values are not quantized."""
 
     warmup: int | None
     partial_ternary: int | None
     full_ternary: int | None
 
     def in_stage(self, stage: Stage) -> int | None:
-        """Bits in force in a stage."""
+        """Return the bits in force in a stage."""
         bits: int | None = getattr(self, stage)
         return bits
 
 
 def stage_label(config: ModelConfig, stage: Stage) -> str:
-    """The name of a stage for people: no weight is ternary where weights stay float."""
+    """Return the name of a stage as metrics and messages have it.
+
+    Where weights stay float the name does not speak of ternary weights.
+    """
     if config.weight_mode != "float":
         return stage
     if config.activation_mode == "float":
@@ -48,17 +51,18 @@ UNQUANTIZED = StageBits(None, None, None)
 
 
 class ScheduledModule(nn.Module):
-    """A module with state that the step number decides."""
+    """A module with settings that follow from the step number."""
 
     def apply_schedule(self, state: ScheduleState) -> None:
-        """Take over what the schedule says. Called between steps, never in a forward."""
+        """Set what the schedule says. Called between steps, never in a forward."""
         raise NotImplementedError
 
 
 def weight_stage_bits(config: ModelConfig, layer: int, site: str) -> StageBits:
-    """Int8 first; then the top half of the layers ternary, then all of them.
+    """Return the bits of a weight: int8 first, then ternary.
 
-    V and O of the last blocks never become ternary: they keep vo_bits.
+    The upper half of the layers turns ternary in the partial_ternary stage, the others in
+    full_ternary. V and O of the last blocks have vo_bits instead.
     """
     if config.weight_mode == "float":
         return UNQUANTIZED
@@ -70,7 +74,11 @@ def weight_stage_bits(config: ModelConfig, layer: int, site: str) -> StageBits:
 
 
 def activation_stage_bits(config: ModelConfig, layer: int, site: str) -> StageBits:
-    """Int8 in the warmup stage, then activation_bits but for the mixed sites."""
+    """Return the bits of an input: int8 in the warmup stage, then those of its site.
+
+    They are qk_bits for Q and K, gate_bits for the gate, vo_bits for V and O of the last
+    blocks, and activation_bits for all others.
+    """
     if config.activation_mode == "float":
         return UNQUANTIZED
     bits = {"q": config.qk_bits, "k": config.qk_bits, "gate": config.gate_bits}.get(
@@ -82,7 +90,7 @@ def activation_stage_bits(config: ModelConfig, layer: int, site: str) -> StageBi
 
 
 def end_stage_bits(bits: int, mode: WeightMode | ActivationMode) -> StageBits:
-    """Bits of the embedding and of the head, which have no ternary stage."""
+    """Return the bits of embedding or head, which have no ternary stage."""
     return UNQUANTIZED if mode == "float" else StageBits(WARMUP_BITS, bits, bits)
 
 

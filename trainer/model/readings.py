@@ -1,8 +1,8 @@
-"""Readings: what a module notes of its own work in the forwards it is told to observe.
+"""Readings: measurements that a module takes of itself in observed forwards.
 
-In: sampled activations, heads' queries and keys, all inside of a training forward.
+In: sampled activations, queries and keys of the heads, all inside of a training forward.
 Out: tensors on the device, kept in the module until the next observed forward.
-Never: taken in other forwards, where they would cost time for nothing.
+Never: taken in other forwards, where they would only cost time.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-# A channel whose range is so much below the mean of its site's ranges carries nothing.
+# A channel is dead if its range is at most this share of the mean range of its site.
 _DEAD_SHARE = 1e-3
 
 
 class ObservedModule(nn.Module):
-    """A module with readings: 0-d tensors, or one value a head, by name."""
+    """A module with readings by name: 0-d tensors, or one value for each head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class ObservedModule(nn.Module):
 
 
 def metric_path(module_name: str) -> str:
-    """A module's name as metrics have it: layers.3.ffn.up for blocks.3.ffn.up."""
+    """Return the name that a module has in metrics: layers.3.ffn.up for blocks.3.ffn.up."""
     first, dot, rest = module_name.partition(".")
     return f"layers{dot}{rest}" if first == "blocks" else module_name
 
@@ -35,7 +35,7 @@ def metric_path(module_name: str) -> str:
 def quantizer_readings(
     sample: Tensor, steps: Tensor, level: int, rho: Tensor, start_rho: Tensor
 ) -> dict[str, Tensor]:
-    """How well the levels of a site fit what it was given.
+    """Measure how well the levels of a site fit a sample of its input.
 
     Shapes: sample (N, channels), steps (channels,), rho and start_rho (ranges,); level
     is L. Rounding is to nearest, as in evaluation.
@@ -56,10 +56,11 @@ def quantizer_readings(
 
 @torch.no_grad()
 def attention_readings(q: Tensor, k: Tensor, key_mask: Tensor | None) -> dict[str, Tensor]:
-    """Root mean squares, largest logit, and mean entropy in nats of each head: (H,) each.
+    """Measure scales, largest logit and mean entropy in nats of each head: (H,) each.
 
-    Shapes: q, k (B, H, S, D), key_mask (B, 1, 1, S) bool or None. One row of the batch is
-    read, since logits of all of them would take the memory that fused attention saves.
+    The scales are root mean squares of q and k. Shapes: q, k (B, H, S, D), key_mask
+    (B, 1, 1, S) bool or None. Only the first row of the batch is used, since the logits of
+    all rows would take the memory that fused attention saves.
     """
     q, k = q[:1].float(), k[:1].float()
     logits = torch.matmul(q, k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
@@ -76,7 +77,7 @@ def attention_readings(q: Tensor, k: Tensor, key_mask: Tensor | None) -> dict[st
 
 
 def code_counts(codes: Tensor, level: int) -> Tensor:
-    """How often each of the codes -level..level occurs: (2 level + 1,) float."""
+    """Count the codes -level..level. Shapes: -> (2 level + 1,) float."""
     index = (codes.flatten() + level).long()
     # bincount would wait for the device to learn the size of its result.
     counts = torch.zeros(2 * level + 1, dtype=torch.float32, device=codes.device)
@@ -84,20 +85,20 @@ def code_counts(codes: Tensor, level: int) -> Tensor:
 
 
 def entropy_bits(counts: Tensor) -> Tensor:
-    """Entropy of the distribution that the counts (n,) stand for, ()."""
+    """Return the entropy of a distribution in bits, (), from its counts (n,)."""
     p = counts / counts.sum().clamp(min=1)
     nats: Tensor = torch.special.entr(p).sum()
     return nats / math.log(2.0)
 
 
 def decibels(signal: Tensor, noise: Tensor) -> Tensor:
-    """10 log10(signal / noise) of two energies; noise of 0 counts as 1e-30 of the signal."""
+    """Return 10 log10(signal / noise) of two energies; noise is at least 1e-30 of the signal."""
     least = (1e-30 * signal).clamp(min=1e-37)
     return 10.0 * torch.log10(signal.clamp(min=1e-37) / noise.clamp(min=least))
 
 
 def largest_drift(now: Tensor, start: Tensor) -> Tensor:
-    """max |log(now / start)| over positive values of one shape, ()."""
+    """Return max |log(now / start)| over positive values of one shape, ()."""
     least = torch.finfo(now.dtype).tiny
     ratio = torch.log(now.clamp(min=least)) - torch.log(start.clamp(min=least))
     return ratio.abs().max()

@@ -1,11 +1,11 @@
-"""Teacher guidance: how far a model's predictions are from those of a second encoder.
+"""Teachers for distillation: second encoders whose predictions a model also learns from.
 
-In: batches, and the logits of both on the same predicted positions.
+In: batches, and the logits of both encoders on the same predicted positions.
 Out: a teacher's logits, and the divergence from them as a loss.
 Never: trains the teacher, or decides the weight of that loss; the schedule does.
 
-A teacher is any encoder with the same vocabulary: the average of the model itself, or
-one loaded from a checkpoint, for example of the dense form.
+A teacher is any encoder with the same vocabulary: the moving average of the model itself,
+or one loaded from a checkpoint, for example of a dense model.
 
 Source: Jithin VG, "Orthogonality-Aware Ternary Encoders with Percentile-Scaled Int4
 Activations and Mixed-Precision Attention", teacher guidance; the factor tau^2, which
@@ -26,10 +26,10 @@ AVERAGE_MOMENTUM = 0.999
 
 
 def divergence(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """tau^2 * KL(teacher || student), the mean over predicted positions.
+    """Return tau^2 * KL(teacher || student) in nats, the mean over predicted positions.
 
-    Shapes: logits and teacher_logits (M, V) -> (). At temperature tau both distributions
-    are softmax(logits / tau); the teacher's gets no gradient.
+    Shapes: logits and teacher_logits (M, V) -> (). tau is the temperature: both
+    distributions are softmax(logits / tau). The teacher's logits get no gradient.
     """
     student = F.log_softmax(logits.float() / temperature, dim=-1)
     teacher = F.log_softmax(teacher_logits.detach().float() / temperature, dim=-1)
@@ -38,7 +38,7 @@ def divergence(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Te
 
 
 class Teacher(nn.Module):
-    """An encoder that only predicts: always in evaluation mode, and never trained."""
+    """A fixed encoder, always in evaluation mode and never trained."""
 
     def __init__(self, encoder: BitNetQDyT) -> None:
         super().__init__()
@@ -46,15 +46,15 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def logits(self, *batch: Tensor) -> Tensor:
-        """Of the predicted positions, (M, V); batch is what the encoder takes."""
+        """Return logits of the predicted positions, (M, V); batch is the encoder's arguments."""
         out: Tensor = self.encoder(*batch).logits
         return out
 
     def apply_schedule(self, step: int, total_steps: int) -> None:
-        """Its own training is over: it has the bits that it ended with."""
+        """Do nothing: a fixed teacher keeps the bits that its own training ended with."""
 
     def follow(self, model: BitNetQDyT, step: int) -> None:
-        """What the model learns does not change it."""
+        """Do nothing: a fixed teacher does not learn from the model."""
 
     def train(self, mode: bool = True) -> Teacher:
         """Stay in evaluation mode: a teacher neither drops nor rounds at random."""
@@ -64,22 +64,22 @@ class Teacher(nn.Module):
 class AveragedTeacher(Teacher):
     """An exponential moving average of a model's parameters, with the bits in force.
 
-    Not part of the model's state: save its own state_dict().
+    It is not part of the model's state_dict(); save that of the teacher beside it.
     """
 
     def __init__(self, model: BitNetQDyT) -> None:
         super().__init__(copy.deepcopy(model))
 
     def apply_schedule(self, step: int, total_steps: int) -> None:
-        """Have the bits of the model; columns start from the averaged weights."""
+        """Set the bits of the model; columns are initialized from the averaged weights."""
         self.encoder.apply_schedule(step, total_steps)
 
     @torch.no_grad()
     def follow(self, model: BitNetQDyT, step: int) -> None:
-        """Move towards the model's parameters; take over its buffers as they are.
+        """Move towards the model's parameters, and copy its buffers.
 
-        Called after each optimizer step, which is the step-th. Buffers are ranges, which
-        are averages already, and what is fixed.
+        Called after each optimizer step; step counts those done. Buffers are not averaged:
+        they are ranges, which are averages already, and constants.
         """
         ours: list[Tensor] = list(self.encoder.parameters())
         theirs = [parameter.detach() for parameter in model.parameters()]
@@ -89,8 +89,9 @@ class AveragedTeacher(Teacher):
 
 
 def average_momentum(step: int) -> float:
-    """AVERAGE_MOMENTUM, less in the first steps: the average spans a tenth of them at most.
+    """Return the momentum of the average: AVERAGE_MOMENTUM, and less in the first steps.
 
-    Otherwise a run of a few hundred steps would be taught by its initial weights.
+    Early on the average spans about a tenth of the steps done. Otherwise a run of a few
+    hundred steps would learn from its initial weights.
     """
     return min(AVERAGE_MOMENTUM, (1 + step) / (10 + step))

@@ -2,7 +2,7 @@
 
 In: a weight matrix (out, in) and three columns (out, 1): scale s, threshold t, dead zone delta.
 Out: the matrix s * q, with codes q in {-1, 0, +1}, and gradients for all four.
-Never: decides when a weight is ternary; the linear layer does.
+Never: decides when a weight is ternary; that is the linear layer's part.
 
     u = w - t;   q = 1(u > delta) - 1(u < -delta);   w_hat = s * q
 
@@ -23,12 +23,12 @@ from torch import Tensor
 from trainer.model.integer import bypassed_to
 
 MIN_DEAD_ZONE = 1e-6
-# Of the scale: a smaller dead zone has the gradient of one of this size.
+# A share of the scale: a smaller dead zone has the gradient of one of this size.
 _LEAST_WINDOW = 0.02
 
 
 class TernaryStart(NamedTuple):
-    """Where the learned columns start, each (out, 1); scale is s itself."""
+    """Initial values of the learned columns, each (out, 1); scale is s, not raw_scale."""
 
     scale: Tensor
     threshold: Tensor
@@ -36,7 +36,7 @@ class TernaryStart(NamedTuple):
 
 
 def symmetric_start(w: Tensor) -> TernaryStart:
-    """t = 0, delta = 0.75 E|w|, s = E[|w| : |w| > delta], row by row.
+    """Return t = 0, delta = 0.75 E|w| and s = E[|w| : |w| > delta] for each row.
 
     Departs from the source, whose start is paper_start: on Gaussian rows this one has
     a signal-to-noise ratio of 7.2 dB where the source's has under 4.
@@ -47,9 +47,10 @@ def symmetric_start(w: Tensor) -> TernaryStart:
 
 
 def paper_start(w: Tensor) -> TernaryStart:
-    """t at the 30th percentile of |w|, delta = 0.05 median |w|, as the source has it.
+    """Return t at the 30th percentile of |w| and delta = 0.05 median |w| for each row.
 
-    The source leaves s open; we take the mean magnitude of what is not coded 0.
+    This is the start of the source, which leaves s open; we take the mean magnitude of the
+    weights whose code is not 0.
     """
     magnitude = w.abs()
     threshold = magnitude.quantile(0.30, dim=1, keepdim=True)
@@ -65,12 +66,12 @@ def _mean_kept(w: Tensor, threshold: Tensor, dead_zone: Tensor) -> Tensor:
 
 
 def inverse_softplus(s: Tensor) -> Tensor:
-    """log(expm1(s)), in a form that does not overflow for a large s."""
+    """Return log(expm1(s)), in a form that does not overflow for a large s."""
     return s + torch.log(-torch.expm1(-s))
 
 
 def ternary_codes(w: Tensor, threshold: Tensor, dead_zone: Tensor) -> Tensor:
-    """Codes -1, 0 and +1 in w's dtype. Shapes: w (out, in), the others (out, 1)."""
+    """Return codes -1, 0 and +1 in w's dtype. Shapes: w (out, in), the others (out, 1)."""
     u = w - threshold
     delta = dead_zone.clamp(min=MIN_DEAD_ZONE)
     # A comparison in place leaves 0 and 1 in w's dtype and is vectorised on a CPU, where
@@ -92,7 +93,7 @@ def absmean_ternary(w: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
 
 
 def straight_through(w: Tensor, quantized: Tensor) -> Tensor:
-    """The quantized weights exactly, with the gradient of w itself.
+    """Return exactly the quantized weights, with the gradient of w itself.
 
     The customary w + (quantized - w).detach() is off by rounding errors, so that a
     row of three levels comes out with seven.
@@ -121,11 +122,11 @@ def learned_ternary(
     kept: Tensor | None = None,
     bypass: Tensor | None = None,
 ) -> Tensor:
-    """softplus(raw_scale) * q, differentiable in all four tensors.
+    """Return softplus(raw_scale) * q, differentiable in all four tensors.
 
-    Shapes: w (out, in), the three columns (out, 1), kept (out, in) of 1 and 0; codes
-    where kept is 0 are 0. Each column's gradient is clipped to +-grad_clip.
-    Where bypass, () float, is 1 and not 0, the result is w, and the columns' gradient 0.
+    Shapes: w (out, in), the three columns (out, 1), kept (out, in) of 1 and 0; a code is 0
+    where kept is 0. Each element of the columns' gradients is clipped to +-grad_clip.
+    If bypass, () float, is 1 (instead of 0) the result is w, and the columns' gradients 0.
     """
     scale = F.softplus(raw_scale)
     apply: Callable[..., Tensor] = _LearnedTernary.apply
@@ -133,7 +134,7 @@ def learned_ternary(
 
 
 class _LearnedTernary(torch.autograd.Function):
-    """The gradients that the step function does not have of itself.
+    """The step function of the codes, with gradients that are defined here.
 
     With N = in, L = 1 and K = 1(||u| - delta| < delta / 2) / delta, for each row:
 
@@ -142,9 +143,9 @@ class _LearnedTernary(torch.autograd.Function):
         dt     = -s * sum_j g * K / sqrt(N)
         ddelta = -s * sum_j g * sign(u) * K / sqrt(N)
 
-    K with max(delta, 0.02 s) in the place of delta as its width. A dead zone of nearly 0
-    would otherwise have no weight near its edge, so no gradient, and stay there for good:
-    at delta = 1e-6, 98 of 100 rows.
+    Departure: the width of K is max(delta, 0.02 s) instead of delta. A dead zone of nearly 0
+    would otherwise have no weight near its edge, so no gradient, and never grow again: at
+    delta = 1e-6 that happens to 98 of 100 rows.
     """
 
     @staticmethod
@@ -161,8 +162,8 @@ class _LearnedTernary(torch.autograd.Function):
         codes = ternary_codes(w, threshold, dead_zone)
         if kept is not None:
             codes.mul_(kept.to(codes.dtype))
-        # The codes are computed again in backward: kept, they would take as much
-        # memory as the weights themselves.
+        # The codes are computed again in backward: saved, they would take as much memory
+        # as the weights.
         ctx.save_for_backward(w, scale, threshold, dead_zone, kept, bypass)
         ctx.grad_clip = grad_clip
         return bypassed_to(w, codes.mul_(scale), bypass)
@@ -178,12 +179,12 @@ class _LearnedTernary(torch.autograd.Function):
         magnitude = w - threshold
         signed = torch.sign(magnitude).mul_(acting)
         magnitude.abs_()
-        # K without its 1 / width.
+        # `near` is K times its width; `slope` has the 1 / width.
         width = torch.maximum(delta, _LEAST_WINDOW * scale)
         near = (magnitude - delta).abs_().lt_(0.5 * width)
         slope = -scale / (width * root_n)
 
-        # In place, and products where a choice would do: see ternary_codes.
+        # In place, and with products instead of torch.where, as in ternary_codes.
         grad_scale = magnitude.gt_(delta).mul_(signed).sum(1, keepdim=True) / root_n
         grad_dead_zone = slope * signed.mul_(near).sum(1, keepdim=True)
         grad_threshold = slope * near.mul_(acting).sum(1, keepdim=True)

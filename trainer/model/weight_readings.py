@@ -1,7 +1,7 @@
 """Readings of quantized weights: occupancy, noise, crowding, drift and flips.
 
 In: linear layers, between two steps.
-Out: for each layer a WeightReading of device tensors; sums of them give the whole model's.
+Out: for each layer a WeightReading of device tensors; their sums are those of the model.
 Never: copies anything to the host, or reads a layer that is not quantized.
 """
 
@@ -19,14 +19,16 @@ from trainer.model.linear import QuantizedLinear
 from trainer.model.readings import decibels, largest_drift
 from trainer.model.ternary import MIN_DEAD_ZONE
 
-_CROWDED = 0.1  # of the dead zone, on both sides of its edge
+_CROWDED = 0.1  # share of the dead zone, on both sides of its edge
 
 
 class WeightReading(NamedTuple):
-    """sums: (7,) signal, noise, codes 0, +1 and -1, dead rows, crowded weights.
+    """Measurements of one layer.
 
-    columns are means of scale, threshold and dead zone and the drifts of the first and
-    the last, each (); flips is what was seen of codes in the steps before.
+    sums (7,) are the energies of signal and noise, the numbers of codes 0, +1 and -1, of
+    rows that are all 0, and of weights close to an edge of the dead zone. columns are the
+    means of scale, threshold and dead zone, and the drifts of scale and dead zone, each ().
+    flips compares the codes of the watched steps before.
     """
 
     weights: int
@@ -41,7 +43,7 @@ class WeightReading(NamedTuple):
 def read_weights(
     linears: Mapping[str, QuantizedLinear], flips: FlipMeter, step: int
 ) -> dict[str, WeightReading]:
-    """One reading a quantized layer, at the bits in force and without training noise."""
+    """Take a reading of each quantized layer, at the bits in force and without noise."""
     flips.watch(linears, step)
     return {
         name: _read(name, linear, flips)
@@ -51,7 +53,7 @@ def read_weights(
 
 
 def weight_metrics(readings: list[WeightReading]) -> dict[str, Tensor]:
-    """Metrics of one layer, or of many as one; occupancy only where there is a ternary one."""
+    """Return the metrics of one or more layers as one; occupancy only if one is ternary."""
     signal, noise = torch.stack([reading.sums[:2] for reading in readings]).sum(0)
     found = {"weight_sqnr_db": decibels(signal, noise)}
     ternary = [reading for reading in readings if reading.is_ternary]
@@ -122,7 +124,7 @@ def _columns(linear: QuantizedLinear, scale: Tensor) -> dict[str, Tensor]:
 
 
 def _crowded(linear: QuantizedLinear) -> Tensor:
-    """How many weights lie within a tenth of the dead zone of its edge, ()."""
+    """Count the weights closer than a tenth of delta to an edge of the dead zone, ()."""
     if linear.threshold is None or linear.dead_zone is None:
         return linear.weight.new_zeros(())
     zone = linear.dead_zone.clamp(min=MIN_DEAD_ZONE)

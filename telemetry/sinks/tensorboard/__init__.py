@@ -6,6 +6,7 @@ placement   which of them a value goes to, by the last step of its tag
 names       names of strangers as tags
 units       hardware in units that people read
 entries     what the policy says and the files hold
+said        what sources say of themselves and of the run, as entries
 words       events that have no values, as lines for people
 config      a run's configuration, flattened for reading and for the HPARAMS tab
 summaries   an entry as the bytes of an event

@@ -26,7 +26,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
 
 import msgspec
 
@@ -44,25 +43,12 @@ from shared.events import (
     Scalar,
 )
 from telemetry.rows import ELAPSED, STEP, Point, Row, RunContext, point_of
-from telemetry.sinks.tensorboard import words
-from telemetry.sinks.tensorboard.config import flat_config, hparams_of, table
-from telemetry.sinks.tensorboard.entries import (
-    ConfigEnd,
-    ConfigStart,
-    Entry,
-    Extra,
-    Histogram,
-    PanelLayout,
-    Text,
-)
+from telemetry.sinks.tensorboard import said, words
+from telemetry.sinks.tensorboard.entries import Entry, Extra, Histogram, Text
 from telemetry.sinks.tensorboard.lastsfile import SessionChange
-from telemetry.sinks.tensorboard.names import END_TAG, LAYOUT_TAG, START_TAG
 from telemetry.sinks.tensorboard.placement import TEXT, LeftOut
-from telemetry.sinks.tensorboard.streams import REASONS_MAX, Stream, Streams, StreamsState
+from telemetry.sinks.tensorboard.streams import Stream, Streams, StreamsState
 from telemetry.sinks.tensorboard.units import OWN_PREFIX, shown_hardware
-
-CONFIG_TAG: Final = "config"
-RANK0: Final = "rank0"
 
 _log = logging.getLogger(__name__)
 
@@ -105,6 +91,11 @@ class Policy:
         return self._streams.everything()
 
     @property
+    def tags(self) -> int:
+        """The number of tags whose last steps are remembered."""
+        return self._streams.tags
+
+    @property
     def left_out(self) -> LeftOut:
         """The values that found no place so far."""
         return self._streams.left_out
@@ -122,17 +113,17 @@ class Policy:
             case HistogramLogged():
                 entries += self._histogram(row, stream, event)
             case MessageLogged(level=level, text=text):
-                entries += _message(row, stream, level, text)
+                entries += said.message(row, stream, level, text)
             case Gap():
-                entries += _message(row, stream, "gap", words.gap(event))
+                entries += said.message(row, stream, "gap", words.gap(event))
             case RunStarted():
-                entries += _started(row, stream, event)
+                entries += said.started(row, stream, event)
             case ConfigUpdated(config=config):
-                entries += _config(row, stream, config)
+                entries += said.config_text(row, stream, config)
             case RunFinished():
-                entries += _finished(row, stream, event)
+                entries += said.finished(row, stream, event)
         if isinstance(event, PartialEvent) and event.left_out_count:
-            entries += _left_out(row, stream, event)
+            entries += said.left_out(row, stream, event)
         return entries
 
     def _metrics(self, row: Row, stream: Stream, point: Point) -> list[Entry]:
@@ -151,7 +142,9 @@ class Policy:
             entries += self._text(row, stream, step, name, text)
         if own:
             entries += self._own(row, own)
-        return [*_config_start(row, stream), *entries]
+        # What the telemetry counts of itself may come long before the model is built.
+        is_trained = bool(numbers or texts)
+        return [*(said.config_start(row, stream) if is_trained else ()), *entries]
 
     def _numbers(
         self, row: Row, stream: Stream, step: int, numbers: dict[str, float], is_sampled: bool
@@ -232,71 +225,3 @@ def _event_of(row: Row) -> Event | None:
 
 def _entry(row: Row, directory: str, step: int, scalars: dict[str, float]) -> Entry:
     return Entry(directory, step, row.envelope.wall_ns, scalars, [])
-
-
-def _said(row: Row, stream: Stream, tag: str, extra: Extra) -> Entry:
-    """Something without a training step. Its tags are its own, so its number always rises."""
-    number = stream.number_of(row)
-    return Entry(stream.directory, number, row.envelope.wall_ns, {}, [(tag, extra)])
-
-
-def _said_text(row: Row, stream: Stream, name: str, text: str) -> list[Entry]:
-    tag = stream.tag(name, "message")
-    extra = Text(words.shown(text))
-    return [_said(row, stream, tag, extra)] if stream.placement.note(tag, "message:") else []
-
-
-def _message(row: Row, stream: Stream, level: str, text: str) -> list[Entry]:
-    return _said_text(row, stream, f"messages/{level}", text)
-
-
-def _left_out(row: Row, stream: Stream, event: PartialEvent) -> list[Entry]:
-    """Say which parts of an event are missing, for each reason that was not told before."""
-    told = stream.state.reasons
-    fresh = [each for each in dict.fromkeys(event.left_out.values()) if each not in told]
-    fresh = fresh[: REASONS_MAX - len(told)]
-    told += fresh
-    entries = []
-    for reason in fresh:
-        names = [name for name, why in event.left_out.items() if why == reason]
-        entries += _message(row, stream, "left_out", words.left_out(names, reason, event))
-    return entries
-
-
-def _started(row: Row, stream: Stream, event: RunStarted) -> list[Entry]:
-    entries = _message(row, stream, "run", words.started(event))
-    if row.source == RANK0:
-        stream.state.config = {}
-        entries.append(_said(row, stream, LAYOUT_TAG, PanelLayout()))
-    return entries + _config(row, stream, words.description(event) | event.config)
-
-
-def _config(row: Row, stream: Stream, config: dict[str, Any]) -> list[Entry]:
-    """The configuration so far, as a text. Ranks above 0 would only repeat rank 0's."""
-    if row.source.startswith("rank") and row.source != RANK0:
-        return []
-    flat = flat_config(config)
-    if stream.state.config is not None:
-        stream.state.config |= flat
-        flat = stream.state.config
-    return _said_text(row, stream, CONFIG_TAG, table(flat))
-
-
-def _config_start(row: Row, stream: Stream) -> list[Entry]:
-    """The line of the HPARAMS tab, once the configuration is whole.
-
-    The tab keeps the first one that a subdirectory states; what is known only
-    after the model is built would never get there.
-    """
-    if stream.state.config is None:
-        return []
-    config, stream.state.config = stream.state.config, None
-    return [_said(row, stream, START_TAG, ConfigStart(hparams_of(config)))]
-
-
-def _finished(row: Row, stream: Stream, event: RunFinished) -> list[Entry]:
-    entries = _message(row, stream, "run", words.finished(event))
-    if row.source == RANK0:
-        entries += _config_start(row, stream)
-        entries.append(_said(row, stream, END_TAG, ConfigEnd(event.status)))
-    return entries

@@ -104,7 +104,6 @@ class Stream:
             self.scalar_tags[name] = tag
         elif self.kinds.get(tag) != kind:
             self.kinds[tag] = kind
-            self.scalar_tags.clear()
         return tag
 
     def restored(self) -> None:
@@ -156,7 +155,8 @@ class Streams:
                 by_number[number].placement.restore(change)
         for stream in self._streams.values():
             stream.restored()
-        self._tags = sum(stream.placement.tags for stream in self._streams.values())
+        self.tags = sum(stream.placement.tags for stream in self._streams.values())
+        """The number of tags that are remembered, over all streams."""
 
     def state(self) -> StreamsState:
         for stream in self._streams.values():
@@ -201,14 +201,14 @@ class Streams:
 
     def grew(self, stream: Stream, tags: int) -> None:
         """Take note of tags that are new in a stream; beyond the bound others forget theirs."""
-        self._tags += tags
-        if self._tags <= TAGS_TOTAL_MAX:
+        self.tags += tags
+        if self.tags <= TAGS_TOTAL_MAX:
             return
         for other in self._streams.values():
             if other is not stream and other.placement.tags:
-                self._tags -= other.placement.tags
+                self.tags -= other.placement.tags
                 other.fold()
-            if self._tags <= TAGS_TOTAL_MAX // 2:
+            if self.tags <= TAGS_TOTAL_MAX // 2:
                 return
 
     def _new(self, source: str, session: str, rank0_host: str | None) -> Stream:
@@ -248,7 +248,7 @@ class Streams:
         streams = [each for each in self._streams.values() if each.state.source == source]
         for stream in streams[:-RECENT_SESSIONS]:
             if stream.placement.tags:
-                self._tags -= stream.placement.tags
+                self.tags -= stream.placement.tags
                 stream.fold()
         for stream in streams[:-SESSIONS_MAX]:
             del self._streams[stream.state.source, stream.state.session]

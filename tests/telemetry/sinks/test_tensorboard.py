@@ -222,6 +222,7 @@ def test_the_hparams_tab_gets_the_whole_configuration_with_the_first_metrics(
     """Nested names are joined by dots; what is known only after the model is built is in it."""
     config = {"lr": 0.5, "fp16": False, "model": {"size": "base"}, "betas": [0.9, 1], "x": math.nan}
     journal.start(config=config)
+    journal.metrics(None, {"telemetry/emitted_total": 1}, kind="custom")
     journal.append(ConfigUpdated(config={"model": {"parameters": 12}}))
     first = journal.metrics(1, {"train/loss": 1.0})
     journal.metrics(2, {"train/loss": 1.0})

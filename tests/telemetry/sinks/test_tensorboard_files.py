@@ -61,6 +61,35 @@ def test_no_file_name_is_ever_used_twice(tmp_path: Path, journal: RowMaker, seed
             position = START
 
 
+def test_rows_that_are_there_already_are_not_written_again(
+    tmp_path: Path, journal: RowMaker
+) -> None:
+    """Whoever reads the journal may begin before the position."""
+    write_all(tmp_path / "whole", journal.rows)
+    sink = sink_in(tmp_path / "run")
+    sink.open(START)
+    sink.write(journal.rows[:6])
+    sink.write(journal.rows)
+    sink.commit()
+    sink.close()
+
+    assert read_all(tmp_path / "run") == read_all(tmp_path / "whole")
+
+
+def test_a_restart_after_hundreds_of_sessions_goes_on(tmp_path: Path, journal: RowMaker) -> None:
+    """The file of last steps has lines of sessions that were forgotten since."""
+    for number in range(300):
+        journal.metrics(1, {"x": 1.0}, session=f"session-{number}")
+    sink = sink_in(tmp_path)
+    sink.open(START)
+    for at in range(0, len(journal.rows), 50):
+        sink.write(journal.rows[at : at + 50])
+        position = sink.commit()
+    sink.close()
+
+    assert sink_in(tmp_path).open(through_json(position)) == len(journal.rows)
+
+
 def test_the_count_of_starts_survives_the_loss_of_its_file(
     tmp_path: Path, journal: RowMaker
 ) -> None:

@@ -64,6 +64,12 @@ def test_two_names_never_have_one_tag(names: set[str]) -> None:
     assert all(tag.encode() and clean(tag) == tag for tag in tags)
 
 
+@pytest.mark.parametrize("name", ["/train/loss", "train/loss/", " train/loss "])
+def test_a_tag_has_no_empty_group(name: str) -> None:
+    """TensorBoard would show it under a heading without a name."""
+    assert cleaned_tag(name).startswith("train/loss-")
+
+
 @pytest.mark.parametrize("name", ["train/loss", "val/f1*macro", "损失", "a.b_c-d/e", "50 %", "x:0"])
 def test_a_name_that_is_fine_is_its_tag(name: str) -> None:
     """Also where W&B would not take it."""
@@ -167,6 +173,19 @@ def test_what_an_event_lacks_is_said_once_a_reason(tmp_path: Path, journal: RowM
         "left out: c (a list), and 67 more without their names",
         "left out: config (too deep)",
     ]
+
+
+def test_reasons_are_told_up_to_a_bound(tmp_path: Path, journal: RowMaker) -> None:
+    """A producer with ever new words does not fill the position."""
+    for number in range(200):
+        event = MetricsLogged(
+            kind="train", values={}, left_out={"a": f"reason {number}"}, left_out_count=1
+        )
+        journal.append(event)
+
+    write_all(tmp_path, journal.rows)
+
+    assert len(by_tag(read_all(tmp_path), "messages/left_out")) == 64
 
 
 def test_a_run_that_nobody_introduced_is_shown_like_any_other(

@@ -222,7 +222,8 @@ def test_what_is_remembered_of_many_sessions_stays_bounded_and_hides_nothing(
 
     curves = curves_of(policy, journal.rows)
 
-    assert sum(len(change.lasts) for _, change in policy.everything()) <= 60
+    remembered = sum(len(change.lasts) for _, change in policy.everything())
+    assert policy.tags == remembered <= 60
     assert all(steps == sorted(steps) for steps in curves.values())
 
 
@@ -251,6 +252,8 @@ def test_a_thousand_restarts_leave_a_small_state() -> None:
 
     state = policy.state()
 
+    assert policy.tags == sum(len(change.lasts) for _, change in policy.everything())
+    assert policy.tags == streams.RECENT_SESSIONS * 51
     assert state.streams.numbers == {"rank0": 1000}
     assert len(state.streams.streams) == streams.SESSIONS_MAX
     assert len(msgspec.json.encode(state)) < 100_000

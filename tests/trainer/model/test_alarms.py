@@ -36,7 +36,10 @@ def test_a_healthy_model_raises_no_alarm():
         ({"quant/oscillating_ratio": 0.06}, "oscillating_ratio is 0.060, above 0.050"),
         ({"quant/activation_overload_rate": 0.1}, "overload_rate is 0.100, above 0.050"),
         ({"quant/layers.0.ffn.up_input/overload_ratio": 0.1}, "up_input/overload_ratio is 0.100"),
-        ({"quant/gradient_missing_ratio": 0.2}, "0.200: so many parameters have no gradient"),
+        (
+            {"quant/gradient_missing_ratio": 0.2},
+            "0.200: this share of the parameters has no gradient",
+        ),
     ],
 )
 def test_what_is_out_of_range_is_said_with_its_value(spoiled, sentence):

@@ -1,0 +1,99 @@
+"""Said: what sources say of themselves and of the run, as entries.
+
+In: events without values, with the stream that they belong to.
+Out: texts, and what the HPARAMS and the Custom Scalars tab read.
+Never: places a curve.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from shared.events import PartialEvent, RunFinished, RunStarted
+from telemetry.rows import Row
+from telemetry.sinks.tensorboard import words
+from telemetry.sinks.tensorboard.config import flat_config, hparams_of, table
+from telemetry.sinks.tensorboard.entries import (
+    ConfigEnd,
+    ConfigStart,
+    Entry,
+    Extra,
+    PanelLayout,
+    Text,
+)
+from telemetry.sinks.tensorboard.names import END_TAG, LAYOUT_TAG, START_TAG
+from telemetry.sinks.tensorboard.streams import REASONS_MAX, Stream
+
+CONFIG_TAG: Final = "config"
+RANK0: Final = "rank0"
+
+
+def _said(row: Row, stream: Stream, tag: str, extra: Extra) -> Entry:
+    """Something without a training step. Its tags are its own, so its number always rises."""
+    number = stream.number_of(row)
+    return Entry(stream.directory, number, row.envelope.wall_ns, {}, [(tag, extra)])
+
+
+def _said_text(row: Row, stream: Stream, name: str, text: str) -> list[Entry]:
+    tag = stream.tag(name, "message")
+    extra = Text(words.shown(text))
+    return [_said(row, stream, tag, extra)] if stream.placement.note(tag, "message:") else []
+
+
+def message(row: Row, stream: Stream, level: str, text: str) -> list[Entry]:
+    """A line for people."""
+    return _said_text(row, stream, f"messages/{level}", text)
+
+
+def left_out(row: Row, stream: Stream, event: PartialEvent) -> list[Entry]:
+    """Say which parts of an event are missing, for each reason that was not told before."""
+    told = stream.state.reasons
+    fresh = [each for each in dict.fromkeys(event.left_out.values()) if each not in told]
+    fresh = fresh[: REASONS_MAX - len(told)]
+    told += fresh
+    entries = []
+    for reason in fresh:
+        names = [name for name, why in event.left_out.items() if why == reason]
+        entries += message(row, stream, "left_out", words.left_out(names, reason, event))
+    return entries
+
+
+def started(row: Row, stream: Stream, event: RunStarted) -> list[Entry]:
+    """The start of a session; of rank 0 also the panels, and the beginning of its configuration."""
+    entries = message(row, stream, "run", words.started(event))
+    if row.source == RANK0:
+        stream.state.config = {}
+        entries.append(_said(row, stream, LAYOUT_TAG, PanelLayout()))
+    return entries + config_text(row, stream, words.description(event) | event.config)
+
+
+def config_text(row: Row, stream: Stream, config: dict[str, Any]) -> list[Entry]:
+    """The configuration so far, as a text. Ranks above 0 would only repeat rank 0's."""
+    if row.source.startswith("rank") and row.source != RANK0:
+        return []
+    flat = flat_config(config)
+    if stream.state.config is not None:
+        stream.state.config |= flat
+        flat = stream.state.config
+    return _said_text(row, stream, CONFIG_TAG, table(flat))
+
+
+def config_start(row: Row, stream: Stream) -> list[Entry]:
+    """The line of the HPARAMS tab, once the configuration is whole.
+
+    The tab keeps the first one that a subdirectory states; what is known only
+    after the model is built would never get there.
+    """
+    if stream.state.config is None:
+        return []
+    config, stream.state.config = stream.state.config, None
+    return [_said(row, stream, START_TAG, ConfigStart(hparams_of(config)))]
+
+
+def finished(row: Row, stream: Stream, event: RunFinished) -> list[Entry]:
+    """The end of a session, for the HPARAMS tab too."""
+    entries = message(row, stream, "run", words.finished(event))
+    if row.source == RANK0:
+        entries += config_start(row, stream)
+        entries.append(_said(row, stream, END_TAG, ConfigEnd(event.status)))
+    return entries
