@@ -167,7 +167,8 @@ def _connected(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.So
             socket.setsockopt(option, value)
         if "[" in endpoint:
             socket.setsockopt(zmq.IPV6, 1)
-        socket.connect(endpoint)
+        # As bytes: under LC_ALL=C a path that is not ASCII has no UTF-8 form.
+        socket.connect(os.fsencode(endpoint))  # type: ignore[arg-type]
     except zmq.ZMQError:
         socket.close(0)
         raise

@@ -25,7 +25,8 @@ INSTALLED: Final = ("site-packages", "dist-packages")
 def module_command(module: str, *arguments: str) -> list[str]:
     """Return the command line that runs one of our modules; it needs `module_environ`."""
     # -P: neither the working directory nor a script's is searched for modules.
-    return [sys.executable, "-P", "-m", module, *arguments]
+    # utf8: under LC_ALL=C libraries fail for a path that is not ASCII.
+    return [sys.executable, "-P", "-X", "utf8", "-m", module, *arguments]
 
 
 def module_environ(environ: Mapping[str, str]) -> dict[str, str]:

@@ -87,7 +87,7 @@ class DataDir:
 
     def publish(self, address: str) -> None:
         """Say who holds the directory, and where it listens."""
-        os.pwrite(self._fd, f"{self._pid} {address}\n".encode(), 0)
+        os.pwrite(self._fd, os.fsencode(f"{self._pid} {address}\n"), 0)
 
     def close(self) -> None:
         """Let go. May be called twice."""
@@ -99,7 +99,7 @@ class DataDir:
 def holder_of(path: Path) -> tuple[str, str]:
     """Pid and address of the sidecar that holds a data directory, as it wrote them."""
     try:
-        pid, _, address = (path / LOCK_NAME).read_text(errors="replace").strip().partition(" ")
+        pid, _, address = os.fsdecode((path / LOCK_NAME).read_bytes()).strip().partition(" ")
     except OSError:
         return "unknown", ""
     return pid or "unknown", address

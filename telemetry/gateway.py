@@ -83,7 +83,8 @@ class Gateway:
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         try:
-            self._socket.bind(address)
+            # As bytes: under LC_ALL=C a path that is not ASCII has no UTF-8 form.
+            self._socket.bind(os.fsencode(address))  # type: ignore[arg-type]
         except zmq.ZMQError as exc:
             self.close()
             if exc.errno == zmq.EADDRINUSE:

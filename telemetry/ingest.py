@@ -1,8 +1,13 @@
-"""Ingest: what emitters send becomes rows of journals, and is acknowledged when on disk.
+"""Ingest: appends the events of emitters to journals, and acknowledges those on disk.
 
 In: messages of the wire, each with the peer it came from.
 Out: the messages to answer with.
 Never: acknowledges what is not on disk, or touches a socket: `gateway` does that.
+
+The numbers of one stream only grow, and keep this order:
+
+    durable_seq < next_seq    events up to durable_seq are on disk and acknowledged;
+                              those before next_seq are appended to the journal
 
 Not thread-safe: the journal thread owns it, and every run.
 """
@@ -51,7 +56,7 @@ Reply = tuple[bytes, Message]
 
 
 class Ingest:
-    """The state of all streams."""
+    """The streams of all peers, and the journals that they write. Not thread-safe."""
 
     def __init__(
         self,
@@ -63,21 +68,23 @@ class Ingest:
     ) -> None:
         self.runs = runs
         self.counts: Counter[str] = Counter()
-        """What happened, by name, for /metrics."""
+        """Counters of /metrics, by name."""
         self.gaps: Counter[tuple[str, str]] = Counter()
         """Events that are missing, by kind and reason."""
         self.has_room = True
-        """There is as much free as there should be; who looks at disks says so."""
+        """True while enough of the disk is free; the service sets it once a second."""
         self.is_full = False
-        """The last sync found no room."""
+        """True if the last sync found no room on disk."""
         self.limits = RunLimits(clock, open_runs_max)
         self._clock = clock
         self._host_run = host_run
         self._streams = StreamTable()
         self._dirty: set[str] = set()
+        """Runs whose journals have rows that are not synced."""
         self._news: dict[StreamKey, None] = {}
         """Streams that the next commit may have an answer for, in their order."""
         self._refused: set[str] = set()
+        """Reasons of refusals that were logged already."""
         parts = runs, self._streams, self._dirty, host_run
         self._opening = Opening(*parts, self.limits, clock)
         self._lives = Lifecycle(*parts, clock, lost_after_s)
@@ -90,17 +97,18 @@ class Ingest:
 
     @property
     def is_writable(self) -> bool:
-        """What comes in can be made durable."""
+        """True if received events can be made durable now."""
         return self.has_room and not self.is_full
 
     @property
     def has_live_trainers(self) -> bool:
+        """True if a producer, other than a sampler, was heard of lately and has not ended."""
         now = self._clock.monotonic_ns()
         return any(not s.is_hardware and s.is_live(now) for s in self._streams)
 
     @property
     def credit_bytes(self) -> int:
-        """What a stream may have unacknowledged: all together about what the queue holds."""
+        """Bytes that each stream may have unacknowledged; all together fit into the inbox."""
         if not self.is_writable:
             return 0
         return min(CREDIT_MAX_BYTES, CREDITS_BYTES // max(1, len(self._streams)))
@@ -120,7 +128,10 @@ class Ingest:
         return [(peer, answer) for answer in answers]
 
     def hear(self, heard: Mapping[StreamKey, int]) -> None:
-        """Note when streams were last heard of whose messages need nothing from here."""
+        """Note when streams were last heard of by the reading thread, which answered them itself.
+
+        heard: monotonic time in ns, by stream.
+        """
         for key, at_ns in heard.items():
             if (stream := self._streams.get(key)) is not None:
                 stream.heard_ns = max(stream.heard_ns, at_ns)
@@ -132,7 +143,10 @@ class Ingest:
         Raises:
             JournalFault: a disk failed; nothing more can be promised here.
         """
+        # 1. Sync. A run without room on disk stays dirty, and holds back only its own streams.
         failed = self._sync_dirty()
+        # 2. Answer the streams that have news and whose every journal is on disk. The others
+        #    keep their news for the next commit.
         replies: list[Reply] = []
         for key in list(self._news):
             stream = self._streams.get(key)
@@ -144,21 +158,26 @@ class Ingest:
         return replies
 
     def tick(self) -> None:
-        """Notice who has gone silent; end the runs that are over. About once a second."""
+        """Notice streams that have gone silent, and end the runs that are over. Once a second."""
         self._lives.tick()
 
     def declare_abandoned(self, exit_code: int | None = None) -> None:
-        """Every producer is known to be gone: what has not finished ends with this exit
-        code, or as lost where nobody knows it."""
+        """End every run whose producers have not finished it: they are known to be gone.
+
+        Runs get this exit code, or end as lost where it is None.
+        """
         self._lives.declare_abandoned(exit_code)
 
     def _settled(self, stream: IncomingStream) -> list[Message]:
-        """What to say of a stream all of which is on disk."""
+        """Return the answers for a stream all of whose appended events are on disk."""
+        # 1. ACK up to the last appended event; also without progress, to carry a notice.
         stream.unsynced.clear()
         answers: list[Message] = []
         if stream.durable_seq < stream.next_seq - 1 or stream.notice:
             stream.durable_seq = stream.next_seq - 1
             answers.append(self._ack(stream))
+        # 2. FIN_ACK after the ACK: the producer then forgets its stream and may exit. The
+        #    run may end only once this is noted.
         if stream.fin_seq is not None and stream.durable_seq + 1 >= stream.fin_seq:
             stream.is_finished, stream.fin_seq = True, None
             if (run := self.runs.get(stream.run_id)) is not None:
@@ -169,14 +188,17 @@ class Ingest:
     # --- opening a stream
 
     def _on_hello(self, peer: bytes, hello: Hello) -> list[Message]:
+        """Open a stream, or find it again, and answer with its place."""
         now = self._clock.monotonic_ns()
         stream = self._streams.get((peer, hello.stream))
         try:
+            # 1. Open, unless this HELLO repeats one: its WELCOME may have been lost.
             if stream is None or not stream.is_asked_for_by(hello):
                 stream = self._opening.open(peer, hello, now)
             stream.heard_ns = now
             stream.is_finished = False
             self._tell_rivals(stream)
+            # 2. Step over events that the producer has no more, with a Gap in the journal.
             self._skip_missing(stream, hello.first_seq, LOST)
         except (Wait, TooManyStreams) as exc:
             self.counts["streams_told_to_wait_total"] += 1
@@ -185,6 +207,8 @@ class Ingest:
             self.counts["refused_streams_total"] += 1
             self._say_refused(str(exc))
             return [Nack(hello.stream, WHOLE_STREAM, str(exc)[:200])]
+        # 3. Answer, and look at the stream in the next commit: after a reconnect it may have
+        #    taken over events whose sync is still to come.
         self._news[stream.key] = None
         answers: list[Message] = [self._welcome(stream)]
         if stream.durable_seq >= 0:
@@ -193,6 +217,7 @@ class Ingest:
         return answers
 
     def _tell_rivals(self, stream: IncomingStream) -> None:
+        """Tell both producers, with their next answers, that they write into one run."""
         if stream.rival is None:
             return
         rival = stream.rival
@@ -202,7 +227,7 @@ class Ingest:
                 self._news[told.key] = None
 
     def _say_refused(self, reason: str) -> None:
-        """Once: whoever is refused asks again twice a second."""
+        """Log a refusal once: a producer that is refused asks again twice a second."""
         if reason in self._refused:
             return
         if len(self._refused) >= REFUSALS_MAX:
@@ -211,7 +236,7 @@ class Ingest:
         log.warning("stream refused: %s", reason)
 
     def _skip_missing(self, stream: IncomingStream, first_seq: int, reason: str) -> None:
-        """Go on from first_seq where what lies before it can't be had any more."""
+        """Go on at first_seq, and journal a Gap for the events before it (not for a sampler)."""
         if first_seq <= stream.next_seq:
             return
         if not stream.is_hardware:
@@ -228,29 +253,37 @@ class Ingest:
     # --- frames
 
     def _on_data(self, peer: bytes, data: Data) -> list[Message]:
+        """Append a frame to its journals. No ACK yet: that is `commit`'s, after the sync."""
+        # 1. Find the stream. Its producer opens a stream anew when told that it is unknown.
         stream = self._streams.get((peer, data.stream))
         if stream is None:
             return [Nack(data.stream, WHOLE_STREAM, "unknown stream")]
         now = stream.heard_ns = self._clock.monotonic_ns()
         self._tell_rivals(stream)
+        # 2. Take no frame behind a hole: the journal has the events of a stream in order.
         if data.base_seq > stream.next_seq and not self._skip_refused(stream, data.base_seq):
             return self._ask_again(stream, now)
+        # 3. Check each event. Before anything is appended, so that a bad frame leaves no part.
         try:
             admitted = admit(bytes(data.events), self._clock.wall_ns(), now)
         except DecodeError as exc:
             return [self._quarantined(stream, data, str(exc)[:200])]
+        # 4. Leave out events that were appended before: a repeated frame is harmless.
         if data.base_seq + len(admitted.events) <= stream.next_seq:
-            return [self._ack(stream)]  # it came before; perhaps the answer was lost
+            return [self._ack(stream)]  # perhaps the first answer was lost
         base_seq = max(data.base_seq, stream.next_seq)
         if data.base_seq < base_seq:
-            # A client that cuts its frames anew; asked again it would send the same one.
+            # A client that cuts its frames anew after a reconnect. Refusing the frame would
+            # not help: the client would send the same one again.
             self.counts["overlapping_frames_total"] += 1
             admitted = admitted.without(base_seq - data.base_seq)
+        # 5. Append the rest, and name the events that were refused.
         self._take(stream, base_seq, admitted)
         self.counts["events_total"] += len(admitted.events)
         return self._refusals(stream, base_seq, admitted)
 
     def _take(self, stream: IncomingStream, base_seq: int, admitted: Admitted) -> None:
+        """Append admitted events to every journal they belong in, and move the stream on."""
         session, source = stream.session, stream.source
         runs = self._destinations(stream)
         if not runs:
@@ -258,7 +291,8 @@ class Ingest:
         for run in runs:
             self._dirty.add(run.run_id)
             stream.unsynced.add(run.run_id)
-            # One of a sampler's journals may have what another had to be sent again.
+            # A sampler's frame goes into several journals, and after a crash it is sent again
+            # from the place of the shortest: the others have it already.
             if run.appended_seq(session, source) < base_seq:
                 run.append(
                     session, source, base_seq, admitted.events, admitted.payload,
@@ -272,20 +306,23 @@ class Ingest:
                 self._count_gap(event)
 
     def _count_gap(self, gap: Gap) -> None:
-        """By kind and reason, for /metrics; a foreign client's reasons are only so many."""
+        """Count a Gap by kind and reason for /metrics, with a bounded number of labels."""
         for kind, count in gap.by_kind.items():
             key = kind[:GAP_LABEL_MAX], gap.reason[:GAP_LABEL_MAX]
             is_known = key in self.gaps or len(self.gaps) < GAP_LABELS_MAX
             self.gaps[key if is_known else ("other", "other")] += count
 
     def _destinations(self, stream: IncomingStream) -> list[Run]:
-        """The journals that a frame belongs in: a sampler's goes to every active run."""
+        """Return the runs that a frame belongs in.
+
+        A sampler's frame goes to every active run, or to the host's own run if there is none.
+        """
         if not stream.is_hardware:
             return [self.runs.open(stream.run_id)]
         return self.runs.active(self._host_run.run_id) or self._host_run.opened(self.runs)
 
     def _quarantined(self, stream: IncomingStream, data: Data, reason: str) -> Nack:
-        """Put a frame aside of which not even the number of events is known."""
+        """Put a frame into quarantine that is no array of events; count and log it once."""
         if stream.refused_at != stream.next_seq:
             stream.refused_at = stream.next_seq
             self.counts["quarantined_frames_total"] += 1
@@ -296,14 +333,18 @@ class Ingest:
         return Nack(stream.number, data.base_seq, reason)
 
     def _skip_refused(self, stream: IncomingStream, next_seq: int) -> bool:
-        """Go on at next_seq, if what lies before it is a frame that was refused: nobody
-        can tell its events, and a client that sent it would send it again for ever."""
+        """Step over a refused frame, and return True; False if there is none before next_seq.
+
+        The number of its events is known only now, from the frame behind it. Asking for it
+        again would not help: the client would send the same bytes for ever.
+        """
         if stream.refused_at != stream.next_seq:
             return False
         self._skip_missing(stream, next_seq, REFUSED)
         return True
 
     def _refusals(self, stream: IncomingStream, base_seq: int, admitted: Admitted) -> list[Message]:
+        """Put refused events into quarantine, and return a NACK for each."""
         replies: list[Message] = []
         for position, raw, reason in admitted.rejected:
             self.counts["quarantined_events_total"] += 1
@@ -315,7 +356,7 @@ class Ingest:
         return replies
 
     def _ask_again(self, stream: IncomingStream, now: int) -> list[Message]:
-        """A frame is missing before this one: say which, but not for each that follows."""
+        """Return a WELCOME that names the missing frame, but not for each frame that follows."""
         if now - stream.asked_ns < ASK_AGAIN_NS:
             return []
         stream.asked_ns = now
@@ -323,6 +364,7 @@ class Ingest:
         return [self._welcome(stream)]
 
     def _on_fin(self, peer: bytes, fin: Fin) -> list[Message]:
+        """Note that a stream ends at fin.next_seq; FIN_ACK follows when all is on disk."""
         stream = self._streams.get((peer, fin.stream))
         if stream is None:
             return [Nack(fin.stream, WHOLE_STREAM, "unknown stream")]
@@ -336,7 +378,7 @@ class Ingest:
     # --- durability
 
     def _sync_dirty(self) -> set[str]:
-        """Sync every journal with news; the runs for which there was no room."""
+        """Sync every dirty journal; return the runs for which there was no room on disk."""
         if not self.has_room:
             return set(self._dirty)
         for run_id in list(self._dirty):

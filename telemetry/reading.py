@@ -1,7 +1,7 @@
 """Reading: the thread that owns the socket of the sidecar, and never waits for a disk.
 
 In: messages of peers, through the gateway; answers of the journal thread.
-Out: answers to peers, and what is to be journaled in the inbox.
+Out: answers to peers; messages for the journal thread, in the inbox.
 Never: opens, writes or syncs a file.
 """
 
@@ -25,16 +25,20 @@ log = logging.getLogger("telemetry.reading")
 WAIT_S: Final = 0.25
 FAILED_WAIT_S: Final = 0.05
 FORGET_NS: Final = 10_000_000_000
+"""Time between two looks for streams that are silent."""
 
 
 class Reading:
-    """The reading thread, from start to close."""
+    """The reading thread and what it owns: the socket, the gateway and the reception.
+
+    `answer`, `counts`, `start` and `close` are called by the journal thread.
+    """
 
     def __init__(self, gateway: Gateway, inbox: Inbox, clock: Clock) -> None:
         self.reception = Reception(inbox, clock)
         self.failures = 0
         self.turned_ns = clock.monotonic_ns()
-        """When it last turned: /livez asks."""
+        """Monotonic time of its last turn, for /livez."""
         self._gateway = gateway
         self._clock = clock
         self._answers: deque[Reply] = deque()
@@ -46,20 +50,20 @@ class Reading:
 
     @property
     def counts(self) -> dict[str, int]:
-        """What happened, by name; may be called from any thread."""
+        """Counters of /metrics, by name. May be read from any thread."""
         return self._gateway.all_counts | dict(self.reception.counts)
 
     def start(self) -> None:
         self._thread.start()
 
     def answer(self, replies: Iterable[Reply]) -> None:
-        """Hand answers to the reading thread. The journal thread calls this."""
+        """Queue answers for the reading thread, and wake it. Called by the journal thread."""
         self._answers.extend(replies)
         if self._answers:
             os.eventfd_write(self._wake_fd, 1)
 
     def close(self) -> None:
-        """Send what is to be answered, then stop. May be called twice."""
+        """Send the answers that are queued, then stop the thread. May be called twice."""
         if self._wake_fd < 0:
             return
         self._stop.set()
@@ -81,18 +85,26 @@ class Reading:
         self._send_answers()
 
     def _turn(self) -> None:
-        # In: what peers have sent, to a bound, so that answers never wait for long.
+        """Run one turn: receive, answer, send the journal thread's answers, ask again."""
+        # 1. Receive and answer what needs no disk: a bounded number of messages, so that the
+        #    answers below never wait for long.
         for peer, message in self._gateway.receive(WAIT_S):
             self._send(self.reception.take_in(peer, message))
-        # Out: what the journal thread has to say.
+        # 2. Send the answers of the journal thread. Each passes the reception first: a peer
+        #    that has its WELCOME may send frames at once, and its stream must be known.
         self._send_answers()
+        # 3. Ask for frames that were thrown away, after the WELCOMEs and ACKs above have said
+        #    where their streams stand now.
         self._send(self.reception.ask_again())
+        # 4. Publish that this thread lives; seldom, forget silent streams.
         self.turned_ns = self._clock.monotonic_ns()
         if self.turned_ns - self._forgot_ns > FORGET_NS:
             self._forgot_ns = self.turned_ns
             self.reception.forget_silent()
 
     def _send_answers(self) -> None:
+        # Reset the wake-up before the queue is read: an answer that is added while it is read
+        # then wakes the next turn.
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake_fd)
         while self._answers:

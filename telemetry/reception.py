@@ -1,16 +1,21 @@
-"""Reception: what the reading thread answers by itself, and what it hands on.
+"""Reception: answers peers from memory while the journal thread may be waiting for a disk.
 
 In: messages of peers, and the answers of the journal thread on their way out.
 Out: answers that need no disk; everything else goes into the inbox.
 Never: waits, or says that something is on disk before the journal thread has said so.
 
-Of each stream there are three numbers: *queued*, up to which events were handed on;
-*appended*, in the journal; *durable*, on disk. The first is kept here, the others by the
-journal thread. Where it could not go on as far as was queued it says WELCOME, and what
-lies behind that number is asked for again.
+Three numbers of each stream, in the order in which they grow:
 
-Not thread-safe: the reading thread owns it. `heard` and `credit_bytes` cross threads,
-each written as one value.
+    queued     events before it were handed to the journal thread; kept here
+    appended   events before it are in the journal; kept by the journal thread
+    durable    events up to it are on disk; kept by the journal thread, copied here
+
+Where the journal thread could not append all that was queued it sends WELCOME with the
+number where it stands. `passes` sets queued back to it, and the peer sends again from there.
+
+Not thread-safe: the reading thread owns it. Three values cross threads, each replaced as
+a whole: `credit_bytes` and `turned_ns`, which the journal thread writes, and the times that
+it takes with `taken_heard`.
 """
 
 from __future__ import annotations
@@ -35,29 +40,36 @@ from telemetry.inbox import CREDIT_MAX_BYTES, QUEUE_MAX_BYTES, Inbox
 from telemetry.streams import StreamKey
 
 STALLED_NS: Final = 1_000_000_000
-"""A journal thread that did not turn for so long waits for a disk."""
+"""A journal thread that took nothing for so long is waiting for a disk."""
 
 FORGOTTEN_NS: Final = 600_000_000_000
+"""A stream of which nothing was heard for so long is forgotten; a HELLO opens it again."""
+
 WAIT: Final = "wait: "
-"""How the reason of a refusal begins that is over by itself."""
+"""First word of the reason of a NACK that asks the peer to try again later."""
 
 Reply = tuple[bytes, Message]
 
 
 @dataclass
 class KnownStream:
-    """A stream that the journal thread has welcomed."""
+    """A stream that the journal thread has answered with WELCOME."""
 
     hello: Hello
+    """The HELLO that opened it."""
     queued: int
+    """Sequence number of the next event to hand on."""
     durable_seq: int
     heard_ns: int
     is_behind: bool = False
-    """Frames of it were thrown away: they are asked for again when there is room."""
+    """True after a frame of it was thrown away, until its peer was asked to send again."""
 
 
 class Reception:
-    """The desk at which peers are answered at once."""
+    """Decides for each message: answer at once, hand it to the journal thread, or throw it away.
+
+    Not thread-safe: the reading thread owns it.
+    """
 
     def __init__(self, inbox: Inbox, clock: Clock) -> None:
         self.counts: Counter[str] = Counter()
@@ -71,6 +83,7 @@ class Reception:
         self._asked: dict[StreamKey, Hello] = {}
         """HELLOs that the journal thread has not answered yet."""
         self._behind: set[StreamKey] = set()
+        """Keys of the streams that are `is_behind`."""
         self._heard: dict[StreamKey, int] = {}
 
     @property
@@ -79,7 +92,10 @@ class Reception:
         return self._clock.monotonic_ns() - self.turned_ns > STALLED_NS
 
     def taken_heard(self) -> dict[StreamKey, int]:
-        """When streams were last heard of that were answered here. The journal thread calls."""
+        """Return the time when each stream was last heard of here, and forget these times.
+
+        Called by the journal thread. Replaced as one value: it needs no lock.
+        """
         heard, self._heard = self._heard, {}
         return heard
 
@@ -98,23 +114,27 @@ class Reception:
         return [(peer, answer) for answer in answers]
 
     def passes(self, peer: bytes, answer: Message) -> None:
-        """Learn from an answer of the journal thread on its way to a peer."""
+        """Learn from an answer of the journal thread that is about to be sent to its peer."""
         match answer:
+            # The stream is open, or was set back.
             case Welcome():
                 self._learn_welcome((peer, answer.stream), answer)
+            # More of it is on disk: a WELCOME repeated from here may say so.
             case Ack():
                 if (stream := self._known.get((peer, answer.stream))) is not None:
                     stream.durable_seq = max(stream.durable_seq, answer.durable_seq)
                     stream.queued = max(stream.queued, answer.durable_seq + 1)
+            # It has ended, or is unknown or refused: the peer opens it anew if need be.
             case FinAck():
                 self._forget((peer, answer.stream))
             case Nack(seq=seq) if seq == WHOLE_STREAM:
                 self._forget((peer, answer.stream))
 
     def ask_again(self) -> list[Reply]:
-        """Ask for what was thrown away, where there is room for it by now."""
+        """Return a WELCOME for each stream that had a frame thrown away, while there is room."""
         answers: list[Reply] = []
         for key in list(self._behind):
+            # Only at half the bound, or each frame that fits would be asked for by itself.
             if self._inbox.bytes_held > QUEUE_MAX_BYTES // 2 or self.is_stalled:
                 break
             if not self._inbox.has_room(key[0], QUEUE_MAX_BYTES // 8):
@@ -125,7 +145,7 @@ class Reception:
         return answers
 
     def forget_silent(self) -> None:
-        """Forget streams of which nobody has spoken for long. Now and then."""
+        """Forget the streams of peers that have been silent for FORGOTTEN_NS."""
         now = self._clock.monotonic_ns()
         for key, stream in list(self._known.items()):
             if now - stream.heard_ns > FORGOTTEN_NS:
@@ -134,43 +154,59 @@ class Reception:
     # --- messages
 
     def _on_hello(self, peer: bytes, hello: Hello) -> list[Message]:
+        """Answer a repeated HELLO from memory; hand any other to the journal thread."""
         key = peer, hello.stream
         stream = self._known.get(key)
+        # 1. A stream that is open: a keepalive, or the peer has missed the WELCOME. Answered
+        #    here, so that a stalled disk does not look like a dead sidecar.
         if stream is not None and _is_same(stream.hello, hello):
             self._hear(key, stream)
             if hello.first_seq <= stream.queued:
                 return self._standing(key, stream)
+        # 2. A new stream while the disk is stalled: it can't be opened, but its peer learns why.
         elif self.is_stalled:
             return [self._refusal(hello.stream, "the disk stands still")]
-        # In line, where frames of the peer are in line: those before it are of a former
-        # stream of this number, or what it says to be lost comes behind them.
+        # 3. Everything else opens a stream, or says that events were lost. It waits behind
+        #    frames of its peer where there are any: they belong to the former stream of this
+        #    number, or come before the events that are lost. Else it waits among openings,
+        #    which may be slow, and delays no frames.
         is_in_line = stream is not None or self._inbox.holds_of(peer)
         put = self._inbox.put_in_line if is_in_line else self._inbox.put_opening
         if not put(peer, hello):
             return [self._refusal(hello.stream, "too many streams are being opened")]
+        # 4. The WELCOME of the journal thread, seen by `passes`, makes the stream known.
         self._asked[key] = hello
         return []
 
     def _on_data(self, peer: bytes, data: Data) -> list[Message]:
+        """Hand a frame to the journal thread, or throw it away where there is no room."""
+        # 1. Find the stream. Its peer opens a stream anew when told that it is unknown.
         key = peer, data.stream
         stream = self._known.get(key)
         if stream is None:
             return [Nack(data.stream, WHOLE_STREAM, "unknown stream")]
         self._hear(key, stream)
+        # 2. Throw the frame away where the inbox is full, or where one before it was thrown
+        #    away: the journal thread could not append it. `ask_again` makes up for both.
         events = memoryview(data.events)
         is_hole = stream.is_behind and data.base_seq > stream.queued
         if is_hole or not self._inbox.put(peer, data, len(events)):
-            # Thrown away, and so is what follows it: it is asked for when there is room.
             self.counts["frames_over_credit_total"] += 1
             stream.is_behind = True
             self._behind.add(key)
             return []
+        # 3. Note how far the stream is queued. A frame whose head names no count leaves the
+        #    number as it is; the journal thread refuses it, and says where it stands.
         count = count_of(events)
         if data.base_seq <= stream.queued and count is not None:
             stream.queued = max(stream.queued, data.base_seq + count)
         return []
 
     def _on_fin(self, peer: bytes, fin: Fin) -> list[Message]:
+        """Hand a FIN to the journal thread, behind the frames of its peer.
+
+        Without room it is thrown away: the peer repeats it until it has a FIN_ACK.
+        """
         key = peer, fin.stream
         stream = self._known.get(key)
         if stream is None:
@@ -186,7 +222,7 @@ class Reception:
         self._heard[key] = stream.heard_ns = self._clock.monotonic_ns()
 
     def _standing(self, key: StreamKey, stream: KnownStream) -> list[Message]:
-        """Where a stream stands: what was received, and what of it is on disk."""
+        """Return a WELCOME, which says what was received, and an ACK for what is on disk."""
         answers: list[Message] = [self._welcome(key, stream)]
         if stream.durable_seq >= 0:
             answers.append(Ack(key[1], stream.durable_seq, self._credit()))
@@ -212,7 +248,7 @@ class Reception:
             now = self._clock.monotonic_ns()
             self._known[key] = KnownStream(hello, welcome.next_seq, -1, now)
         elif stream is not None:
-            # Handed back: the journal thread could not go on as far as was queued.
+            # Set back: the journal thread could not append all that was queued.
             stream.queued = welcome.next_seq
 
     def _forget(self, key: StreamKey) -> None:
@@ -222,12 +258,13 @@ class Reception:
 
 
 def _is_same(known: Hello, hello: Hello) -> bool:
+    """Return True if a HELLO asks for the stream that an earlier one has opened."""
     place = known.run_id, known.session, known.source
     return place == (hello.run_id, hello.session, hello.source) and known.late >= hello.late
 
 
 def count_of(events: memoryview) -> int | None:
-    """The number of events in a frame by its head, or None where it is no array."""
+    """Return the number of events that the MessagePack head of a frame names; None for no array."""
     head = events[0] if events else 0
     if head & 0xF0 == 0x90:
         return head & 0x0F

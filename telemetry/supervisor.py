@@ -1,10 +1,11 @@
-"""The supervisor: one process for each sink and run, watched, restarted, and ended.
+"""The supervisor: starts, watches, restarts and ends one process for each sink and run.
 
 In: the directories of runs, with their run.json and cursors.
-Out: sink processes, and what is known of each.
+Out: sink processes, and the state of each.
 Never: reads a journal, or waits for a sink: one that hangs is killed.
 
-Runs on a thread of its own; `snapshot` may be called from any.
+Runs on a thread of its own. `snapshot`, `backlog` and `pause` may be used from any thread;
+`end` belongs to the thread that called `start`.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ TURN_S: Final = 0.25
 _KEPT: Final = (
     "name", "state", "endings", "wandb_mode", "is_introduced", "run_id", "done", "ending", "row",
 )  # fmt: skip
-"""Of run.json and the cursors, all that is needed here."""
+"""Fields of run.json and of cursors that are kept in memory; no others are used here."""
 
 PROBE_NS: Final = 30_000_000_000
-"""Between two tries of one sink by ended runs, while it can't be had."""
+"""Time between two tries of one sink for ended runs, while it is unavailable."""
 
 
 def sink_command(sink: str, run_dir: Path, per_core: bool = False) -> list[str]:
-    """Return the command that brings one sink of one run up to date, and keeps it there.
+    """Return the command of the process that serves one sink of one run.
 
-    The process has an environment of our own making: what the sidecar's says of runs that
-    say nothing themselves goes along as options. per_core: chart each processor core.
+    The process gets a reduced environment. Variables of the sidecar's environment that are
+    defaults for runs are therefore handed on as options. per_core: chart each processor core.
     """
     said = sink_defaults(os.environ).items()
     options = [f"--option={name}={value}" for name, value in sorted(said)]
@@ -75,7 +76,7 @@ class Supervisor:
         self._statuses: list[SinkStatus] = []
         self._backlog: set[tuple[str, str]] = set()
         self._probed_ns: dict[str, int] = {}
-        """When a sink that could not be had was last tried again, by its name."""
+        """Monotonic time of the last try of a sink that was unavailable, by its name."""
         self._is_paused = False
         self._is_ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor")
@@ -84,11 +85,11 @@ class Supervisor:
         self._thread.start()
 
     def pause(self, is_paused: bool) -> None:
-        """While the disk is full sinks rest: some write corrupt files then."""
+        """Stop all sinks while the disk is full, in which some write corrupt files."""
         self._is_paused = is_paused
 
     def snapshot(self) -> list[SinkStatus]:
-        """What is known of each sink that is or was at work."""
+        """Return the state of each sink that is or was at work. May be called from any thread."""
         return self._statuses
 
     @property
@@ -97,19 +98,23 @@ class Supervisor:
         return self._backlog
 
     def end(self, timeout_s: float) -> None:
-        """Let the sinks come to the end of what is on disk; after timeout_s, end them.
+        """Let the sinks read to the end of what is on disk; after timeout_s, kill the rest.
 
         May be called twice, and without a start.
         """
+        # 1. Stop the supervisor's thread; its turns go on here, with the children it had.
         deadline_ns = self._clock.monotonic_ns() + int(timeout_s * 1e9)
         self._is_ending.set()
         if self._thread.ident is not None:
             self._thread.join()
+        # 2. Turn until no sink can do more, or the time is over.
         while self._clock.monotonic_ns() < deadline_ns and self._turn(is_draining=True):
             threading.Event().wait(0.05)
+        # 3. Kill the rest: no sink outlives the sidecar, and the next one starts its own.
         for item in self._sinks_of.values():
             if item.is_at_work:
                 item.kill("did not finish in time", self._clock.monotonic_ns())
+        # 4. Find the backlog again, from the cursors as the sinks left them.
         self._look()
 
     def _run(self) -> None:
@@ -120,26 +125,38 @@ class Supervisor:
                 log.exception("supervisor failed; it goes on")
 
     def _turn(self, *, is_draining: bool) -> bool:
-        """Look, reap, kill, start. True while there is work that can still be done."""
+        """Run one turn over all sinks. Return True while there is work that can be done.
+
+        Nothing here waits for a child, but a second for one that was killed.
+        """
+        # 1. Look which pairs have work. Before children are reaped: one that ends now has its
+        #    last commit counted in the next turn, and is at worst started once for nothing.
         wanted, now = self._look(), self._clock.monotonic_ns()
+        # 2. Hear, reap, kill, in this order: a child's last report says how it ended, and
+        #    only a silent one that still lives counts as hanging.
         for item in list(self._sinks_of.values()):
             item.listen(now)
             item.reap(now)
             if item.state == "done":
                 self._probed_ns.pop(item.sink, None)
             item.kill_if_hanging(self._sink_timeout_ns, now)
+        # 3. Start what is due, runs that go on first: places freed above are used at once.
         for key, is_running in wanted:
             item = self._item(key)
             if not is_running and self._is_probed(item):
                 continue
             self._start_if_due(item, is_draining=is_draining)
-            # A run that goes on without us is brought up to date, not finished.
+            # While draining, the sink of a run that goes on has no end to wait for: it is
+            # asked to stop where the journal ends now.
             if is_draining and is_running:
                 item.ask_to_stop()
+        # 4. Kill all while paused. After the starts, so that none begun above is missed.
         if self._is_paused:
             for item in self._sinks_of.values():
                 if item.is_at_work and not item.is_stopping:
                     item.kill("paused: no room on disk", now)
+        # 5. Publish the states, for `inspect` and for other threads: last, so that they show
+        #    this turn.
         for item in self._sinks_of.values():
             item.tell()
         self._statuses = [item.status for item in self._sinks_of.values()]
@@ -149,7 +166,11 @@ class Supervisor:
         )
 
     def _look(self) -> list[tuple[tuple[str, str], bool]]:
-        """The (run, sink) pairs with work to do, running runs first, and whether they run."""
+        """Return the (run, sink) pairs with work to do, each with True if its run goes on.
+
+        Runs that go on come first: there may be fewer processes than pairs. Publishes
+        the backlog.
+        """
         wanted: list[tuple[tuple[str, str], bool]] = []
         for run_dir in self._run_dirs():
             info = self._read(run_dir / RUN_FILE)
@@ -169,17 +190,17 @@ class Supervisor:
 
     def _run_dirs(self) -> Iterator[Path]:
         if self._runs_dir.is_dir():
-            # Anything else there, a repaired copy for one, is no run of ours.
+            # Other names, such as that of a repaired copy, are no runs of this sidecar.
             names = (path.name for path in self._runs_dir.iterdir())
             yield from (self._runs_dir / name for name in sorted(filter(RUN_ID.fullmatch, names)))
 
     def _read(self, path: Path) -> dict[str, Any] | None:
-        """A JSON file, parsed again only when it has changed."""
+        """Return the kept fields of a JSON file, parsed again only when it has changed."""
         try:
             status = path.stat()
         except OSError:
             return None
-        # Replaced twice within the resolution of its time, a file is still another one.
+        # With the inode: a file may be replaced twice within the resolution of its mtime.
         version = status.st_mtime_ns, status.st_ino
         cached = self._json_cache.get(path)
         if cached is None or cached[0] != version:
@@ -203,6 +224,7 @@ class Supervisor:
     # --- one process
 
     def _start_if_due(self, item: SinkProcess, *, is_draining: bool) -> None:
+        """Start a sink that is not at work, unless it must wait or will never work."""
         now = self._clock.monotonic_ns()
         at_work = sum(other.is_at_work for other in self._sinks_of.values())
         if (
@@ -211,25 +233,25 @@ class Supervisor:
             or self._is_paused
             or now < item.not_before_ns
             or at_work >= self._max_processes
-            # While draining, what has stopped once has done what it could.
+            # While draining, a sink that has ended once has done what it could.
             or (is_draining and item.started_ns and not item.may_recover)
         ):
             return
         try:
             item.start(self._command(item.sink, item.run_dir), now)
         except OSError as exc:
-            # No process to be had, or this run's directory is not what it was: the
-            # others go on.
+            # No process can be started, or this run's directory can't be used. Other runs
+            # must go on.
             item.note_no_start(str(exc), now)
             return
         if item.failures:
             self._probed_ns[item.sink] = now
 
     def _is_probed(self, item: SinkProcess) -> bool:
-        """Whether another ended run is asking already if this sink can be had again.
+        """True if another ended run has lately tried this sink, which is unavailable.
 
-        With hundreds of them, each asking for itself, a server that is away would
-        keep this machine busy.
+        One try serves all: hundreds of ended runs that each start a process to try a
+        server that is away would keep this machine busy.
         """
         if item.state != "unavailable":
             return False
@@ -238,10 +260,10 @@ class Supervisor:
 
 
 def _is_for_wandb(info: dict[str, Any]) -> bool:
-    """Return True if W&B is to have this run, or may by now.
+    """Return True if W&B is to have this run now.
 
-    A run that nobody has introduced may be introduced later, with a project and a mode that
-    could not be taken back: it goes there when it has ended.
+    A run without RunStarted may still get one, whose project and mode could not be applied
+    to a W&B run that exists already: such a run goes to W&B when it has ended.
     """
     if info.get("is_introduced") is False and info.get("state") != "ended":
         return False

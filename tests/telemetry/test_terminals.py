@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -103,3 +105,23 @@ def test_nobody_can_forge_a_line_of_the_log():
 
     assert lines[0] == r"telemetry: run=a\x0d\x0atelemetry: b\x1b[2J\u202e"
     assert all(line.startswith("  ") and line.isprintable() for line in lines[1:])
+
+
+def test_in_a_locale_without_letters_a_path_may_have_them(tmp_path):
+    """The socket, the lock file and every sink are there, and the run is recorded."""
+    short = tempfile.mkdtemp(prefix="tm-", dir="/tmp")
+    data = f"{short}/dä"
+    script = (
+        "from shared.emitter import Emitter; from shared.events import RunStarted\n"
+        "with Emitter(run_id='r') as e: e.emit(RunStarted(wandb_mode='offline'))"
+    )
+    flags = "--sample-hz=0 --no-host-run --drain-grace-s=30"
+    command = f'TELEMETRY run --data-dir {data} {flags} -- {sys.executable} -c "{script}"'
+
+    done = shell(command, **ENCODINGS["C locale"])
+    told = shell(f"TELEMETRY inspect {data}/runs/r", **ENCODINGS["C locale"])
+
+    shutil.rmtree(short)
+    assert (done.returncode, told.returncode) == (0, 0), (done.stderr, told.stderr)
+    assert b"Traceback" not in done.stderr and b"finished" in told.stdout
+    assert told.stdout.count(b"has all of it") == 2

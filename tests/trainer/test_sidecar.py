@@ -161,7 +161,7 @@ def test_the_command_asks_for_what_a_single_run_needs():
     command = sidecar.serve_command("ipc:///x", Path("/data"), Path("/spool"))
 
     # -P: a folder `telemetry` in the working directory is not ours.
-    assert command[1:5] == ["-P", "-m", "telemetry", "serve"]
+    assert command[1:7] == ["-P", "-X", "utf8", "-m", "telemetry", "serve"]
     assert {"--exit-with-stdin", "--no-host-run", "tensorboard,wandb", "ipc:///x", "/data"} <= set(
         command
     )
