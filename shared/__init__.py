@@ -1,1 +1,1 @@
-"""What the trainer and the sidecar have in common: events, wire, records, and the emitter."""
+"""Code that both the trainer and the sidecar use: events, wire, records, and the emitter."""

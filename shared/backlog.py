@@ -1,4 +1,4 @@
-"""Backlog: packed events that have no number yet, and what to give up when they are too many.
+"""Backlog: packed events without a sequence number yet, dropped by rank when they are too many.
 
 In: packed events with their kinds.
 Out: the events of the next frame.
@@ -29,9 +29,10 @@ from shared.events import (
 from shared.wire import FRAME_MAX_EVENTS, FRAME_TARGET_BYTES
 
 DROPPED_FIRST: Final = (TRAIN, HARDWARE, CUSTOM, QUANT)
-"""Kinds that are dropped, oldest first, before any other is."""
+"""Kinds that are dropped first, the oldest event of them before newer ones."""
 
 DROPPED_NEVER: Final = (RunStarted.TAG, RunFinished.TAG, Gap.TAG)
+"""Kinds that are kept even when the backlog is over its bound."""
 QUEUE_FULL: Final = "queue full"
 SHED_TO: Final = 0.9
 """Shed a tenth at a time, so that a full backlog is not walked for each event."""
@@ -76,23 +77,23 @@ class Backlog:
 
     @property
     def held_bytes(self) -> int:
-        """What the events in it take."""
+        """Memory that the events in the backlog take, in bytes."""
         return self._bytes
 
     def add(self, kind: str, packed: bytes) -> None:
-        """Take an event; drop others where that is one too many."""
+        """Add an event at the end; drop other events if the backlog is then over its bound."""
         self._push(_Item(kind, packed))
         if self._bytes > self.max_bytes:
             self._shed()
 
     def add_missing(self, reason: str, kinds: Iterable[str] | Mapping[str, int]) -> None:
-        """Say here that events of these kinds are missing, and why."""
+        """Record at the end of the backlog that events of these kinds are missing, and why."""
         by_kind = Counter(kinds)
         if by_kind:
             self._hole(reason).by_kind.update(by_kind)
 
     def take_frame(self) -> list[bytes]:
-        """Remove and return the events of one frame; empty where there are none."""
+        """Remove and return the events of one frame; empty if the backlog is empty."""
         events: list[bytes] = []
         size = 0
         while self._items and len(events) < FRAME_MAX_EVENTS:
@@ -113,7 +114,7 @@ class Backlog:
         self._bytes += item.cost
 
     def _hole(self, reason: str) -> _Missing:
-        """The gap for this reason that is still in the backlog, or a new one at its end."""
+        """Return the gap for this reason that is in the backlog, or append a new one."""
         missing = self._holes.get(reason)
         if missing is None:
             now = self._clock.wall_ns(), self._clock.monotonic_ns()
@@ -123,6 +124,7 @@ class Backlog:
         return missing
 
     def _shed(self) -> None:
+        """Drop the least important events: training rows first, then validation, then the rest."""
         target = int(self.max_bytes * SHED_TO)
         self._drop(target, lambda kind: kind in DROPPED_FIRST)
         if self._bytes > self.max_bytes:
@@ -134,7 +136,8 @@ class Backlog:
         """Drop the oldest droppable events until target bytes are left."""
         items, left = self._items, self._bytes
         self._items, self._bytes = deque(), 0
-        # A gap that stands further behind moves to the first event that is missing.
+        # The Gap event has to stand where the first missing event was. If the backlog
+        # already has one for this reason further back, it moves to that place.
         missing, is_placed = self._holes.get(QUEUE_FULL), False
         for item in items:
             if left > target and may_drop(item.kind):

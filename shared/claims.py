@@ -2,7 +2,7 @@
 
 In: a directory and a name.
 Out: a lock on the name, or the pid of the process that holds it.
-Never: keeps anybody from recording. A claim that can't be had changes a name or a log line.
+Never: keeps an emitter from recording. Without its claim it only gets another name, or logs.
 
 A claim is a flock on `<name>.lock`, released by the kernel when its process ends,
 however it ends.
@@ -21,7 +21,7 @@ WORKERS_MAX: Final = 1000
 
 
 class ClaimTaken(Exception):
-    """Somebody else holds the name; pid is who, as far as it is known."""
+    """Error: another process holds the name; pid is its process id, or "unknown"."""
 
     def __init__(self, pid: str) -> None:
         super().__init__(f"held by process {pid}")
@@ -43,7 +43,7 @@ class Claim:
         self._fd = _locked(self._path)
 
     def release(self) -> None:
-        """Give the name back. May be called twice."""
+        """Release the name. May be called twice."""
         if self._fd < 0:
             return
         # Unlinked while still locked: whoever opens the path next makes a new file.
@@ -59,13 +59,13 @@ class Claim:
 
 
 def holder(directory: Path, name: str) -> str:
-    """Return the pid of the process that holds a name; empty where nobody is known to."""
+    """Return the pid of the process that holds a name; empty if none is known to hold it."""
     try:
         fd = os.open(directory / (name + SUFFIX), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return ""
     try:
-        # Shared: two who ask at once must not hold it for one another.
+        # A shared lock: two processes that ask at once must not see each other as holders.
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return ""
     except OSError:
@@ -76,7 +76,7 @@ def holder(directory: Path, name: str) -> str:
 
 
 def claim_worker(directory: Path, run_id: str, source: str) -> tuple[int, Claim]:
-    """Claim the lowest worker number that nobody holds.
+    """Claim the lowest worker number that is free.
 
     Raises:
         OSError: the directory has no locks, or every number is held.

@@ -1,4 +1,4 @@
-"""Clocks: where time comes from, so that tests decide how long a second is.
+"""Clocks: the source of time, passed in so that tests can decide how long a second is.
 
 Never: compared across kinds; wall time may step back, monotonic time never does.
 """
@@ -10,7 +10,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Source of both clocks that an event carries, in nanoseconds."""
+    """A source of the two times that an event carries, in nanoseconds."""
 
     def wall_ns(self) -> int: ...
 

@@ -1,9 +1,9 @@
-"""Configurations: what a run was started with, as far as it can be recorded.
+"""Configurations: the values that a run was started with, cut to what can be recorded.
 
 In: a frozen value (`shared.frozen`).
-Out: nested dicts and lists of scalars, of at most CONFIG_MAX_BYTES, and what was left out.
-Never: gives up the whole for one part of it. Too large a configuration is cut where it
-is largest, so that a learning rate outlives a table of ten thousand labels.
+Out: nested dicts and lists of scalars, of at most CONFIG_MAX_BYTES, and the parts left out.
+Never: drops the whole configuration because of one part. If it is too large, its largest
+parts are cut, so that a learning rate is kept and a table of ten thousand labels is not.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from shared.redact import redacted
 from shared.scalars import Odd
 
 UNNAMED = "value"
-"""Under which a configuration stands that is not made of names and values."""
+"""Name for a configuration that is not made of names and values, such as a list."""
 
 _CUT = Odd("configuration too large", f"a configuration has at most {CONFIG_MAX_BYTES} bytes")
 _GONE = object()
 
 
 def configuration_of(frozen: Frozen, left_out: LeftOuts) -> dict[str, Any]:
-    """Return what is recorded of a configuration, without its secrets."""
+    """Return the part of a configuration that is recorded, with its secrets hidden."""
     plain = _plain(frozen, "", left_out)
     if plain is None or plain is _GONE:
         return {}
     config = plain if isinstance(plain, dict) else {UNNAMED: plain}
     shown: dict[str, Any] = redacted(config)
-    # Once is enough, but for parts whose packed heads grew shorter or longer by a byte.
+    # One cut is usually enough; the packed length prefixes may still differ by a byte.
     while (excess := _size(shown) - CONFIG_MAX_BYTES) > 0:
         shown = _cut(shown, excess, "", left_out)
     return shown
 
 
 def _plain(value: Frozen, path: str, left_out: LeftOuts) -> Any:
-    """value with a text in the place of each Odd; those whose text tells not all are named."""
+    """Replace each Odd in value by its text; add it to left_out if the text is not all of it."""
     if isinstance(value, dict):
         return {name: _plain(item, _join(path, name), left_out) for name, item in value.items()}
     if isinstance(value, list):
@@ -52,7 +52,7 @@ def _plain(value: Frozen, path: str, left_out: LeftOuts) -> Any:
 
 
 def _cut(node: Any, excess: int, path: str, left_out: LeftOuts) -> Any:
-    """Return node with at least excess bytes less: the largest parts go first."""
+    """Return node made smaller by at least excess bytes; the largest parts are cut first."""
     if isinstance(node, str):
         kept = node.encode()[: max(0, len(node.encode()) - excess - 8)].decode(errors="ignore")
         left_out.add(path, _CUT)
@@ -78,7 +78,7 @@ def _cut(node: Any, excess: int, path: str, left_out: LeftOuts) -> Any:
 
 
 def _largest_first(sizes: dict[Any, int], *, is_list: bool) -> list[Any]:
-    """Keys in the order in which they are given up; a list is cut from its end."""
+    """Return the keys in the order in which they are cut; a list is cut from its end."""
     if is_list:
         return list(reversed(sizes))
     return sorted(sizes, key=lambda key: sizes[key], reverse=True)

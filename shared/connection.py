@@ -1,7 +1,7 @@
 """Connection: the one ZeroMQ socket over which an emitter reaches the sidecar.
 
 In: messages to send.
-Out: messages that have come.
+Out: messages that were received.
 Never: blocks, raises for anything the network does, or numbers events.
 
 Not thread-safe: the sender thread owns it.
@@ -26,7 +26,7 @@ from shared.wire import FRAME_MAX_BYTES, Message, decode, encode
 
 log = logging.getLogger("telemetry.emitter")
 
-# Each for a measured reason.
+# Socket options. Each is here because a test failed or hung without it.
 _OPTIONS: Final = (
     (zmq.LINGER, 0),  # -1 hangs at an explicit close
     (zmq.SNDTIMEO, 0),
@@ -41,17 +41,17 @@ _OPTIONS: Final = (
 
 IPC_PATH_MAX_BYTES: Final = 107
 NAME_IN_DIRECTORY_MAX_BYTES: Final = 76
-"""Of a socket's own name, so that it fits behind `/proc/PID/fd/FD/`."""
+"""Limit on the file name of a socket, so that it fits behind `/proc/PID/fd/FD/`."""
 
 OPEN_RETRY_S: Final = 1.0
-"""Between two tries to make a socket: a process may be out of file descriptors for a while."""
+"""Time between two tries to make a socket: a process may lack file descriptors for a while."""
 
 
 class Connection:
     """A DEALER socket that can be rebuilt, and that may not be there for a while."""
 
     def __init__(self, endpoint: str | None) -> None:
-        """Begin without a socket; with no endpoint there never is one."""
+        """Begin without a socket; it is made at the first use. Without an endpoint none is made."""
         self.endpoint = endpoint
         self.malformed = 0
         self.failures = 0
@@ -73,7 +73,7 @@ class Connection:
         self.close()
 
     def send(self, message: Message) -> bool:
-        """Hand a message to ZeroMQ; False where nobody is connected or its queue is full."""
+        """Hand a message to ZeroMQ; return False if no peer is connected or the queue is full."""
         socket = self._open()
         if socket is None:
             return False
@@ -85,7 +85,7 @@ class Connection:
 
     @property
     def is_connected(self) -> bool:
-        """True if somebody is there to take a message."""
+        """True if a peer is connected and its queue has room for a message."""
         try:
             events = 0 if self._socket is None else self._socket.getsockopt(zmq.EVENTS)
         except zmq.ZMQError:
@@ -93,7 +93,7 @@ class Connection:
         return isinstance(events, int) and bool(events & zmq.POLLOUT)
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until a message can be received, at most timeout_s."""
+        """Wait at most timeout_s for a message; return True if one can be received."""
         socket = self._open()
         if socket is not None:
             try:
@@ -104,7 +104,7 @@ class Connection:
         return False
 
     def receive(self) -> Iterator[Message]:
-        """The messages that have come, without waiting."""
+        """Yield the messages that have arrived, without waiting. Malformed ones are counted."""
         while (socket := self._open()) is not None:
             try:
                 frames = socket.recv_multipart(zmq.DONTWAIT)
@@ -116,7 +116,7 @@ class Connection:
                 self.malformed += 1
 
     def rebuild(self) -> None:
-        """Start over with a new socket: what was queued in the old one is gone."""
+        """Close the socket so that the next use makes a new one; its queued messages are lost."""
         if self._socket is not None:
             self._poller.unregister(self._socket)
             self._socket.close(0)
@@ -132,7 +132,7 @@ class Connection:
         self._context.destroy(0)
 
     def _open(self) -> zmq.Socket[bytes] | None:
-        """The socket, made anew where there is none; None where that can't be done now."""
+        """Return the socket, made now if there is none; None if it can't be made now."""
         if self.endpoint is None:
             return None
         if self._socket is None and time.monotonic() >= self._retry_at_s:
@@ -176,27 +176,27 @@ def _connected(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.So
 
 
 class SocketDirectory:
-    """An open directory, by which a socket in it has a short path."""
+    """An open directory, which gives the sockets inside it a short path under /proc."""
 
     def __init__(self, directory: Path) -> None:
-        """Open it.
+        """Open the directory.
 
         Raises:
-            OSError: it is not there, or can't be searched.
+            OSError: the directory does not exist, or can't be searched.
         """
         self._fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        # Followed by the kernel, however long the path of the directory is.
+        # The kernel resolves this link itself, so the length of the real path does not matter.
         self.path = f"/proc/{os.getpid()}/fd/{self._fd}"
 
     def close(self) -> None:
-        """Let go of it. May be called twice."""
+        """Close the directory. May be called twice."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
 def check_address(endpoint: Any) -> str:
-    """Return an address that can be connected to, unchanged.
+    """Return endpoint unchanged if a client can connect to such an address.
 
     Raises:
         ValueError: it is neither `ipc://PATH` nor `tcp://HOST:PORT`.
@@ -218,7 +218,7 @@ def check_address(endpoint: Any) -> str:
 
 
 def check_endpoint(endpoint: str) -> str:
-    """Return an address that can be bound, unchanged.
+    """Return endpoint unchanged if a server can bind such an address.
 
     Raises:
         ValueError: as check_address; or an ipc path of more than 107 bytes.

@@ -1,8 +1,8 @@
-"""Conversation: what a sender and the sidecar have to say to each other about streams.
+"""Conversation: the messages between a sender and the sidecar about several streams.
 
 In: streams with frames to send.
-Out: messages on the wire, and what their answers mean for each stream.
-Never: makes a frame, or lets go of one that is not acknowledged.
+Out: messages on the wire; each answer changes the state of its stream.
+Never: makes a frame, or forgets one that is not acknowledged.
 
 Not thread-safe: one thread owns it, with its connection.
 """
@@ -26,29 +26,35 @@ from shared.wire import Ack, FinAck, Message, Nack, Welcome
 log = logging.getLogger("telemetry.emitter")
 
 HELLO_INTERVAL_NS: Final = 500_000_000
+"""Time between two HELLOs, or two FINs, that are not answered yet."""
 KEEPALIVE_NS: Final = 5_000_000_000
+"""Time between two HELLOs of an idle stream, which only say that it is alive."""
 ACK_OVERDUE_NS: Final = 2_000_000_000
+"""If frames are unacknowledged for so long, a HELLO asks how far the sidecar is."""
 NOTICES_MAX: Final = 10
 SILENCE_NS: Final = 8_000_000_000
-"""After so long without an answer to what was asked, the socket is rebuilt."""
+"""If a message that needs an answer gets none for so long, the socket is rebuilt."""
 
 
 @dataclass
 class Peer:
-    """A stream with what is known about talking to the sidecar about it."""
+    """A stream, and the state of the exchange with the sidecar about it."""
 
     stream: OutgoingStream
     spool: Spool | None = None
     is_complete: bool = False
-    """Nothing will be added: when all is acknowledged, FIN."""
+    """True if no frame will be added: once all are acknowledged, FIN is sent."""
 
     asked_ns: int = 0
+    """Monotonic time of the last HELLO or FIN."""
     heard_ns: int = 0
+    """Monotonic time of the last message about this stream."""
     refusal: str = ""
+    """Reason of the last NACK of the whole stream; empty after a WELCOME."""
 
 
 class Conversation:
-    """Many streams over one connection."""
+    """The exchange of messages about many streams over one connection."""
 
     def __init__(
         self,
@@ -63,19 +69,22 @@ class Conversation:
         self._on_refused = on_refused
         self.unanswered_since_ns: int | None = None
         self._told: set[str] = set()
-        """Notices of the sidecar that were told."""
+        """Notices of the sidecar that were logged already."""
 
     def turn(self, peers: Iterable[Peer]) -> None:
-        """Take in what has come, and say what is due, for one stream after the other."""
+        """Handle the messages received, then send what is due for each stream."""
+        # 1. Handle every message that has arrived.
         peers = list(peers)
         by_number = {peer.stream.number: peer for peer in peers}
         for message in self._connection.receive():
             self._on_message(message, by_number)
+        # 2. For each stream: HELLO if due, frames within the credit, FIN if complete.
         now = self._clock.monotonic_ns()
         for peer in peers:
             self._ask(peer, now)
             self._send_frames(peer)
             self._finish(peer, now)
+        # 3. Start over with a new socket if the sidecar has been silent for too long.
         self._rebuild_if_silent(peers, now)
 
     def _on_message(self, message: Message, peers: dict[int, Peer]) -> None:
@@ -97,7 +106,7 @@ class Conversation:
                 peer.stream.on_fin_ack(message)
 
     def _tell_notice(self, notice: str) -> None:
-        """Tell whoever runs this process what the sidecar has to say to them, once."""
+        """Log a notice of the sidecar for the person who runs this process, once."""
         if notice and notice not in self._told and len(self._told) < NOTICES_MAX:
             self._told.add(notice)
             log.warning("%s", clean(notice, 300))
@@ -107,7 +116,8 @@ class Conversation:
             if is_news:
                 self._on_refused(peer)
         elif message.reason.startswith("source ") and WORKER in peer.stream.source:
-            # An older sidecar knows no workers: their sessions are told apart all the same.
+            # An older sidecar refuses worker sources. Send as the main source instead:
+            # the session still tells the two processes apart.
             log.info("source %s is sent as %s", peer.stream.source, main_source(peer.stream.source))
             peer.stream.source = main_source(peer.stream.source)
             peer.asked_ns = 0
@@ -116,7 +126,7 @@ class Conversation:
             log.info("stream of run %s: %s", peer.stream.run_id, clean(message.reason, 300))
 
     def _ask(self, peer: Peer, now: int) -> None:
-        """HELLO: to open, when acknowledgements are overdue, or to say we are alive."""
+        """Send HELLO if due: to open, because acknowledgements are overdue, or as a keepalive."""
         stream, since = peer.stream, now - peer.asked_ns
         if stream.state in (State.CLOSED, State.ASKED, State.FINISHING):
             due = since >= HELLO_INTERVAL_NS
@@ -138,11 +148,11 @@ class Conversation:
             self._expect_answer(self._clock.monotonic_ns())
 
     def _finish(self, peer: Peer, now: int) -> None:
-        """FIN, where a stream has nothing left to say."""
+        """Send FIN if the stream is complete and all its frames are acknowledged."""
         stream = peer.stream
         if peer.is_complete and stream.state is State.OPEN and not stream.frames:
             if not stream.is_told:
-                stream.lost()  # what is missing at the end can be told by a HELLO only
+                stream.lost()  # only a HELLO can report that the last events are missing
             elif self._connection.send(stream.fin()):
                 self._expect_answer(now)
                 peer.asked_ns = now
@@ -161,7 +171,7 @@ class Conversation:
 
 
 def adopted_peers(directory: Path, first_number: int) -> list[Peer]:
-    """What emitters that are gone left in a spool directory, each as a stream of its own.
+    """Adopt the spools that ended emitters left in a directory, each as a stream of its own.
 
     Raises:
         OSError: the directory can't be read.
@@ -182,7 +192,7 @@ def _stream_of(spool: Spool, number: int) -> OutgoingStream:
 
 
 def loader(spool: Spool, at: int, size: int) -> Callable[[], bytes]:
-    """How a frame that is in a spool is loaded."""
+    """Return a function that loads a frame from a spool; it raises FrameLost if it can't."""
 
     def load() -> bytes:
         try:

@@ -1,8 +1,8 @@
-"""Emitter: how a training process says what happens, without ever waiting for anyone.
+"""Emitter: the object through which a training process records events without waiting.
 
 In: events, from any thread of the process.
-Out: nothing that the caller could notice. Events reach the sidecar, or the
-spool, by the sender thread.
+Out: nothing on the calling thread. The sender thread takes the events to the
+sidecar, or to the spool.
 Never: raises, blocks, touches a file or a socket, or validates on the
 calling thread.
 """
@@ -38,14 +38,16 @@ log = logging.getLogger("telemetry.emitter")
 
 SPOOL_DAMAGED: Final = "spool damaged"
 RESERVED_SHARE: Final = 1 / 32
-"""Share of the memory that only events which are never dropped lightly may fill."""
+"""Share of the memory that the kinds in DROPPED_FIRST may not fill."""
 BEYOND_BYTES: Final = 1024 * 1024
-"""What the few events that are never dropped may take beyond the bound."""
+"""Bytes that the kinds in DROPPED_NEVER may take beyond the bound."""
 YIELD_SHARE: Final = 0.5
-"""Above this share of the room for the queue, emit() lets the sender thread have a turn:
-at most the interpreter's switch interval (5 ms), and never for I/O."""
+"""If the queue is filled above this share, emit() yields to the sender thread: for at most
+the interpreter's switch interval (5 ms), and never for I/O."""
 YIELD_EVERY: Final = 64
+"""Above YIELD_SHARE, emit() yields once in so many queued events."""
 YIELD_ALWAYS_SHARE: Final = 0.9
+"""Above this share, emit() yields for each event."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class EmitterStats:
 
 
 class EventSink(Protocol):
-    """What a producer needs: Emitter and NullEmitter both are one."""
+    """The interface that a producer of events needs; Emitter and NullEmitter have it."""
 
     def emit(self, event: Event) -> None: ...
 
@@ -85,7 +87,7 @@ class NullEmitter:
         self.session = new_session()
 
     def emit(self, event: Event) -> None:
-        """Forget the event."""
+        """Do nothing with the event."""
 
     def stats(self) -> EmitterStats:
         return EmitterStats()
@@ -101,9 +103,10 @@ class NullEmitter:
 
 
 class Emitter:
-    """One source of events of one run. Safe to use from any thread and after a fork:
-    a child process has a session of its own from its first event on, as a worker of the
-    source (`rank0.worker0`). Pickled or copied, it comes up with a session of its own too.
+    """One source of events of one run. Safe to use from any thread and after a fork.
+
+    A forked child gets a session of its own with its first event, as a worker of the
+    source (`rank0.worker0`). A pickled or copied emitter gets a session of its own too.
     """
 
     def __init__(
@@ -118,7 +121,7 @@ class Emitter:
         series_interval_s: float = SenderOptions.series_interval_s,
         clock: Clock | None = None,
     ) -> None:
-        """Start the sender thread; a sidecar need not be there yet, or ever.
+        """Start the sender thread; no sidecar has to be running, now or later.
 
         Without an endpoint or a spool_dir those of the environment are taken
         (TELEMETRY_ENDPOINT, TELEMETRY_SPOOL_DIR). An address that only the environment
@@ -143,21 +146,24 @@ class Emitter:
         try:
             self._start()
         except RuntimeError as exc:
-            # No thread to be had now: the first event tries again.
+            # The thread could not be started now: the first event tries again.
             log.warning("telemetry sender did not start: %s", exc)
 
     @property
     def source(self) -> str:
-        """Under which this process speaks: known for a worker once it has said something."""
+        """Source name of this process; that of a worker is known only after its first event."""
         return self._source if self._sender is None else self._sender.main.stream.source
 
     @property
     def spool_dir(self) -> Path | None:
-        """Where events are kept while no sidecar acknowledges them."""
+        """Directory that keeps events while no sidecar acknowledges them; None for no spool."""
         return self._options.spool_dir
 
     def emit(self, event: Event) -> None:
-        """Queue an event, stamped now; its containers are copied, so they may change after."""
+        """Queue an event with the current times; its containers are copied first.
+
+        Never raises or blocks: an event that can't be queued is counted as missing.
+        """
         try:
             if type(event) is MetricsLogged and not event.left_out:
                 values, cost = held_row(event.values)
@@ -166,7 +172,7 @@ class Emitter:
             else:
                 event, cost = held_event(event)
                 if type(event) is RunStarted:
-                    # Here the run begins: a script may set these variables until now.
+                    # Read only now: a script may set these variables until the run begins.
                     event = filled_in(event, os.environ, self.run_id)
                     event = with_launch_id(event, os.environ)
             sender = self._sender
@@ -182,11 +188,11 @@ class Emitter:
             self._cost_in += cost
             self._queue.append((self._wall_ns(), self._mono_ns(), event, cost))
         except Exception:
-            # Not an event at all, or no thread to be had: training must not notice.
+            # Not an event, or no thread could be started: training must not be disturbed.
             self._note_missing(NOT_AN_EVENT, "unknown")
 
     def stats(self) -> EmitterStats:
-        """What became of the events so far. The counts are of slightly different moments."""
+        """Return the counts of events so far; they are read at slightly different moments."""
         sender = self._sender
         if sender is None:
             return EmitterStats()
@@ -246,8 +252,8 @@ class Emitter:
         return _revived, (type(self), made_of, self._is_worker, process.token())
 
     def begin_again_in_child(self) -> None:
-        """Called in a forked child: its parent's socket, queue and threads are not ours."""
-        # Kept from being closed here.
+        """Start over in a forked child, without the parent's socket, queue and threads."""
+        # A reference is kept so that the parent's objects are not finalized in this process.
         _INHERITED.append((self._sender, self._queue))
         if self._sender is not None:
             self._sender.abandon()
@@ -260,17 +266,18 @@ class Emitter:
         self._queue: deque[Queued] = deque()
         self._sender: Sender | None = None
         self._is_closed = False
-        # What the queue holds: the first is written by the emitting threads only, the
-        # second by the sender; an update lost to a race is made good when the queue is empty.
+        # Their difference is the memory that the queue takes. The emitting threads write
+        # the first, the sender thread the second. No lock is held: an update that is lost
+        # to a race is corrected when the queue is empty.
         self._cost_in = 0
         self._cost_out = 0
-        # Held for an increment or to start a thread, never across I/O; re-entrant,
-        # since a signal handler may emit.
+        # Held for an increment or to start a thread, never across I/O. Re-entrant,
+        # because a signal handler may emit.
         self._lock = threading.RLock()
         self._given_up: Counter[str] = Counter()
-        """Events that never came into the queue, by reason."""
+        """Number of events that were not put into the queue, by reason."""
         self._missing: dict[str, Counter[str]] = {}
-        """Those of them that no Gap tells of yet: by reason, the kinds."""
+        """Counts by kind, for each reason, of such events that no Gap event reports yet."""
         process.LIVE.add(self)
 
     def _start(self) -> Sender:
@@ -294,7 +301,7 @@ class Emitter:
             return sender
 
     def _has_room(self, event: Event, queued: int, sender: Sender) -> bool:
-        """Decide about an event where the queue is more than half full."""
+        """True if an event may still be queued although the queue is more than half full."""
         if len(self._queue) % YIELD_EVERY == 0 or queued > sender.room * YIELD_ALWAYS_SHARE:
             time.sleep(0)
             queued = self._cost_in - self._cost_out
@@ -304,7 +311,7 @@ class Emitter:
         return queued <= sender.room + (BEYOND_BYTES if kind in DROPPED_NEVER else 0)
 
     def _note_missing(self, reason: str, kind: str) -> None:
-        """Count an event that does not go into the queue, and mark its place there."""
+        """Count an event that is not queued, and mark its place in the queue."""
         with self._lock:
             self._given_up[reason] += 1
             if self._is_closed:
@@ -314,13 +321,13 @@ class Emitter:
             self._missing.setdefault(reason, Counter())[kind] += 1
 
     def _note_taken(self, cost: int) -> None:
-        """Runs on the sender thread, after it took events out of the queue."""
+        """Subtract the cost of events taken out of the queue. Runs on the sender thread."""
         self._cost_out += cost
         if not self._queue:
             self._cost_out = self._cost_in
 
     def _series(self) -> dict[str, Scalar]:
-        """The statistics as metrics. Runs on the sender thread."""
+        """Return the statistics as metrics. Runs on the sender thread."""
         stats = self.stats()
         values: dict[str, Scalar] = {
             "telemetry/emitted_total": stats.emitted,
@@ -336,7 +343,7 @@ class Emitter:
         return values
 
     def _take_missing(self) -> dict[str, Counter[str]]:
-        """Runs on the sender thread."""
+        """Return the unreported missing events, and forget them. Runs on the sender thread."""
         with self._lock:
             taken, self._missing = self._missing, {}
         return taken
@@ -345,7 +352,7 @@ class Emitter:
 def _revived(
     kind: type[Emitter], made_of: Mapping[str, Any], was_worker: bool, token: str
 ) -> Emitter:
-    """Make an emitter of a pickled one: a worker where it arrives in another process."""
+    """Make an emitter from a pickled one; in another process it becomes a worker."""
     emitter = kind.__new__(kind)
     vars(emitter).update(made_of)
     emitter._is_worker = was_worker or token != process.token()
@@ -354,3 +361,4 @@ def _revived(
 
 
 _INHERITED: Final[list[object]] = []
+"""Objects of the parent process that a forked child must not finalize."""

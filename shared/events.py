@@ -1,4 +1,4 @@
-"""Events: the typed facts that a trainer, a sampler or the sidecar has to tell.
+"""Events: the typed facts that a trainer, a sampler or the sidecar records.
 
 In: values from a process, or the bytes of an envelope.
 Out: frozen structs, or those bytes.
@@ -23,7 +23,7 @@ import msgspec
 from shared.text import clean
 
 Scalar = float | int | bool | str
-"""What a metric or a config entry may be. NaN and infinity are legal values."""
+"""Type of a metric value or a config entry. NaN and infinity are legal values."""
 
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _Scalar = float | Int64 | bool | str
@@ -34,24 +34,24 @@ NAME_MAX_BYTES: Final = 256
 CONFIG_MAX_BYTES: Final = 64 * 1024
 HISTOGRAM_MAX_BINS: Final = 512
 LEFT_OUT_MAX: Final = 64
-"""Names that an event tells of what was left out of it; left_out_count has all."""
+"""Number of names at most in left_out; left_out_count counts all parts left out."""
 
 TRAIN, VAL, QUANT, HARDWARE, CUSTOM = KINDS = ("train", "val", "quant", "hardware", "custom")
 FINISHED, FAILED, PREEMPTED, LOST = STATUSES = ("finished", "failed", "preempted", "lost")
 
 
 class DecodeError(Exception):
-    """Bytes that are not what they should be; the message says where and why."""
+    """Error: bytes that do not have the expected form; the message says where and why."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """A fact. Its times travel in the envelope, stamped when it was emitted."""
+    """Base of all events. The times of an event are in its envelope, taken by emit()."""
 
     TAG: ClassVar[str] = ""
 
 
 class PartialEvent(Event, frozen=True, kw_only=True):
-    """A fact of which a part may be missing, because it could not be recorded.
+    """Base of events of which a part may be missing, because it could not be recorded.
 
     left_out: the cleaned names of such parts with the reason of each, at most
     LEFT_OUT_MAX of them; left_out_count: how many there are in all.
@@ -62,7 +62,7 @@ class PartialEvent(Event, frozen=True, kw_only=True):
 
 
 class RunStarted(PartialEvent, frozen=True, kw_only=True):
-    """A producer has begun, or begun again, to work on a run."""
+    """Record that a producer has started, or restarted, to work on a run."""
 
     TAG: ClassVar[str] = "run_started"
 
@@ -71,7 +71,7 @@ class RunStarted(PartialEvent, frozen=True, kw_only=True):
     tags: list[str] = []
     notes: str = ""
     wandb_mode: str = ""
-    """online, offline or disabled; empty where the producer did not say."""
+    """online, offline or disabled; empty if the producer did not say."""
     group: str = ""
     config: dict[str, Any] = {}
     rank: int = 0
@@ -84,11 +84,12 @@ class RunStarted(PartialEvent, frozen=True, kw_only=True):
     entity: str = ""
     job_type: str = ""
     wandb_base_url: str = ""
-    """The W&B server that the producer is set up for: only compared with the sidecar's own."""
+    """URL of the W&B server that the producer is set up for. The sidecar only compares it
+    with its own."""
     wandb_sweep_id: str = ""
     """The W&B sweep that this run is one of."""
     launch_id: str = ""
-    """The `telemetry run` whose command began this run; empty where none did."""
+    """Id of the `telemetry run` whose command started this run; empty if none did."""
 
 
 class ConfigUpdated(PartialEvent, frozen=True, kw_only=True):
@@ -124,7 +125,7 @@ class HistogramLogged(PartialEvent, frozen=True, kw_only=True):
     counts: Annotated[list[float], msgspec.Meta(max_length=HISTOGRAM_MAX_BINS)]
 
     def check(self) -> None:
-        """Check what the types can't say. A constructor would raise into a training loop.
+        """Check that edges and counts fit. Not done in the constructor: training must not fail.
 
         Raises:
             ValueError: not one edge more than counts.
@@ -146,7 +147,10 @@ class MessageLogged(PartialEvent, frozen=True, kw_only=True):
 
 
 class Gap(Event, frozen=True, kw_only=True):
-    """Events that are missing here, counted. unknown_ms bounds what nobody could count."""
+    """Count of events that are missing at this place in a stream, and why.
+
+    unknown_ms: length of a time in which further events may be missing, uncounted.
+    """
 
     TAG: ClassVar[str] = "gap"
 
@@ -157,7 +161,7 @@ class Gap(Event, frozen=True, kw_only=True):
 
 
 class RunFinished(PartialEvent, frozen=True, kw_only=True):
-    """A producer's last word on its run; status is one of STATUSES."""
+    """Record that a producer has finished its run; status is one of STATUSES."""
 
     TAG: ClassVar[str] = "run_finished"
 
@@ -182,12 +186,12 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
 _DECODERS: Final = {tag: msgspec.msgpack.Decoder(cls) for tag, cls in EVENT_TYPES.items()}
 _ENCODER: Final = msgspec.msgpack.Encoder()
 LATER_TEXTS: Final = ("entity", "job_type", "wandb_base_url", "launch_id", "wandb_sweep_id")
-"""Of RunStarted. A field that is added later is packed only where it is not empty."""
+"""Text fields that later versions added to RunStarted; packed only if they are not empty."""
 _LATER_FIELDS: Final = ("left_out", "left_out_count", *LATER_TEXTS)
 
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True):
-    """An event as it travels: what it is, when it was said, and its body still packed."""
+    """An event as it travels: its tag, its two times, and its body still packed."""
 
     tag: Annotated[str, msgspec.Meta(max_length=64)]
     wall_ns: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -195,7 +199,7 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
     body: msgspec.Raw
 
     def event(self) -> Event | None:
-        """The typed event, or None where its tag is not known here.
+        """Decode the body; return the typed event, or None if this version does not know the tag.
 
         Raises:
             DecodeError: the body does not fit its tag.
@@ -225,10 +229,10 @@ def encode_event(event: Event, wall_ns: int, mono_ns: int) -> bytes:
 
 
 def body_of(event: Event) -> Event | dict[str, Any]:
-    """Return what is packed as the body of an event.
+    """Return the object that is packed as the body of an event.
 
-    Fields that came later are packed only where they say something: events that have
-    none of it keep the bytes that they had before there were such fields.
+    Fields of later versions are packed only if they are not empty, so that an event
+    without them has the same bytes as one of the first version.
     """
     if not isinstance(event, PartialEvent):
         return event
@@ -276,7 +280,11 @@ def split_events(data: bytes | memoryview) -> list[bytes]:
 
 
 def join_events(packed: Sequence[bytes]) -> bytes:
-    """The MessagePack array of events that are packed already."""
+    """Join packed events into one MessagePack array.
+
+    Raises:
+        ValueError: 65,536 events or more.
+    """
     count = len(packed)
     if count < 16:
         head = bytes([0x90 | count])

@@ -1,8 +1,8 @@
-"""Fields: texts and numbers of rare events, taken from whatever a script put there.
+"""Fields: texts and numbers of rare events, converted from any value of a script.
 
 In: a field's value, of any type.
 Out: a value of the field's type.
-Never: refuses an event for one field. What can't be taken is left out by name.
+Never: refuses an event for one field. A value that can't be converted is left out by name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Default = TypeVar("Default", int, None)
 
 
 def text_of(name: str, value: Any, left_out: LeftOuts, default: str, max_bytes: int = 1024) -> str:
-    """Return a field as a text; None is the default, a number is its digits."""
+    """Return a field as a text; None gives the default, a number its digits."""
     found = scalar_of(value) if type(value) is not Odd else value
     if found is None:
         return default
@@ -31,7 +31,7 @@ def text_of(name: str, value: Any, left_out: LeftOuts, default: str, max_bytes: 
 
 
 def texts_of(name: str, value: Any, left_out: LeftOuts, most: int, max_bytes: int) -> list[str]:
-    """Return a field as a list of texts; one text is a list of one."""
+    """Return a field as a list of texts; a single text gives a list of one."""
     found = freeze(value, ROW_BUDGET)
     if found is None:
         return []
@@ -47,7 +47,7 @@ def texts_of(name: str, value: Any, left_out: LeftOuts, most: int, max_bytes: in
 
 
 def number_of(name: str, value: Any, left_out: LeftOuts, default: Default) -> int | Default:
-    """Return a field as an int; None is the default."""
+    """Return a field as an int; None gives the default."""
     found = scalar_of(value)
     if isinstance(found, float) and found.is_integer():
         found = int(found)

@@ -1,4 +1,4 @@
-"""Files that survive a crash: written whole, named durably, and locked against others.
+"""Files that survive a crash: written whole, durably named, locked against other processes.
 
 In: bytes, or a function that writes them; paths and open descriptors.
 Out: the old content or the new one after a crash, never something between.
@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 NO_FLOCK: Final = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
-"""What flock answers on a file system that has no locks."""
+"""Error numbers of flock on a file system that has no locks."""
 
 
 class Locked(OSError):
-    """Somebody else holds the lock."""
+    """Error: another process holds the lock."""
 
 
 class LocksUnsupported(OSError):
-    """The file system has no locks: nobody can tell whether somebody else is at work there."""
+    """Error: the file system has no locks, so another process may be at work there."""
 
 
 def write_all(fd: int, data: bytes | bytearray | memoryview, at: int) -> None:
@@ -119,15 +119,15 @@ def lock(fd: int) -> None:
     """Take the exclusive lock of an open file or directory; it goes with the descriptor.
 
     Raises:
-        Locked: somebody has it.
-        LocksUnsupported: the file system has none.
+        Locked: another process has it.
+        LocksUnsupported: the file system has no locks.
         OSError: anything else.
     """
     _flock(fd, fcntl.LOCK_EX)
 
 
 def is_locked(path: Path) -> bool:
-    """True while somebody holds the exclusive lock of this file or directory.
+    """True if a process holds the exclusive lock of this file or directory.
 
     Raises:
         LocksUnsupported: the file system has no locks.
@@ -137,7 +137,7 @@ def is_locked(path: Path) -> bool:
     except OSError:
         return False
     try:
-        # Shared: two who ask at once must not hold it for one another.
+        # A shared lock: two processes that ask at once must not see each other as holders.
         _flock(fd, fcntl.LOCK_SH)
     except Locked:
         return True

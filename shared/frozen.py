@@ -1,7 +1,7 @@
-"""Frozen values: what a script handed over, copied so that it can't change any more.
+"""Frozen values: copies of a script's values that can't change any more.
 
 In: any object, with containers inside it.
-Out: scalars, lists and dicts of our own, and an Odd where something can't be recorded.
+Out: scalars, new lists and dicts, and an Odd in the place of what can't be recorded.
 Never: follows a container into itself, or goes on for longer than its budget: this runs
 on the training thread, for rare events and for values that are not plain numbers.
 """
@@ -28,10 +28,10 @@ Frozen = Any
 DEPTH_MAX: Final = 16
 ARRAY_MAX_BYTES: Final = 4096
 ROW_BUDGET: Final = 512
-"""Elements of one value of a row: 4 KiB of numbers."""
+"""Elements at most in one value of a row: 4 KiB of numbers."""
 CONFIG_BUDGET: Final = 100_000
 TEXT_HELD_MAX: Final = 128 * 1024
-"""Characters of a text: more than any field may have, so that what is cut is still told."""
+"""Characters kept of a text. More than any field allows, so that a later cut is reported."""
 
 TOO_LARGE: Final = "too large"
 _COPY_TRIES: Final = 5
@@ -40,14 +40,14 @@ _VIEWS: Final[tuple[type, ...]] = (type({}.keys()), type({}.values()), range)
 
 
 class Freezer:
-    """One walk through a value, of at most budget elements."""
+    """One copy of a value, of at most budget elements. Not thread-safe."""
 
     def __init__(self, budget: int) -> None:
         self.left = budget
         self._inside: set[int] = set()
 
     def freeze(self, value: Any, depth: int = 0) -> Frozen:
-        """Return value in scalars, lists and dicts that nobody else holds."""
+        """Return a copy of value in scalars, lists and dicts that no other code refers to."""
         self.left -= 1
         if type(value) is Odd:
             return value
@@ -62,7 +62,7 @@ class Freezer:
             return Odd("contains itself", "leave out the entry that leads back", "(itself)")
         try:
             return self._container(value, found, depth)
-        # A container of a stranger's making may raise anything.
+        # A container of an unknown class may raise anything.
         except Exception as exc:
             return found._replace(advice=f"reading it raised {type(exc).__name__}")
 
@@ -81,7 +81,7 @@ class Freezer:
             if isinstance(parts, dict):
                 return self._entries(parts, depth)
             items = [self.freeze(item, depth + 1) for item in self._within(parts)]
-            # A set has no order that would be the same the next time.
+            # Sorted, because the order of a set differs from one process to the next.
             return sorted(items, key=repr) if issubclass(kind, set | frozenset) else items
         finally:
             self._inside.discard(id(value))
@@ -96,7 +96,7 @@ class Freezer:
         return entries
 
     def _within(self, items: list[Any]) -> Iterable[Any]:
-        """The items as far as the budget goes, and one more that says so."""
+        """Return the items within the budget, and one more, which becomes a "too large" Odd."""
         return items if len(items) <= self.left else items[: max(1, self.left + 1)]
 
 
@@ -115,7 +115,7 @@ def _parts(value: Any, kind: type) -> Any:
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(kind)}
     for declared in ("__attrs_attrs__", "__pydantic_fields__"):
         if declared in vars(kind):
-            # attrs and pydantic: what an instance holds, under the names that its class declares.
+            # attrs and pydantic keep the fields of an instance in its __dict__.
             return _copied(lambda: dict(object.__getattribute__(value, "__dict__")))
     numpy = sys.modules.get("numpy")
     if numpy is not None and kind is numpy.ndarray:
@@ -127,7 +127,7 @@ def _parts(value: Any, kind: type) -> Any:
 
 
 def _copied(copy: Any) -> Any:
-    """Copy a container that another thread may be changing: once it stands still."""
+    """Copy a container; try again if another thread changes it meanwhile."""
     for _ in range(_COPY_TRIES - 1):
         try:
             return copy()
@@ -137,21 +137,22 @@ def _copied(copy: Any) -> Any:
 
 
 def freeze(value: Any, budget: int) -> Frozen:
-    """Return value in scalars, lists and dicts that nobody else holds; an Odd where it is none."""
+    """Return a copy of value in scalars, lists and dicts; an Odd if it can't be recorded."""
     return Freezer(budget).freeze(value)
 
 
 def large_array(value: Any) -> Odd:
-    """Say that an array is too large to be copied while training waits."""
+    """Return the Odd for an array that is too large to be copied on the training thread."""
     text = f"{type_name(value)} {tuple(value.shape)} {value.dtype}"
     advice = f"it has {value.nbytes} bytes, at most {ARRAY_MAX_BYTES}; record a summary of it"
     return Odd(TOO_LARGE, advice, text)
 
 
 def name_of(key: Any) -> str:
-    """Return the text that a key stands for, at most NAME_MAX_BYTES of it.
+    """Return a key as a name of at most NAME_MAX_BYTES.
 
-    A name that has to be changed carries a hash of what it was, so that two never meet.
+    A name that has to be changed ends in a hash of the original, so that two different
+    keys do not get the same name.
     """
     if type(key) is str:
         # Characters first: they are counted without a copy.

@@ -1,8 +1,8 @@
-"""Held events: what emit() keeps of an event until the sender thread takes it.
+"""Held events: copies that emit() keeps in the queue until the sender thread takes them.
 
 In: an event as a script made it.
-Out: the same event with containers of our own, and about what it takes in memory.
-Never: waits, or calls a method of a stranger's value.
+Out: the same event with copied containers, and about how much memory it takes.
+Never: waits, or calls a method of a value of an unknown type.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from shared.histograms import held_numbers
 from shared.rows import VALUE_COST_BYTES, held_row
 
 EVENT_COST_BYTES: Final = 400
-"""Of memory, beside the values. Measured: a row of 12 fresh floats takes 1,080 bytes in all."""
+"""Memory of an event beside its values. Measured: a row of 12 floats takes 1,080 bytes in all."""
 
 _CONFIGS: Final = frozenset({"config", "summary"})
 
 
 def held_event(event: Any) -> tuple[Event, int]:
-    """Return an event that nobody else can change, and its cost.
+    """Return a copy of an event that the caller can't change, and its cost in bytes.
 
     Raises:
-        TypeError: it is no event.
+        TypeError: the value is not an event.
     """
     kind = type(event)
     if not issubclass(kind, Event):

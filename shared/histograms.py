@@ -1,4 +1,4 @@
-"""Histograms: edges and counts of a script, as far as they make one.
+"""Histograms: edges and counts of a script, checked, and merged to the allowed size.
 
 In: sequences of numbers, or NumPy arrays.
 Out: ascending edges around at most HISTOGRAM_MAX_BINS counts.
@@ -16,11 +16,11 @@ from shared.events import HISTOGRAM_MAX_BINS
 from shared.scalars import Odd, odd, scalar_of
 
 EDGES_MAX: Final = 65_537
-"""Of a histogram whose bins can still be merged: it is copied while training waits."""
+"""Edges at most: a histogram is copied on the training thread, before its bins are merged."""
 
 
 class NoHistogram(Exception):
-    """Edges and counts that make no histogram; reason is short and stable."""
+    """Error: edges and counts that make no histogram; reason is short and stable, for counting."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -28,7 +28,7 @@ class NoHistogram(Exception):
 
 
 def held_numbers(value: Any) -> Any:
-    """Return a list of our own of what is in a list, a tuple or an array, or why not."""
+    """Return the numbers of a list, tuple or array as a new list, or an Odd that says why not."""
     kind, numpy = type(value), sys.modules.get("numpy")
     if numpy is not None and kind is numpy.ndarray:
         is_fit = value.ndim == 1 and value.size <= EDGES_MAX and value.dtype.kind in "biuf"
@@ -40,7 +40,7 @@ def held_numbers(value: Any) -> Any:
 
 
 def histogram_of(edges: Any, counts: Any) -> tuple[list[float], list[float]]:
-    """Return edges and counts as they can be recorded.
+    """Return edges and counts as floats, with at most HISTOGRAM_MAX_BINS bins.
 
     Raises:
         NoHistogram: not numbers, not one edge more than counts, or edges that do not ascend.

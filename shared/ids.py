@@ -1,4 +1,4 @@
-"""Names of runs, sources and sessions, and what they may look like.
+"""Ids of runs, sources and sessions, and the alphabet that each may use.
 
 A run id becomes the name of a directory and the id of a wandb run, so it is
 held to one alphabet wherever it enters the system.
@@ -24,11 +24,11 @@ SWEEP_RUN_TAKEN = "TELEMETRY_SWEEP_RUN_TAKEN"
 
 
 def new_run_id(environ: MutableMapping[str, str] = os.environ) -> str:
-    """Return the id for a new run: under a W&B sweep agent, once, the one that it gave.
+    """Return the id for a new run: the sweep agent's, if there is one, for the first run only.
 
-    Otherwise a fresh one that sorts by its start: time to the second, then 32 random bits.
-    The second run of an agent's child, or a run of a process that it started, which
-    inherits the agent's variables, is not the sweep's.
+    Otherwise a new id that sorts by start time: the time in seconds, then 32 random bits.
+    A W&B sweep agent sets variables that all later runs and child processes inherit;
+    only the first run of the agent's child belongs to the sweep.
     """
     sweep = sweep_of(environ)
     if sweep is not None and environ.get(SWEEP_RUN_TAKEN) != sweep[1]:
@@ -38,13 +38,13 @@ def new_run_id(environ: MutableMapping[str, str] = os.environ) -> str:
 
 
 def sweep_of(environ: Mapping[str, str]) -> tuple[str, str] | None:
-    """Return the ids of a W&B sweep and of its run, where an agent has given both."""
+    """Return (sweep id, run id) if a W&B sweep agent has set both, else None."""
     sweep_id, run_id = environ.get("WANDB_SWEEP_ID", ""), environ.get("WANDB_RUN_ID", "")
     return (sweep_id, run_id) if sweep_id and RUN_ID.fullmatch(run_id) else None
 
 
 def new_session() -> str:
-    """An id for one start of one producer."""
+    """Return a new id for one start of one producer."""
     return uuid.uuid4().hex
 
 
@@ -77,22 +77,22 @@ def check_session(session: str) -> str:
 
 
 def sanitized_host(host: str) -> str:
-    """A host name reduced to what a source may contain, at most 128 characters."""
+    """Return a host name with only the characters that a source may contain, at most 128."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", host)[:128] or "unknown"
 
 
 def host_run_id(host: str) -> str:
-    """The run that holds a host's hardware while nothing trains there."""
+    """Return the id of the run that records a host's hardware while nothing trains there."""
     return re.sub(r"[^A-Za-z0-9_-]", "-", f"host-{host}")[:64]
 
 
 def main_source(source: str) -> str:
-    """The source of the process that a worker belongs to; any other source unchanged."""
+    """Return the source of the process that a worker belongs to; any other source unchanged."""
     return source.partition(WORKER)[0]
 
 
 def worker_source(source: str, number: int) -> str:
-    """The source of a worker process of a rank; only ranks have workers."""
+    """Return the source of a worker process of a rank; any other source unchanged."""
     return f"{main_source(source)}{WORKER}{number}" if source.startswith("rank") else source
 
 

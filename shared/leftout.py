@@ -1,7 +1,7 @@
-"""Left out: the parts of an event that can't be recorded, by name.
+"""Left out: names of the parts of an event that can't be recorded.
 
 In: names and reasons, while an event is packed.
-Out: the event's left_out and left_out_count, and the advice to give, once a reason.
+Out: the event's left_out and left_out_count, and one piece of advice for each reason.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ _NAME_CHARS = 120
 
 
 class LeftOuts:
-    """Those of one event."""
+    """The parts of one event that are left out. Not thread-safe."""
 
     def __init__(self) -> None:
         self.names: dict[str, str] = {}
         self.count = 0
         self.advice: dict[str, str] = {}
-        """By reason, a sentence about the first that was left out for it."""
+        """For each reason, a sentence about the first part that was left out for it."""
 
     def add(self, name: str, why: Odd) -> None:
-        """Note that what stands under name is not recorded."""
+        """Note that the value of this name is not recorded."""
         self.count += 1
         shown = shown_name(name)
         if why.reason not in self.advice:
@@ -35,20 +35,20 @@ class LeftOuts:
             self.names[shown] = clean(why.reason, 100)
 
     def merge(self, names: dict[str, str], count: int) -> None:
-        """Add what was noted before."""
+        """Add parts that the producer itself reported as left out."""
         self.count += count
         for name, reason in names.items():
             if len(self.names) < LEFT_OUT_MAX:
                 self.names[shown_name(name)] = clean(reason, 100)
 
     def fields(self) -> dict[str, Any]:
-        """What a body says of them: nothing where nothing is left out."""
+        """Return the fields for the body of the event; empty if nothing is left out."""
         if not self.count:
             return {}
         return {"left_out": self.names, "left_out_count": self.count}
 
 
 def shown_name(name: str) -> str:
-    """A name as it is told; two that are cleaned to the same text carry a hash each."""
+    """Return a name that is safe to print; a changed one ends in a hash of the original."""
     shown = clean(name, _NAME_CHARS)
     return shown if shown == name else marked(shown, name)

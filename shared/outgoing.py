@@ -1,6 +1,6 @@
-"""One stream as its sender sees it: numbered frames, kept until they are on disk.
+"""Outgoing stream: numbered frames, kept by the sender until the sidecar has them on disk.
 
-In: frames of packed events, and what the sidecar answers.
+In: frames of packed events, and the answers of the sidecar.
 Out: the messages to send now.
 Never: touches a socket, a clock or a file, so every interleaving can be tested.
 
@@ -36,19 +36,19 @@ class State(enum.Enum):
 
 REJECTED_MAX: Final = 1000
 FRAME_OVERHEAD_BYTES: Final = 400
-"""What a frame takes in memory beside its body."""
+"""Memory that a frame takes beside its body."""
 
 
 class FrameLost(Exception):
-    """A frame can't be loaded from where it was put: its events are gone."""
+    """Error: a frame can't be loaded from the spool; its events are lost."""
 
 
 @dataclass(slots=True)
 class Frame:
     """Events that are sent together, always on these boundaries.
 
-    load gives the packed array, from memory or from where it was put, or
-    raises FrameLost.
+    load returns the packed array, from memory or from the spool, or raises
+    FrameLost.
     """
 
     base_seq: int
@@ -74,7 +74,7 @@ class OutgoingStream:
         self.session = session
         self.source = source
         self.is_late = is_late
-        """The session is over: these are the events that its spool still had."""
+        """True if the session has ended and these are the events left in its spool."""
         self.state = State.CLOSED
         self.next_seq = 0
         self.acknowledged = 0
@@ -85,49 +85,49 @@ class OutgoingStream:
         """Why the sidecar will never accept these events, by seq."""
         self.frames: deque[Frame] = deque()
         self.in_memory: deque[Frame] = deque()
-        """Those of the frames that are not in the spool: the newest ones."""
+        """Frames that are not in the spool; they are the newest ones."""
         self.memory_bytes = 0
-        """What those in memory take."""
+        """Memory that the frames in in_memory take."""
         self.spooled_events = 0
-        """Events in the others."""
+        """Number of events in frames that are in the spool."""
         self._unsent = 0
-        """Index in frames of the next one to send."""
+        """Index in frames of the next frame to send."""
         self._held = 0
-        """Frames, the oldest ones, that the sidecar said it has. They are kept until they
-        are known to be on its disk, but they are not in flight: they take no credit."""
+        """Number of oldest frames that the sidecar said it has received. They are kept until
+        they are on its disk, but they are not in flight: they use no credit."""
         self._in_flight_bytes = 0
         self._credit_bytes = 0
-        self._told_seq = 0
-        """Seq up to which the sidecar can have events of ours without a hole: where it
-        said that it stands, and what was sent since."""
+        self._sent_seq = 0
+        """Seq behind the last event that the sidecar can have without a hole: the seq of
+        its WELCOME, or behind the events sent since."""
 
     @property
     def unacknowledged(self) -> int:
-        """Frames that the sidecar was sent, or said it has, and did not acknowledge."""
+        """Number of frames sent, or reported as received, that are not acknowledged."""
         return self._unsent
 
     @property
     def in_flight_bytes(self) -> int:
-        """What was sent since the sidecar said where it stands, and not acknowledged."""
+        """Bytes of frames that were sent since the last WELCOME and are not acknowledged."""
         return self._in_flight_bytes
 
     @property
     def can_send_now(self) -> bool:
-        """A frame that is added now goes at once."""
+        """True if a frame that is added now would be sent next."""
         return self.state is State.OPEN and self._unsent == len(self.frames)
 
     @property
     def is_told(self) -> bool:
         """True if every numbered event has been sent or is already held by the sidecar."""
-        return self._told_seq >= self.next_seq
+        return self._sent_seq >= self.next_seq
 
     def add(self, events: list[bytes], now_ns: int) -> Frame:
-        """Number these events, and keep them as one frame."""
+        """Give these events their sequence numbers, and keep them as one frame."""
         body = join_events(events)
         return self.add_frame(Frame(self.next_seq, len(events), len(body), now_ns, lambda: body))
 
     def add_frame(self, frame: Frame) -> Frame:
-        """Keep a frame that was numbered already; it follows the last one."""
+        """Keep a frame that has its number already; it must follow the last one."""
         self.frames.append(frame)
         if frame.is_spooled:
             self.spooled_events += frame.count
@@ -138,7 +138,7 @@ class OutgoingStream:
         return frame
 
     def moved_to_spool(self, load: Callable[[], bytes]) -> None:
-        """The oldest frame in memory is on our own disk now; its memory is free."""
+        """Record that the oldest frame in memory is now in the spool, and free its memory."""
         frame = self.in_memory.popleft()
         frame.load = load
         frame.is_spooled = True
@@ -146,7 +146,7 @@ class OutgoingStream:
         self.spooled_events += frame.count
 
     def hello(self) -> Hello:
-        """Ask where to go on; also how an idle stream says that it is alive."""
+        """Return the HELLO that asks for the next seq; an idle stream sends it as a keepalive."""
         if self.state is State.CLOSED:
             self.state = State.ASKED
         first = self.frames[0].base_seq if self.frames else self.next_seq
@@ -155,16 +155,20 @@ class OutgoingStream:
         )
 
     def sendable(self) -> Iterator[Data]:
-        """Messages that may go now. Each counts as sent when the next is asked for,
-        so a caller whose socket is full stops and offers that one again."""
+        """Yield the messages that may be sent now, within the sidecar's credit.
+
+        A message counts as sent when the next one is asked for: a caller whose socket is
+        full stops iterating, and gets the same message the next time.
+        """
         while self.state is State.OPEN and self._unsent < len(self.frames):
             frame = self.frames[self._unsent]
-            # One frame may always go, or a frame above the credit would never.
+            # One frame may always be sent: one larger than the credit would never be.
             if self._in_flight_bytes and (self._in_flight_bytes + frame.size > self._credit_bytes):
                 return
-            if frame.base_seq > self._told_seq:
-                # Events between are lost. Only a HELLO can say so, and it speaks of
-                # the oldest frame: what is before the hole has to be on disk first.
+            if frame.base_seq > self._sent_seq:
+                # The events before this frame are lost. Only a HELLO can report the hole,
+                # and it names the oldest frame: frames before the hole have to be
+                # acknowledged first.
                 if self._unsent == 0:
                     self.state = State.CLOSED
                 return
@@ -176,40 +180,42 @@ class OutgoingStream:
             yield Data(self.number, frame.base_seq, Raw(body))
             self._unsent += 1
             self._in_flight_bytes += frame.size
-            self._told_seq = max(self._told_seq, frame.next_seq)
+            self._sent_seq = max(self._sent_seq, frame.next_seq)
 
     def fin(self) -> Fin:
-        """End the stream here, once every frame is acknowledged."""
+        """Return the FIN that ends the stream. Every frame must be acknowledged."""
         self.state = State.FINISHING
-        # The sidecar may have more of an orphan than its spool had.
-        return Fin(self.number, max(self.next_seq, self._told_seq))
+        # The sidecar may have received more of an adopted stream than was in its spool.
+        return Fin(self.number, max(self.next_seq, self._sent_seq))
 
     def lost(self) -> None:
-        """The sidecar does not know this stream any more: ask again, then resend."""
+        """Record that the sidecar may not know this stream any more: say HELLO, then resend."""
         if self.state is not State.DONE:
             self.state = State.CLOSED
             self._rewind(0)
 
     def on_welcome(self, message: Welcome) -> None:
-        """Go on from where the sidecar stands, on the first boundaries of the frames.
+        """Open the stream and continue after the frames that the sidecar has received.
 
-        Its number says what it has received, which need not be on its disk yet.
+        message.next_seq counts events received, which need not be on its disk yet.
         """
         if self.state is State.DONE:
             return
         self.state = State.OPEN
         self._credit_bytes = message.credit_bytes
-        self._told_seq = message.next_seq
+        self._sent_seq = message.next_seq
         has = itertools.takewhile(lambda frame: frame.next_seq <= message.next_seq, self.frames)
-        # The last frame that it has goes again: the answer tells how far all is on disk.
-        # Without it nothing might ever be acknowledged, where all is durable already and
-        # nothing can follow (no more events, or a hole that only a HELLO can tell).
+        # Send the last received frame again: the ACK for it says how far all is on disk.
+        # Otherwise no ACK might ever come, if all is on disk already and no new frame
+        # follows (no more events, or a hole that only a HELLO can report).
         self._rewind(max(0, sum(1 for _ in has) - 1))
 
     def on_ack(self, message: Ack) -> list[Frame]:
-        """Let go of what is on disk, and return it. A forged ack beyond what the
-        sidecar can have lets go of nothing."""
-        if message.durable_seq >= self._told_seq:
+        """Forget the frames that are on the sidecar's disk, and return them.
+
+        An ACK beyond what the sidecar can have received is forged, and ignored.
+        """
+        if message.durable_seq >= self._sent_seq:
             return []
         self._credit_bytes = message.credit_bytes
         released: list[Frame] = []
@@ -225,9 +231,9 @@ class OutgoingStream:
         return released
 
     def on_nack(self, message: Nack) -> bool:
-        """One event is refused for good; or the whole stream, for now.
+        """Record a refusal: of one event for good, or of the whole stream for now.
 
-        True where it is one event, and that is news.
+        Returns True if it is about one event, and is reported for the first time.
         """
         if message.seq == WHOLE_STREAM:
             self.lost()
@@ -241,11 +247,11 @@ class OutgoingStream:
     def on_fin_ack(self, message: FinAck) -> None:
         """End the stream, unless an event came in the meantime."""
         if self.state is State.FINISHING:
-            # An event may have come between FIN and its answer: then it goes on.
+            # An event may have been added between FIN and FIN_ACK: the stream goes on.
             self.state = State.CLOSED if self.frames else State.DONE
 
     def _rewind(self, held: int) -> None:
-        """Nothing is in flight: the sidecar holds so many frames, the next ones are to be sent."""
+        """Start sending again behind the first held frames, with nothing in flight."""
         self._unsent = self._held = held
         self._in_flight_bytes = 0
 

@@ -1,8 +1,8 @@
-"""Packing: what a producer handed over, as far as it can be recorded, turned into bytes.
+"""Packing: events of a producer, reduced to what can be recorded and turned into bytes.
 
 In: an event with the values that a training script put into it.
-Out: its envelope (several of a wide row), packed with msgpack as any client in any language
-could, and what to say about that which was left out.
+Out: its envelope (several for a wide row), packed with plain MessagePack, and a sentence
+about each part that was left out.
 Never: runs on the training thread, or reads a value that lives on a device.
 """
 
@@ -52,7 +52,7 @@ Body = dict[str, Any]
 
 
 class Refused(Exception):
-    """An event of which nothing can be recorded. reason is short and stable, for counting."""
+    """Error: nothing of an event can be recorded. reason is short and stable, for counting."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -63,15 +63,15 @@ class Packed(NamedTuple):
     """An event in bytes."""
 
     pieces: list[bytes]
-    """One, or several of one moment where it had more values than an event may have."""
+    """Its envelopes: one, or several of the same moment if it has more values than one may hold."""
     advice: dict[str, str]
-    """By reason, what to say about values that were left out."""
+    """For each reason, a sentence for the user about the values left out."""
 
 
 def kind_of(event: Event) -> str:
-    """Return what an event is counted as: the kind of its metrics, or else its tag.
+    """Return the name that an event is counted under: the kind of its metrics, or its tag.
 
-    One of a fixed few, whatever a script calls its kind: counts stay bounded.
+    A kind outside KINDS counts as "custom", so that the number of names stays bounded.
     """
     if not isinstance(event, MetricsLogged | HistogramLogged):
         return event.TAG
@@ -82,7 +82,7 @@ def kind_of(event: Event) -> str:
 def pack_event(event: Event, wall_ns: int, mono_ns: int, run_id: str = "") -> Packed:
     """Pack an event within every bound that the sidecar enforces.
 
-    What this returns decodes there to what can be recorded of the event's values.
+    The sidecar decodes the result to exactly the values that can be recorded.
 
     Raises:
         Refused: nothing of the event can be recorded.
@@ -94,7 +94,7 @@ def pack_event(event: Event, wall_ns: int, mono_ns: int, run_id: str = "") -> Pa
     except (Refused, NoHistogram) as exc:
         raise Refused(exc.reason, f"{event.TAG}: {exc}") from exc
     except Exception as exc:
-        # Its containers may be of a stranger's making, and raise anything at all.
+        # A container of an unknown class may raise anything at all.
         raise Refused("not serializable", f"{event.TAG}: {type_name(exc)}") from exc
     for packed in pieces:
         _check(packed, event)
@@ -135,7 +135,7 @@ def _bodies(event: Event, run_id: str, left_out: LeftOuts) -> list[Body]:
 
 
 def _told(event: Event, left_out: LeftOuts) -> Body:
-    """What a body says of that which was left out, by us or by the producer itself."""
+    """Return the left_out fields of a body: parts left out here and by the producer."""
     if isinstance(event, PartialEvent) and type(event.left_out) is dict and event.left_out:
         names = freeze(event.left_out, ROW_BUDGET)
         texts = {name: why for name, why in names.items() if type(why) is str}
@@ -201,7 +201,7 @@ def _started(event: RunStarted, run_id: str, left_out: LeftOuts) -> Body:
 
 
 def _later_fields(event: RunStarted, left_out: LeftOuts) -> Body:
-    """Pack what W&B's variables and `telemetry run` said of the run: texts, where there are any."""
+    """Return the fields that later versions added to RunStarted, without the empty ones."""
     texts = {name: text_of(name, getattr(event, name), left_out, "") for name in LATER_TEXTS}
     return {name: text for name, text in texts.items() if text}
 
@@ -228,7 +228,7 @@ def _message(event: MessageLogged, left_out: LeftOuts) -> Body:
 
 
 def _foreign(event: Event) -> Body:
-    """An event that few scripts make: a Gap, or one of a type of their own."""
+    """Return the body of an event that few scripts make: a Gap, or one of their own type."""
     if isinstance(event, Gap) and not (type(event.count) is int and event.count >= 0):
         raise Refused("bad field", "a Gap counts what is missing: 0 or more")
     found = {name: freeze(getattr(event, name), ROW_BUDGET) for name in event.__struct_fields__}

@@ -1,7 +1,7 @@
-"""Process: what happens to emitters when their process forks or ends.
+"""Process: hooks that close emitters when their process ends and renew them after a fork.
 
 In: every emitter that is open in this process.
-Out: their end, in time, however the process comes to it; a new beginning in a forked child.
+Out: emitters closed in time when the process ends; a new session in a forked child.
 Never: acts at import but for the hooks that the interpreter itself calls.
 """
 
@@ -21,7 +21,7 @@ LAST_CLOSE_S: Final = 0.2
 
 
 class Endable(Protocol):
-    """An emitter, as its process sees it."""
+    """The part of an emitter that these hooks use."""
 
     run_id: str
     close_timeout_s: float
@@ -36,14 +36,14 @@ class Endable(Protocol):
 
 LIVE: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 _INHERITED: Final[set[tuple[str, str]]] = set()
-"""Run and source of the emitters that were open in the process that this one was forked from."""
+"""(run id, source) of the emitters that were open in the parent when this process was forked."""
 _token = secrets.token_hex(8)
 _ended_by_multiprocessing = 0
-"""The process that multiprocessing ends, where it was told to end our emitters too."""
+"""Pid of the process in which multiprocessing was told to close our emitters; 0 if none."""
 
 
 def token() -> str:
-    """Return what tells this process from any other, forked ones too."""
+    """Return a random text that differs between any two processes, also after a fork."""
     return _token
 
 
@@ -53,17 +53,17 @@ def is_of_emitting_parent(run_id: str, source: str) -> bool:
 
 
 def spawned_by() -> str:
-    """Return the pid of the process of which this is a child by multiprocessing, or nothing."""
+    """Return the pid of the parent if multiprocessing started this process; else an empty text."""
     process = sys.modules.get("multiprocessing.process")
     parent = None if process is None else process.parent_process()
     return "" if parent is None else str(parent.pid)
 
 
 def end_with_process() -> None:
-    """Have emitters closed when this process ends; called as soon as one says something.
+    """Register the closing of emitters at the end of this process; called by a starting one.
 
-    A child of multiprocessing leaves by os._exit, without atexit, after the finalizers
-    of multiprocessing.util.
+    A child of multiprocessing ends with os._exit: no atexit hook runs, only the
+    finalizers of multiprocessing.util.
     """
     global _ended_by_multiprocessing
     util = sys.modules.get("multiprocessing.util")
@@ -75,7 +75,7 @@ def end_with_process() -> None:
 
 
 def close_all() -> None:
-    """Close all emitters: together they get the time that one would."""
+    """Close all emitters; all together get the time that a single one would get."""
     began_s = time.monotonic()
     for emitter in list(LIVE):
         left_s = emitter.close_timeout_s - (time.monotonic() - began_s)

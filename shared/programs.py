@@ -1,7 +1,7 @@
-"""Programs: our own modules as child processes, whatever lies in the working directory.
+"""Programs: commands that run our own modules as child processes from any directory.
 
 In: the name of a module of ours, and its arguments.
-Out: a command line and an environment that run that module, and no namesake.
+Out: a command line and an environment that run that module, not one of the same name.
 Never: imports what it starts.
 
 `python -m` puts the working directory before everything else, and a training project
@@ -23,17 +23,17 @@ INSTALLED: Final = ("site-packages", "dist-packages")
 
 
 def module_command(module: str, *arguments: str) -> list[str]:
-    """The command line that runs one of our modules; it needs `module_environ`."""
+    """Return the command line that runs one of our modules; it needs `module_environ`."""
     # -P: neither the working directory nor a script's is searched for modules.
     # utf8: under LC_ALL=C libraries fail for a path that is not ASCII.
     return [sys.executable, "-P", "-X", "utf8", "-m", module, *arguments]
 
 
 def module_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment in which `module_command` finds our packages first.
+    """Return the environment in which `module_command` finds our packages first.
 
-    Installed, they are found anyway, and the search path stays as it was: in front of the
-    standard library `site-packages` could hide modules of that.
+    Installed packages are found anyway, so PYTHONPATH is left alone: `site-packages` in
+    front of the standard library could hide modules of the library.
     """
     result = dict(environ)
     if ROOT.name not in INSTALLED:

@@ -1,8 +1,8 @@
 """Records and segments: the bytes of a journal, and of a spool.
 
 In: records as structs, or a buffer.
-Out: the other of the two.
-Never: opens a file. Everything here works on bytes in memory.
+Out: the same as bytes, or as structs.
+Never: opens a file; all functions work on bytes in memory.
 
 A segment is a header and records behind it, all little-endian:
 
@@ -30,11 +30,11 @@ A segment is a header and records behind it, all little-endian:
       header crc     u32  of the 36 bytes before it
       payload             the events of one DATA frame, one MessagePack array
 
-A table record is written twice: with one bad bit in the only one, nobody would
-know whose the records of its stream are.
+A table record is written twice: if the only one had a bad bit, the records of its
+stream could not be assigned to any source.
 
-Rows rise by `count` from record to record and from segment to segment. A cut
-on a record boundary leaves no bad crc, so readers check that too.
+Rows rise by `count` from record to record and from segment to segment. Readers check
+this too, because a file cut at a record boundary has no bad crc.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ EVENTS: Final = 1
 STREAMS: Final = 2
 
 LATE: Final = 0x01
-"""Flag of a record: somebody else sent these events when their session was over."""
+"""Flag of a record: its events were sent by another process after their session ended."""
 
 SEGMENT_MAGIC: Final = b"TELJRNL\x00"
 SEGMENT_VERSION: Final = 1
@@ -67,11 +67,11 @@ RECORD_HEADER_BYTES: Final = _RECORD.size + _CRC.size
 
 
 class CorruptRecord(Exception):
-    """A header that is none, or a checksum that does not match."""
+    """Error: bytes that are not a header, or a checksum that does not match."""
 
 
 class StreamEntry(msgspec.Struct, frozen=True, array_like=True):
-    """What a stream number of one journal stands for, and how far it is on disk."""
+    """The stream behind a stream number of one journal, and the last seq of it on disk."""
 
     run_id: str
     session: str
@@ -84,7 +84,7 @@ class SegmentHeader(NamedTuple):
     first_row: int
     streams: dict[int, StreamEntry]
     size: int
-    """Bytes that the header takes, with its table: where the first record begins."""
+    """Bytes of the header with its table; the first record begins there."""
 
 
 class RecordHeader(msgspec.Struct, frozen=True):
@@ -116,15 +116,15 @@ _ENCODER: Final = msgspec.msgpack.Encoder()
 
 
 def encode_table(streams: dict[int, StreamEntry]) -> bytes:
-    """A stream table as MessagePack: the payload of a STREAMS record."""
+    """Encode a stream table as MessagePack: the payload of a STREAMS record."""
     return _ENCODER.encode(streams)
 
 
 def decode_table(data: bytes | memoryview) -> dict[int, StreamEntry]:
-    """The stream table in these bytes.
+    """Decode a stream table.
 
     Raises:
-        CorruptRecord: it is none.
+        CorruptRecord: the bytes are not a stream table.
     """
     try:
         return _TABLE.decode(data)
@@ -135,14 +135,14 @@ def decode_table(data: bytes | memoryview) -> dict[int, StreamEntry]:
 def encode_segment_header(
     journal_uuid: bytes, first_row: int, streams: dict[int, StreamEntry]
 ) -> bytes:
-    """The opening bytes of a segment."""
+    """Encode the header and the stream table that a segment begins with."""
     table = encode_table(streams)
     head = _SEGMENT.pack(SEGMENT_MAGIC, SEGMENT_VERSION, 0, len(table), journal_uuid, first_row)
     return head + _CRC.pack(zlib.crc32(table, zlib.crc32(head))) + table
 
 
 def decode_segment_header(buf: memoryview) -> SegmentHeader | None:
-    """Decode the header at the start of buf, or None if buf ends first.
+    """Decode the segment header at the start of buf; return None if buf ends within it.
 
     Raises:
         CorruptRecord: not a segment, of another version, or damaged.
@@ -176,7 +176,7 @@ def encode_record(
 
 
 def decode_record_header(buf: memoryview, offset: int = 0) -> RecordHeader | None:
-    """Decode the record header at offset, or None if buf ends within it.
+    """Decode the record header at offset; return None if buf ends within it.
 
     Raises:
         CorruptRecord: no header, or a damaged one.
@@ -196,7 +196,7 @@ def decode_record_header(buf: memoryview, offset: int = 0) -> RecordHeader | Non
 
 
 def payload_of(buf: memoryview, offset: int, header: RecordHeader) -> bytes | None:
-    """The payload of the record at offset, or None if buf ends within it.
+    """Return the payload of the record at offset, checked; None if buf ends within it.
 
     Raises:
         CorruptRecord: checksum mismatch.
@@ -213,9 +213,9 @@ def payload_of(buf: memoryview, offset: int, header: RecordHeader) -> bytes | No
 
 
 def find_record(buf: memoryview, start: int, row_min: int) -> int | None:
-    """Offset of the next valid record header at or after start with a row of at least row_min.
+    """Return the offset of the next valid record header from start on whose row is >= row_min.
 
-    Looks at no more than RESYNC_MAX_BYTES. None where there is no such header.
+    Searches at most RESYNC_MAX_BYTES. Returns None if there is no such header there.
     """
     window = bytes(buf[start : start + RESYNC_MAX_BYTES + RECORD_HEADER_BYTES])
     at = window.find(_MAGIC_BYTES)

@@ -1,11 +1,11 @@
-"""Secrets in what a user hands over: configurations, command lines, notes, messages.
+"""Redaction: secrets removed from configurations, command lines, notes and messages.
 
 In: plain values, or a text.
-Out: the same, with a word in the place of keys, passwords and what stands in URLs.
-Never: guesses by what a value looks like; a hash or a path would be taken for a key.
+Out: the same, with `(secret)` in the place of keys, passwords and credentials in URLs.
+Never: guesses from the form of a value; a hash or a path would be taken for a key.
 
 A name is split into words at `_ - . / :`, at spaces and at changes of case, so that
-`githubToken`, `GITHUB_TOKEN` and `github-token` are the same. It is that of a secret when
+`githubToken`, `GITHUB_TOKEN` and `github-token` are the same. It names a secret when
 
 - one of its words is or ends in password, passwd, passphrase, pwd, secret, credential,
   authorization, apikey and the like, also in the plural or with digits behind; or
@@ -14,7 +14,7 @@ A name is split into words at `_ - . / :`, at spaces and at changes of case, so 
 - its last word is `key` or `keys` behind one of api, access, private, ssh and the like.
 
 So `tokenizer`, `max_tokens`, `num_tokens`, `tokens_per_second`, `token_count`, `pad_token`
-and `pad_token_id` stay. A name that begins with a count (`num_`, `max_`, ...) is none.
+and `pad_token_id` are kept. A name that begins with `num_`, `max_` and the like is no secret.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _KEY_OF_URL: Final = re.compile(r"([?&](?:key|sig|signature)=)[^&\s]+", re.IGNOR
 
 
 def redacted(value: Any, name: str = "") -> Any:
-    """Return value without what stands under the name of a secret, or in a text as one."""
+    """Return value with every secret replaced: by its name, or named inside a text."""
     return _hidden(value) if is_secret(name) else _shown(value)
 
 
@@ -78,7 +78,7 @@ def redacted_text(text: str) -> str:
 
 
 def is_secret(name: str) -> bool:
-    """True if what stands under this name is not to be told."""
+    """True if a value of this name must not be recorded."""
     words = [word.lower() for word in _WORDS.findall(name)]
     if not words or words[0] in _COUNTS:
         return False
@@ -93,7 +93,7 @@ def is_secret(name: str) -> bool:
 
 
 def _hidden(value: Any) -> Any:
-    """value under the name of a secret: no text of it is told, at any depth, and no number."""
+    """Replace every text and number in a secret value, at any depth."""
     if isinstance(value, dict):
         return {key: _hidden(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -110,7 +110,7 @@ def _shown(value: Any) -> Any:
 
 
 def _list(items: list[Any]) -> list[Any]:
-    """A list, which may be a command line, or a pair of a name and its value."""
+    """Redact a list, which may be a command line, or a pair of a name and its value."""
     shown: list[Any] = []
     for at, item in enumerate(items):
         before = items[at - 1] if at else None
@@ -130,14 +130,14 @@ def _is_flag_of_secret(item: Any) -> bool:
 
 
 def _without_values(text: str, pattern: re.Pattern[str]) -> str:
-    """text with the value of each secret that pattern finds named replaced."""
+    """Replace the value of each secret whose name the pattern finds in text."""
     return "".join(_pieces(text, pattern.search))
 
 
 def _pieces(text: str, search: Callable[[str, int], re.Match[str] | None]) -> list[str]:
     pieces, at = [], 0
     while (found := search(text, at)) is not None:
-        # Behind a name that is none of a secret another may stand: only the name is passed over.
+        # If the name is no secret, its value may contain a further name: search on behind the name.
         is_told = not is_secret(found["name"]) or found["value"].startswith(SECRET[:-1])
         end = found.end("join") if is_told else found.end("value")
         pieces.append(text[at : found.start("value")] if not is_told else text[at:end])

@@ -1,7 +1,7 @@
-"""Rows: the named values of one moment, as far as they can be recorded.
+"""Rows: the named values of one moment, reduced to scalars that can be recorded.
 
 In: a dict as a script gave it, or a copy of it that emit() made.
-Out: dicts of at most VALUES_MAX scalars, and what was left out.
+Out: dicts of at most VALUES_MAX scalars, and the names of the values left out.
 Never: reads a value that lives on a device.
 
 A list, tuple or array becomes one value for each element, `name/0`, `name/1`, ...; a
@@ -23,28 +23,29 @@ from shared.redact import redacted
 from shared.scalars import INT_MAX, INT_MIN, NONE, Odd, scalar_of, utf8
 
 TEXT_MAX_BYTES: Final = 8 * 1024
-"""Of a text among the values of a row."""
+"""Bytes at most of a text among the values of a row."""
 VALUE_COST_BYTES: Final = 60
-"""Of memory, for one scalar with its name."""
+"""Memory that one scalar with its name takes, about."""
 PIECE_MAX_BYTES: Final = EVENT_MAX_BYTES * 3 // 4
-"""Of values in one event. A wider row becomes several of the same moment and step."""
+"""Bytes of values at most in one event; a wider row becomes several of the same step."""
 
 _SIMPLE: Final = frozenset({float, bool, int})
 _KEPT: Final[set[type]] = {*_SIMPLE, type(None), Decimal, Fraction}
-"""Types whose objects never change: emit() keeps them as they are. NumPy's scalars join."""
+"""Types whose objects never change: emit() does not copy them. NumPy scalars are added."""
 _KNOWN_NAMES: Final[set[str]] = set()
+"""Names that were checked before and need no change: the fast path of simple_row."""
 _KNOWN_NAMES_MAX: Final = 20_000
 
 Row = dict[str, float | int | bool | str]
 
 
 def held_row(values: Any) -> tuple[dict[Any, Any], int]:
-    """Return a copy of values that nobody can change, and what it takes beside its scalars.
+    """Return a copy of values that the caller can't change, and its cost beside its scalars.
 
     Runs on the training thread.
 
     Raises:
-        TypeError: there are no names in it.
+        TypeError: values is not a mapping of names to values.
     """
     row = dict(values) if type(values) is dict else _named(values)
     # Most rows hold numbers only: one pass in C.
@@ -54,7 +55,7 @@ def held_row(values: Any) -> tuple[dict[Any, Any], int]:
     for name, value in row.items():
         kind = type(value)
         if kind is str:
-            # Cut later, where it can be said; but a text of a gigabyte is not held until then.
+            # The sender thread cuts the text and reports it; this bounds the memory until then.
             row[name] = value = value[: TEXT_MAX_BYTES + 1]
             cost += 4 * len(value)
         elif kind not in _KEPT:
@@ -71,7 +72,7 @@ def _named(values: Any) -> dict[Any, Any]:
 
 
 def _held(value: Any) -> tuple[Any, int]:
-    """Return a value that nobody can change, and what it takes."""
+    """Return a copy of a value that the caller can't change, and its cost in bytes."""
     kind, numpy = type(value), sys.modules.get("numpy")
     if numpy is not None and issubclass(kind, numpy.number | numpy.bool_):
         _KEPT.add(kind)
@@ -82,7 +83,7 @@ def _held(value: Any) -> tuple[Any, int]:
 
 
 def simple_row(values: dict[Any, Any]) -> Row | None:
-    """Return values if they are a row already, as nearly all are; else None."""
+    """Return values unchanged if they can be recorded as they are, as nearly all can; else None."""
     if len(values) > VALUES_MAX or not _KNOWN_NAMES.issuperset(values):
         return None
     kinds = set(map(type, values.values()))
@@ -94,7 +95,7 @@ def simple_row(values: dict[Any, Any]) -> Row | None:
 
 
 def rows_of(values: dict[Any, Any], left_out: LeftOuts) -> list[Row]:
-    """Return what of values can be recorded, in as many rows as it takes."""
+    """Return the values that can be recorded, split into as many rows as they need."""
     pieces: list[Row] = []
     piece: Row = {}
     size = 0
@@ -124,7 +125,7 @@ def _flat(values: dict[Any, Any], left_out: LeftOuts) -> Iterator[tuple[str, Any
 
 
 def _leaves(name: str, value: Any, left_out: LeftOuts) -> Iterator[tuple[str, Any]]:
-    """The scalars in a frozen value, each under its own name."""
+    """Yield the scalars in a frozen value, each with its own name."""
     kind = type(value)
     if kind is list or kind is dict:
         items = enumerate(value) if kind is list else value.items()
@@ -141,7 +142,7 @@ def _leaves(name: str, value: Any, left_out: LeftOuts) -> Iterator[tuple[str, An
 
 
 def cut_text(name: str, text: str, max_bytes: int, left_out: LeftOuts) -> str:
-    """Return text in at most max_bytes of UTF-8; what is cut is told."""
+    """Return text in at most max_bytes of UTF-8; a cut is reported in left_out."""
     if 4 * len(text) <= max_bytes:
         return text
     data = text[: max_bytes + 1].encode()
@@ -152,7 +153,7 @@ def cut_text(name: str, text: str, max_bytes: int, left_out: LeftOuts) -> str:
 
 
 def step_of(step: Any, left_out: LeftOuts) -> int | None:
-    """Return the step that a script meant: 10.0 is 10; what is none is left out."""
+    """Return a step as an int (10.0 gives 10); anything that is no step is left out."""
     found = scalar_of(step)
     if found is None or (type(found) is int and found is not True):
         return found

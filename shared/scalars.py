@@ -1,9 +1,9 @@
-"""Scalars: one value of a training script as a number or a text, by a list of types.
+"""Scalars: one value of a training script, recorded as a number or a text by its type.
 
 In: any object.
 Out: a float, int, bool, str or None that stands for it, or an Odd that says why there is none.
-Never: calls a method of a type that is not in the list (`__str__`, `__float__`, `__eq__`,
-`__array__` of strangers), or reads a tensor: that would wait for its device.
+Never: calls a method (`__str__`, `__float__`, `__eq__`, `__array__`) of a type that is
+not in the list, or reads a tensor: that would wait for its device.
 
 | type | is recorded as |
 | --- | --- |
@@ -45,14 +45,14 @@ _TORCH_TEXTS: Final = ("dtype", "device", "layout", "memory_format", "Size")
 
 
 class Odd(NamedTuple):
-    """A value that is no scalar. reason is short and stable, for counting and for readers."""
+    """A value that is no scalar. reason is short and stable, for counting and for display."""
 
     reason: str
     advice: str
     text: str = ""
-    """What a configuration shows in its place."""
+    """Text that a configuration shows in its place."""
     is_told: bool = False
-    """The text says all of it: in a configuration nothing is left out."""
+    """True if the text holds the whole value: a configuration then leaves nothing out."""
 
 
 NONE: Final = Odd("None", "leave a value out as long as there is none")
@@ -63,7 +63,7 @@ TENSOR_ADVICE: Final = (
 
 
 def scalar_of(value: Any) -> Recorded | Odd:
-    """Return what is recorded for value; containers are Odd, as is what is not in the list."""
+    """Return the scalar recorded for value; an Odd for a container or an unlisted type."""
     kind = type(value)
     if value is None or kind is float or kind is bool:
         return value  # type: ignore[no-any-return]
@@ -103,7 +103,7 @@ def _listed(value: Any, kind: type) -> Recorded | Odd:
 
 
 def _of_library(value: Any, kind: type) -> Recorded | Odd:
-    """Scalars of NumPy, and what of a device's library can be told without reading it."""
+    """Return the scalar of a NumPy value, or of a device library's value that needs no reading."""
     numpy = sys.modules.get("numpy")
     if numpy is not None and issubclass(kind, numpy.generic | numpy.ndarray):
         return _numpy(value, kind, numpy)
@@ -131,7 +131,7 @@ def _numpy(value: Any, kind: type, numpy: Any) -> Recorded | Odd:
 
 
 def odd(value: Any, kind: type) -> Odd:
-    """Say why value is no scalar, and what to do about it."""
+    """Return the Odd that says why value is no scalar, and what to do about it."""
     name = type_name(value)
     if is_of_device(kind):
         return Odd("tensor", f"it is a {name}; {TENSOR_ADVICE}", name)
@@ -151,7 +151,7 @@ def odd(value: Any, kind: type) -> Odd:
 
 
 def is_of_device(kind: type) -> bool:
-    """True of tensors and arrays whose numbers may live on a device."""
+    """True for types of tensors and arrays whose numbers may live on a device."""
     return any(
         str(base.__module__).partition(".")[0] in _DEVICE_LIBRARIES
         and any(word in base.__name__ for word in ("Tensor", "Array", "array"))
@@ -160,27 +160,27 @@ def is_of_device(kind: type) -> bool:
 
 
 def error_text(error: BaseException) -> str:
-    """An exception by its type and what it was raised with: its own text is not asked for."""
+    """Return an exception's type and arguments as text, without calling its own __str__."""
     args = [scalar_of(arg) for arg in BaseException.__getattribute__(error, "args")]
     said = ", ".join(str(arg) for arg in args if not isinstance(arg, Odd))
     return f"{type_name(error).removeprefix('builtins.')}: {said}"[:_TEXT_MAX]
 
 
 def named(value: Any) -> str:
-    """A class, a function or a module by its full name."""
+    """Return the full name of a class, a function or a module."""
     if type(value) is types.ModuleType:
         return str(value.__name__)
     return utf8(f"{value.__module__}.{value.__qualname__}")[:_TEXT_MAX]
 
 
 def type_name(value: Any) -> str:
-    """The full name of a value's type."""
+    """Return the full name of a value's type."""
     kind = type(value)
     return utf8(f"{kind.__module__}.{kind.__qualname__}")[:200]
 
 
 def utf8(text: str) -> str:
-    """text with lone surrogates (Python's file names may hold some) as visible escapes."""
+    """Return text with lone surrogates (file names may hold some) as visible escapes."""
     if text.isascii():
         return text
     return text.encode("utf-8", "backslashreplace").decode()
@@ -202,7 +202,7 @@ def _int(value: int) -> int | float | Odd:
 
 
 def _finite(number: float, should_be: bool, value: Any) -> float | Odd:
-    """number, unless it became infinite only by being a float."""
+    """Return number; an Odd if only the conversion to float made it infinite."""
     if should_be and math.isinf(number):
         advice = "it is beyond a float; give its logarithm"
         return Odd("beyond a float", advice, type_name(value))

@@ -1,9 +1,9 @@
 """Sender: the thread that takes events from the queue to the sidecar, and to the spool meanwhile.
 
 In: events that emit() queued.
-Out: frames on the wire; on disk what stays unacknowledged.
-Never: makes the training thread wait. Nothing it does is visible there but
-through the queue and counters that are read without blocking.
+Out: frames on the wire; frames that stay unacknowledged, in the spool on disk.
+Never: makes the training thread wait. The two share only the queue, and counters
+that are read without blocking.
 """
 
 from __future__ import annotations
@@ -34,36 +34,37 @@ log = logging.getLogger("telemetry.emitter")
 
 SPOOL_RETRY_NS: Final = 5_000_000_000
 BY_SIDECAR: Final = "by the sidecar"
-"""As a reason in Sender.refused: events that were sent and not accepted."""
+"""Reason in Sender.refused for events that were sent and that the sidecar refused."""
 
 FINAL_SPOOL_MARGIN_S: Final = 0.3
 QUIET_NS: Final = 250_000_000
-"""Between turns while there is nothing to send, to hear or to spool."""
+"""Time between two turns of the loop while there is nothing to send, receive or spool."""
 
 NOT_AN_EVENT: Final = "refused: not an event"
 CHUNK_EVENTS: Final = 4096
-"""Taken out of the queue in one turn; then what is due is sent and spooled."""
+"""Events at most taken out of the queue in one turn, before frames are sent and spooled."""
 
-# One bound holds for the queue that emit() fills, the events that have no number yet
-# and may be given up, and the frames; the last two leave a little to the first.
+# One bound (queue_max_bytes) holds for three things together: the queue that emit() fills,
+# the backlog of events without a number, and the frames. Backlog and frames get only these
+# shares of it, so that the queue always has some room.
 HELD_SHARE: Final = 15 / 16
 FRAMES_SHARE: Final = 0.25
 PRESSED_SHARE: Final = 0.25
-"""With more than this in memory, frames are made and spooled before they are overdue."""
+"""If more than this share is in memory, frames are made and spooled at once."""
 
 LEAVE_NS: Final = 200_000_000
-"""At the end, from the last write to the spool until nobody is waited for who is not there."""
+"""At close, how long to wait for an absent sidecar after the last write to the spool."""
 ANSWER_NS: Final = 2_000_000_000
-"""A sidecar that leaves a question unanswered for so long is not there."""
+"""A sidecar that leaves a message unanswered for so long counts as absent."""
 
 Queued = tuple[int, int, Event | None, int]
-"""What emit() leaves for the sender thread: wall_ns, mono_ns, the event and its cost. None
-marks where events are missing: the queue was full, or they were none."""
+"""Item of the queue: wall_ns, mono_ns, the event and its cost in bytes. An event of None
+marks a place where events are missing: the queue was full, or they were not events."""
 
 
 @dataclass(frozen=True)
 class SenderOptions:
-    """How an emitter behaves; the defaults are those of the product."""
+    """Limits and intervals of one emitter; the defaults are those of the product."""
 
     queue_max_bytes: int = 64 * 1024 * 1024
     flush_interval_s: float = 0.01
@@ -71,11 +72,14 @@ class SenderOptions:
     spool_max_bytes: int = 1024 * 1024 * 1024
     spool_dir: Path | None = None
     series_interval_s: float = 30.0
-    """Between two events in which an emitter tells of itself, while it has something to tell."""
+    """Time between two events with the emitter's own statistics, while they change."""
 
 
 class Sender:
-    """Owns the connection, the streams and the spool. `run` is the thread."""
+    """The work of the sender thread, which owns the connection, the streams and the spool.
+
+    `run` is the thread. `close`, `room` and the counters may be used from other threads.
+    """
 
     def __init__(
         self,
@@ -93,9 +97,9 @@ class Sender:
         self.taken = 0
         """Events that were taken out of the queue."""
         self.split = 0
-        """Events that there are more, since wide rows became several."""
+        """Number of additional events that came from splitting wide rows."""
         self.room = options.queue_max_bytes
-        """What the queue may hold: the bound without that which is held here. Read by emit()."""
+        """Bytes that the queue may hold: the bound less backlog and frames. Read by emit()."""
         self.refused: Counter[str] = Counter()
         self.backlog = Backlog(int(options.queue_max_bytes * HELD_SHARE), clock)
         self.main = Peer(stream)
@@ -105,9 +109,9 @@ class Sender:
         self._claim: Claim | None = None
         self._is_claimed = False
         self._spooled_ns = 0
-        """When the spool was last written."""
+        """Monotonic time of the last write to the spool."""
         self._ending_ns = 0
-        """When the end began."""
+        """Monotonic time of the first call of close."""
         self._has_looked_again = False
         self._queue = queue
         self._note_taken = note_taken
@@ -119,7 +123,7 @@ class Sender:
         self._clock = clock
         self._orphans: list[Peer] = []
         self._waiting_since_ns: int | None = None
-        """Since when events have been in the backlog; None while it is empty."""
+        """Monotonic time since which the backlog is not empty; None while it is empty."""
         self._spool_retry_ns = 0
         self._idle_until_ns = 0
         self._warned: set[str] = set()
@@ -129,7 +133,7 @@ class Sender:
 
     @property
     def is_drained(self) -> bool:
-        """Everything is on the sidecar's disk, and it knows that this was all."""
+        """True if every event is on the sidecar's disk and the sidecar has confirmed the end."""
         stream = self.main.stream
         if self._queue or len(self.backlog) or stream.frames:
             return False
@@ -137,8 +141,11 @@ class Sender:
         return stream.state is State.DONE or has_said_nothing
 
     def close(self, timeout_s: float) -> bool:
-        """Ask the thread to finish within timeout_s. True if all was acknowledged."""
-        # What has to be written at the end needs some of the time, too.
+        """Ask the thread to finish within timeout_s; return True if all was acknowledged.
+
+        Runs on the caller's thread.
+        """
+        # Part of the time is kept for the last write to the spool.
         margin_s = min(FINAL_SPOOL_MARGIN_S, timeout_s / 4)
         now = self._clock.monotonic_ns()
         self._deadline_ns = now + int((timeout_s - margin_s) * 1e9)
@@ -147,7 +154,7 @@ class Sender:
         return self.is_drained
 
     def abandon(self) -> None:
-        """In a forked child, where there is no thread: let go of the parent's spools."""
+        """Close the parent's spools and claim in a forked child, where no sender thread runs."""
         for peer in (self.main, *self._orphans):
             if peer.spool is not None:
                 peer.spool.abandon()
@@ -155,16 +162,18 @@ class Sender:
             self._claim.abandon()
 
     def run(self) -> None:
-        """The thread: until close, and a little beyond."""
+        """Run the sender thread until close: connect, adopt orphans, loop, spool the rest."""
         try:
             with Connection(self._endpoint) as connection:
                 talk = self._talk = Conversation(
                     connection, self._clock, self._release, self._note_refused_event
                 )
-                # A worker's source is part of its first HELLO.
+                # 1. Choose the source name: a worker's source is part of its first HELLO.
                 if self._is_worker or self._is_of_parent():
                     self._guarded(self._claim_worker)
+                # 2. Adopt the spools of ended emitters, to send them too.
                 self._guarded(self._adopt_orphans)
+                # 3. Loop: a turn if there is work, then wait for a message.
                 has_news = True
                 while not self._is_over(connection):
                     if (has_news or self._has_work()) and not self._guarded(
@@ -174,11 +183,12 @@ class Sender:
                     is_behind = len(self._queue) > CHUNK_EVENTS
                     has_news = connection.wait(0 if is_behind else self._options.flush_interval_s)
         finally:
+            # 4. Put the rest into the spool, and release the files.
             self._guarded(self._leave)
             self._closed.set()
 
     def _has_work(self) -> bool:
-        """Whether a turn could do anything: asked a hundred times a second, mostly in vain."""
+        """True if a turn may have something to do. Called a hundred times a second: cheap."""
         return (
             bool(self._queue)
             or self._waiting_since_ns is not None
@@ -192,7 +202,7 @@ class Sender:
         now = self._clock.monotonic_ns()
         if self.is_drained or now >= self._deadline_ns:
             return True
-        # All is in the spool, and nobody is there to take it: waiting is of no use.
+        # Everything left is in the spool and no sidecar answers: do not wait any longer.
         is_kept = not (self._queue or len(self.backlog) or self.main.stream.in_memory)
         return (
             is_kept
@@ -206,7 +216,7 @@ class Sender:
         return since is None or now - since < ANSWER_NS
 
     def _guarded(self, act: Callable[[], None]) -> bool:
-        """Run a part of the thread; whatever goes wrong in it, the thread goes on."""
+        """Run one part of the thread; return False if it raised. The thread goes on."""
         try:
             act()
         except Exception:
@@ -217,33 +227,38 @@ class Sender:
         return True
 
     def _turn(self, talk: Conversation, connection: Connection) -> None:
+        """Do one round of the loop: queue, frames, messages, spool."""
+        # 1. Take events out of the queue, and make frames of them.
         self._take_queue()
         now = self._clock.monotonic_ns()
         self._tell_of_itself(now)
         self._make_frames(now)
+        # 2. Exchange messages with the sidecar for every stream.
         self.main.is_complete = self._deadline_ns is not None and not (
             self._queue or len(self.backlog)
         )
         talk.turn([*self._orphans, self.main])
         self._forget_finished_orphans()
-        # At the end nobody waits for what is not there: it is kept at once.
+        # 3. Spool what has been in memory for too long; everything, if the emitter is
+        # closing and no sidecar is connected.
         is_last = self._deadline_ns is not None and not connection.is_connected
         if is_last:
             self._make_frames(now, everything=True)
             self._look_again(connection)
         self._spool_overdue(now, everything=is_last or self._is_pressed)
+        # 4. Tell emit() the room that is left, and choose when to look again.
         self._note_room()
         stream = self.main.stream
         is_quiet = not stream.frames and not self._orphans
         self._idle_until_ns = now + (QUIET_NS if is_quiet else 0)
 
     def _look_again(self, connection: Connection) -> None:
-        """Try once more to connect, now: the next try may be seconds away."""
+        """Connect again at once, one time only: ZeroMQ's own next try may be seconds away."""
         if not self._has_looked_again:
             self._has_looked_again = True
             connection.rebuild()
 
-    # --- under which name
+    # --- the source name of this process
 
     def _is_of_parent(self) -> bool:
         """True if the process that spawned this one records the run under the same source."""
@@ -253,19 +268,19 @@ class Sender:
         return holder(self._options.spool_dir, f"{stream.run_id}.{stream.source}") == parent
 
     def _claim_worker(self) -> None:
-        """Become a worker of the source, with the lowest number that is free, or the pid."""
+        """Become a worker of the source, numbered by the lowest free number or the pid."""
         stream, number = self.main.stream, os.getpid()
         if self._options.spool_dir is not None:
             try:
                 directory, source = self._options.spool_dir, main_source(stream.source)
                 number, self._claim = claim_worker(directory, stream.run_id, source)
             except OSError:
-                number = os.getpid()  # no locks to be had there: still a name of its own
+                number = os.getpid()  # no lock could be taken; the pid is unique too
         stream.source = worker_source(stream.source, number)
         self._is_claimed = True
 
     def _claim_source(self) -> None:
-        """Say where somebody else records under the same name; both are recorded."""
+        """Claim the source name; warn if another process records under it. Both are recorded."""
         self._is_claimed = True
         stream = self.main.stream
         if self._options.spool_dir is None:
@@ -279,7 +294,7 @@ class Sender:
                 stream.run_id, stream.source, exc.pid,
             )  # fmt: skip
         except OSError:
-            pass  # no locks to be had there: the spool says so when it is needed
+            pass  # no lock could be taken; the spool warns about that when it is needed
 
     # --- from the queue to frames
 
@@ -309,7 +324,8 @@ class Sender:
 
     def _note_room(self) -> None:
         frames = self.main.stream.memory_bytes
-        # Never less than a sixteenth, or nothing would be given up for what is newer.
+        # The backlog always keeps some room: with none, no older event could be dropped
+        # in favour of a newer one.
         most = int(self._options.queue_max_bytes * HELD_SHARE)
         self.backlog.max_bytes = max(most - frames, most // 4)
         self.room = self._options.queue_max_bytes - frames - self.backlog.held_bytes
@@ -335,7 +351,7 @@ class Sender:
             self._warn_once(reason, f"telemetry left out a value ({reason}): {clean(advice, 600)}")
 
     def _tell_of_itself(self, now: int) -> None:
-        """What became of the events so far, as an event of its own."""
+        """Emit the statistics as a metrics event, once per series_interval_s if they changed."""
         if now < self._series_due_ns or self.taken == self._taken_in_series:
             return
         self._series_due_ns = now + int(self._options.series_interval_s * 1e9)
@@ -344,10 +360,10 @@ class Sender:
         self._taken_in_series = self.taken
 
     def _make_frames(self, now: int, everything: bool = False) -> None:
-        """Number what waits: when it can go at once, or has to go to the spool.
+        """Number the events of the backlog if they can be sent at once or have to be spooled.
 
-        Until then it stays in the backlog, where it can still be given up, and
-        where ten small frames become one.
+        Until then they stay in the backlog, where they can still be dropped, and where
+        ten small frames become one.
         """
         if not len(self.backlog):
             return
@@ -369,7 +385,7 @@ class Sender:
         return int(self._options.spool_after_s * 1e9)
 
     def _spool_overdue(self, now: int, everything: bool = False) -> None:
-        """Write what has been in memory for too long. Spooled frames are the oldest."""
+        """Spool the frames that have been in memory for too long, the oldest first."""
         if self._options.spool_dir is None or now < self._spool_retry_ns:
             return
         waiting = self.main.stream.in_memory
@@ -424,19 +440,20 @@ class Sender:
             self.refused[BY_SIDECAR] += 1
 
     def _leave(self) -> None:
-        """The end: what is not acknowledged goes to the spool."""
+        """End the thread's work: put what is not acknowledged into the spool."""
         now = self._clock.monotonic_ns()
         self._spool_retry_ns = now
-        # 1. All that was said gets a number, and a place in the spool.
+        # 1. Number every event, and write every frame to the spool.
         while self._queue:
             self._take_queue()
         self._make_frames(now, everything=True)
         self._spool_overdue(now, everything=True)
         self._say_what_is_left()
-        # 2. Files are let go of: from here on they are orphans, for others to send.
+        # 3. Release the files: from here on they are orphans, for other processes to send.
+        # 2. Log what is left.
         for peer in (self.main, *self._orphans):
             if peer.spool is not None:
-                # An orphan that is all sent stays until FIN_ACK: somebody has to end it.
+                # A fully sent orphan stays until FIN_ACK: a later process has to end its stream.
                 peer.spool.close(delete=peer is self.main and not peer.stream.frames)
         if self._claim is not None:
             self._claim.release()

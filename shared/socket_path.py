@@ -1,4 +1,4 @@
-"""Socket path: where a sidecar listens on this machine, short enough for the kernel.
+"""Socket path: the address of a sidecar on this machine, short enough for the kernel.
 
 In: the directory of the sidecar's data, and the environment.
 Out: the path of a Unix socket of at most 107 bytes, that only this user can reach.
@@ -22,17 +22,17 @@ PATH_MAX_BYTES: Final = 107
 
 
 def fits(path: Path) -> bool:
-    """True if the kernel takes it as the path of a socket."""
+    """True if the path is short enough for the kernel as the path of a socket."""
     return len(os.fsencode(path)) <= PATH_MAX_BYTES
 
 
 def socket_path(data_dir: Path, environ: Mapping[str, str]) -> Path:
     """Return the path of the socket of a data directory.
 
-    It is in the data directory where the path is short enough. Else it is in a directory of
-    this user's own, made for it, under a name that follows from the data directory: whoever
-    asks for the same data in the same environment gets the same path. Where no such directory
-    can be made, the long path comes back, and binding to it says what is wrong.
+    The socket is in the data directory if that path is short enough. Otherwise it is in a
+    private temporary directory of this user, under a hash of the data directory: the same
+    data directory and environment always give the same path. If no such directory can be
+    made, the long path is returned, and binding it fails with a message.
 
     Raises:
         OSError, RuntimeError, ValueError: the path of the data can't be resolved.
@@ -50,10 +50,10 @@ def socket_path(data_dir: Path, environ: Mapping[str, str]) -> Path:
 
 
 def temporary_directories(environ: Mapping[str, str]) -> Iterator[Path]:
-    """Directories where a socket may lie for as long as a process runs, best first."""
+    """Yield directories for files that live as long as a process, best first."""
     if runtime := environ.get("XDG_RUNTIME_DIR"):
         yield Path(runtime)
-    # It tries to write there: with no such directory it raises.
+    # gettempdir raises if it finds no directory that can be written.
     with contextlib.suppress(OSError):
         yield Path(tempfile.gettempdir()).absolute()
     for name in ("/tmp", "/dev/shm", "/var/tmp"):
@@ -61,9 +61,9 @@ def temporary_directories(environ: Mapping[str, str]) -> Iterator[Path]:
 
 
 def _make_private(directory: Path) -> bool:
-    """Make a directory that only this user can enter; False where that can't be had.
+    """Make a directory that only this user can enter; return False if that is impossible.
 
-    In a directory that all may write, somebody else may have made it first, or a link.
+    In a world-writable directory another user may have made it first, or a link there.
     """
     try:
         with contextlib.suppress(FileExistsError):
@@ -71,7 +71,7 @@ def _make_private(directory: Path) -> bool:
         found = directory.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
             return False
-        # A wide mode is ours to narrow; a umask of 0777 has left nothing at all.
+        # The mode may be too wide, or empty after a umask of 0777.
         if stat.S_IMODE(found.st_mode) != 0o700:
             directory.chmod(0o700)
     except OSError:

@@ -1,13 +1,31 @@
-"""Spool: where an emitter keeps what no sidecar has acknowledged yet.
+"""Spool: the file in which an emitter keeps frames that no sidecar has acknowledged yet.
 
 In: frames of one session.
 Out: the same frames, to this process or to a later one.
-Never: is written or deleted by anyone who does not hold its lock.
+Never: is written or deleted by a process that does not hold its lock.
 
-One file a session, `<run_id>.<session>.spool`: a segment header whose table
-has the stream as number 0, then its frames as records; their row is their
-seq. The file is held by a flock while its emitter lives; a free lock means
-that the emitter is gone and its frames wait for somebody to send them.
+There is one file for each session. Header and records have the layout of a journal
+(shared/record.py), with these values:
+
+    SPOOL_DIR/<run_id>.<session>.spool
+
+    segment header
+      journal uuid   16   all zero: a spool belongs to no journal
+      first row      u64  0
+      stream table        {0: [run_id, session, source, -1]}, the one stream
+
+    record, one for each frame, in the order of seq
+      type           u8   1 (events)
+      flags          u8   0
+      stream         u32  0
+      row            u64  the same as base_seq
+      base_seq       u64  seq of the first event of the frame
+      count          u16  events in the frame
+      payload             the events of the frame, one MessagePack array
+
+The emitter holds an exclusive flock on the file while it lives. A free lock means that
+the emitter has ended and that any process may adopt the file and send its frames. While
+the file is being made it is called `<run_id>.<session>.making`.
 """
 
 from __future__ import annotations
@@ -38,15 +56,15 @@ from shared.record import (
 
 SUFFIX: Final = ".spool"
 FRAMES_MAX: Final = 1_000_000
-"""Each frame costs its emitter some 200 bytes of memory, wherever its body is."""
+"""Frames at most in a spool: each takes about 200 bytes of memory, wherever its body is."""
 
 
 class SpoolUnavailable(Exception):
-    """The directory can't be written, or the spool is full. The frame stays in memory."""
+    """Error: the directory can't be written, or the spool is full. The frame stays in memory."""
 
 
 class SpoolDamaged(Exception):
-    """A frame can't be read back from the spool as it was written."""
+    """Error: a frame can't be read back from the spool as it was written."""
 
 
 class Spool:
@@ -62,14 +80,15 @@ class Spool:
 
     @classmethod
     def create(cls, directory: Path, run_id: str, session: str, source: str) -> Spool:
-        """A new spool for a session that has none yet.
+        """Create and lock the spool of a session that has none yet.
 
         Raises:
             SpoolUnavailable: the directory can't be made or written.
         """
         entry = StreamEntry(run_id, session, source, -1)
         path = directory / f"{run_id}.{session}{SUFFIX}"
-        # Locked and whole before it has its name: nobody can adopt it half made.
+        # The file is complete and locked before it gets its name: no other process can
+        # adopt it before that.
         making = path.with_suffix(".making")
         header = encode_segment_header(bytes(16), 0, {0: entry})
         fd = -1
@@ -89,7 +108,7 @@ class Spool:
 
     @property
     def modified_ns(self) -> int:
-        """When its last frame was written."""
+        """Wall time of the last write to the file, in nanoseconds."""
         return os.fstat(self._fd).st_mtime_ns
 
     @property
@@ -98,14 +117,14 @@ class Spool:
 
     @property
     def size(self) -> int:
-        """Bytes of frames in it."""
+        """Bytes of frames in the file."""
         return self._end - self._header_bytes
 
     def append(self, base_seq: int, count: int, body: bytes) -> int:
-        """Write one frame, and return where its payload can be loaded from.
+        """Write one frame behind the last; return the offset of its payload, for `load`.
 
         Raises:
-            SpoolUnavailable: nothing of it was kept.
+            SpoolUnavailable: the disk refused; no part of the frame was kept.
         """
         record = encode_record(EVENTS, 0, base_seq, base_seq, count, body)
         at = self._end
@@ -120,10 +139,10 @@ class Spool:
         return at + RECORD_HEADER_BYTES
 
     def load(self, offset: int, size: int) -> bytes:
-        """The payload that append left at offset.
+        """Return the payload of size bytes that append wrote at offset.
 
         Raises:
-            SpoolDamaged: it is not there as it was written.
+            SpoolDamaged: the bytes there are not those that were written.
         """
         start = offset - RECORD_HEADER_BYTES
         try:
@@ -137,17 +156,17 @@ class Spool:
         return payload
 
     def frames(self) -> Iterator[tuple[RecordHeader, int]]:
-        """Frames in it, in order, each with the offset of its payload.
+        """Yield the frames in order, each as (header, offset of its payload).
 
-        Reads headers, not payloads: it may be a gigabyte. What a crash tore off
-        at the end is passed over, and so is a damaged header with its payload.
+        Reads only headers, because the file may have a gigabyte. A record cut short by a
+        crash at the end is skipped, and so is a damaged header with its payload.
         """
         offset, next_seq = self._header_bytes, 0
         while (found := self._next_header(offset, next_seq)) is not None:
             header, at = found
             offset = at + header.size
             if offset > self._end:
-                # Torn, or a whole header that lies about what follows: only the first is likely.
+                # The last record was cut short by a crash.
                 return
             yield header, at + RECORD_HEADER_BYTES
             next_seq = header.next_row
@@ -160,24 +179,23 @@ class Spool:
             self._frames = 0
 
     def close(self, *, delete: bool) -> None:
-        """Let go of the file, and remove it where nothing in it is needed. May be called twice."""
+        """Close the file; with delete, remove it first. May be called twice."""
         if self._fd < 0:
             return
-        # Unlinked while still locked: nobody can adopt a file that is going away.
+        # Unlinked while still locked: no other process can adopt a file that is going away.
         if delete:
             self.path.unlink(missing_ok=True)
         os.close(self._fd)
         self._fd = -1
 
     def abandon(self) -> None:
-        """Let go of our copy of the file in a forked child: with it open, the lock
-        would outlive the parent that holds it."""
+        """Close the file in a forked child; otherwise the lock would outlive the parent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     def _next_header(self, offset: int, seq_min: int) -> tuple[RecordHeader, int] | None:
-        """The next record header at or after offset, and where it is."""
+        """Return the next record header at or after offset, and its offset; None without one."""
         head = memoryview(os.pread(self._fd, RECORD_HEADER_BYTES, offset))
         with contextlib.suppress(CorruptRecord):
             header = decode_record_header(head)
@@ -230,7 +248,7 @@ def _read_header(fd: int) -> tuple[StreamEntry, int]:
 
 
 def _why(exc: OSError) -> str:
-    """An error in words; that a file system has no locks is told as that."""
+    """Return the text of an error; a file system without locks gets a text of its own."""
     if exc.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
         return f"its file system can't lock files ({exc.strerror}); choose another directory"
     return exc.strerror or type(exc).__name__

@@ -16,7 +16,7 @@ LAST_STANDARD_FD: Final = 2
 
 
 def prepare_streams() -> None:
-    """Open what is closed, and have characters replaced that a stream can't encode.
+    """Open closed standard streams, and escape characters that a stream can't encode.
 
     Raises:
         OSError: there is no /dev/null.
@@ -33,7 +33,7 @@ def prepare_streams() -> None:
 
 
 def finish_streams() -> OSError | None:
-    """Write out what stdout still holds; the error where that fails, said by nobody else.
+    """Flush stdout; return the error if that fails, for the caller to report.
 
     After an error stdout is /dev/null, so that Python's own flush at exit is quiet.
     """

@@ -1,8 +1,8 @@
-"""Text for people: names and messages of strangers, made safe to print.
+"""Text for people: names and messages from outside, made safe to print.
 
 In: any text, as a user, a peer or a file gave it.
-Out: one line of the same text, in which nothing can act on a terminal or forge a log line.
-Never: loses what was there without a trace. What can't be shown is escaped, what is cut says so.
+Out: one line of the same text, which can neither control a terminal nor forge a log line.
+Never: drops characters silently: unprintable ones are escaped, a cut is marked by `...`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _JOINERS: Final = "\u200c\u200d"
 
 
 def clean(text: str, max_chars: int = TEXT_MAX_CHARS) -> str:
-    r"""Escape what is not plain to see (ESC as `\x1b`, U+202E as `\u202e`), and bound the length.
+    r"""Escape unprintable characters (ESC as `\x1b`, U+202E as `\u202e`), and bound the length.
 
     The result has no line break, encodes as UTF-8, and cleaned again stays as it is.
     """
-    # Cut first: a text of a gigabyte is not walked through.
+    # Cut first, so that a text of a gigabyte is not scanned.
     shown = text[: max_chars + 1]
     if not shown.isprintable():
         shown = "".join(map(_escaped, shown))

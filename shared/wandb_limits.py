@@ -1,16 +1,16 @@
-r"""The limits of Weights & Biases on what a run is called, and what we make of the rest.
+r"""W&B limits: names, tags and notes of a run, changed to what Weights & Biases accepts.
 
-In: what a run says of itself, whatever it says.
-Out: the same as W&B takes it, and one line for each change.
-Never: refuses a run, or loses what was said: whoever cleans keeps the original in the config.
+In: the project, name, tags and notes that a run was given.
+Out: the same within W&B's limits, and one line for each change.
+Never: refuses a run, or loses a value: the caller keeps the original in the run's config.
 
     project             none of / \ # ? % : and no control characters: each becomes `-`;
                         at most 128 characters
     name, group, job    control characters are escaped; at most 128 characters
     tags                1 to 64 characters each, each once, at most 100
     notes               at most 64,000 characters
-    entity              left out where W&B can't have such a one: another name would be
-                        somebody else
+    entity              left out if W&B can't have it: a changed name would be another
+                        account
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ENTITY: Final = re.compile(r"[\w.-]{1,128}")
 
 
 class Change(NamedTuple):
-    """What was said, and what W&B gets in its place."""
+    """One changed field: its original value, the value for W&B, and the reason."""
 
     field: str
     said: Any
@@ -44,14 +44,14 @@ class Change(NamedTuple):
 
 
 class Cleaned(NamedTuple):
-    """What W&B gets, by the names of RunStarted's fields, and what that changed."""
+    """The fields for W&B, by the names of RunStarted's fields, and the changes made."""
 
     fields: dict[str, Any]
     changes: list[Change]
 
 
 def cleaned(said: Mapping[str, Any]) -> Cleaned:
-    """Return project, entity, name, group, job_type, notes and tags as W&B takes them."""
+    """Return project, entity, name, group, job_type, notes and tags within W&B's limits."""
     fields: dict[str, Any] = {}
     changes: list[Change] = []
     for field, (rule, why) in _RULES.items():
@@ -79,7 +79,7 @@ def _name(text: str) -> str:
 
 
 def _notes(text: str) -> str:
-    # Part by part: notes are Markdown, in which breaks and tabs mean something.
+    # Cleaned part by part: notes are Markdown, so line breaks and tabs have to stay.
     parts = re.split("([\n\t])", text.replace("\r\n", "\n")[:NOTES_MAX_CHARS])
     return "".join(p if p in "\n\t" else clean(p, NOTES_MAX_CHARS) for p in parts)[:NOTES_MAX_CHARS]
 

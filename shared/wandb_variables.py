@@ -1,6 +1,6 @@
-"""W&B's environment variables: what they say of a run, read where the run begins.
+"""W&B's environment variables, which fill in fields of a run when the run begins.
 
-In: the environment of the process that begins a run, and what its code said of the run.
+In: the environment of the process that begins a run, and the RunStarted of its code.
 Out: the fields of RunStarted that the code did not fill in.
 Never: reads a key, or what only concerns wandb's own process (WANDB_RESUME, WANDB_SERVICE, ...).
 
@@ -49,7 +49,7 @@ def said_of_run(environ: Mapping[str, str]) -> dict[str, Any]:
     tags = (tag.strip() for tag in _text(environ, "WANDB_TAGS").split(","))
     said["tags"] = [tag for tag in tags if tag]
     said["wandb_mode"] = wandb_mode(environ)
-    # A password in an address is no business of a journal.
+    # A password in an address must not come into a journal.
     said["wandb_base_url"] = redacted(said["wandb_base_url"])
     return {field: value for field, value in said.items() if value}
 
@@ -57,7 +57,7 @@ def said_of_run(environ: Mapping[str, str]) -> dict[str, Any]:
 def wandb_mode(environ: Mapping[str, str]) -> str:
     """Return online, offline or disabled as WANDB_MODE and WANDB_DISABLED say, or empty.
 
-    A word that W&B does not have is taken for offline: nothing is uploaded by mistake.
+    An unknown word means offline, so that nothing is uploaded by mistake.
     """
     if environ.get("WANDB_DISABLED", "").strip().lower() not in _NO:
         return DISABLED
@@ -66,9 +66,9 @@ def wandb_mode(environ: Mapping[str, str]) -> str:
 
 
 def filled_in(event: RunStarted, environ: Mapping[str, str], run_id: str) -> RunStarted:
-    """Return the event, with what its producer left empty as the environment says it.
+    """Return the event with its empty fields filled in from the environment.
 
-    What is there stays, whatever it is: a later check judges it.
+    Fields that are not empty stay as they are; a later check judges them.
     """
     said = said_of_run(environ)
     sweep = sweep_of(environ)
@@ -85,5 +85,5 @@ def _text(environ: Mapping[str, str], variable: str) -> str:
 
 
 def _is_empty(value: Any) -> bool:
-    # The type first: comparing a stranger's object could do anything.
+    # Check the type first: comparing an unknown object could run any code.
     return value is None or (type(value) in (str, list, tuple) and not value)

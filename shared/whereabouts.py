@@ -1,8 +1,8 @@
-"""Whereabouts: where an emitter sends to, and where it spools.
+"""Whereabouts: the address that an emitter sends to, and the directory it spools in.
 
-In: what its maker said, and the environment where nothing was said.
+In: the arguments of the emitter, and the environment for those not given.
 Out: an address and a directory that a later chdir does not move.
-Never: raises over what only the environment says: the script worked without it.
+Never: raises for a bad value that only the environment gives: the script works without it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ SPOOL_VARIABLE: Final = "TELEMETRY_SPOOL_DIR"
 
 
 def endpoint_of(endpoint: Any, environ: Mapping[str, str] = os.environ) -> str | None:
-    """Return the address to send to; None where there is none that could be used.
+    """Return the address to send to; None if there is none that can be used.
 
     Raises:
-        ValueError: it is no address, and the environment does not say it.
+        ValueError: the argument is no address, and differs from the environment's.
     """
     said = environ.get(ENDPOINT_VARIABLE) or None
     endpoint = None if endpoint == "" else endpoint  # os.environ.get(…, ""), and a flag left empty
@@ -43,7 +43,7 @@ def endpoint_of(endpoint: Any, environ: Mapping[str, str] = os.environ) -> str |
 
 
 def spool_dir_of(spool_dir: Any, environ: Mapping[str, str] = os.environ) -> Path | None:
-    """Return the directory to spool in; None where there is none.
+    """Return the directory to spool in; None if none is given.
 
     Raises:
         TypeError: spool_dir is no path.
@@ -55,14 +55,14 @@ def spool_dir_of(spool_dir: Any, environ: Mapping[str, str] = os.environ) -> Pat
 def absolute_address(endpoint: str) -> str:
     """Return endpoint with a path that a later chdir does not move."""
     transport, _, path = endpoint.partition("://")
-    # A leading @ is a name of Linux's abstract sockets, and no path.
+    # A leading @ marks one of Linux's abstract sockets, which is no path.
     if transport != "ipc" or path.startswith("@"):
         return endpoint
     return f"ipc://{absolute(Path(path))}"
 
 
 def absolute(path: Path) -> Path:
-    """Return path from the root on; as it is where there is no working directory any more."""
+    """Return path as an absolute one; unchanged if the working directory no longer exists."""
     try:
         return path.expanduser().absolute()
     except (OSError, RuntimeError):

@@ -1,7 +1,7 @@
-"""The wire: what an emitter and the sidecar say to each other over ZeroMQ.
+"""Wire: the messages between an emitter and the sidecar over ZeroMQ.
 
 In: messages as structs, or the two frames of a message as bytes.
-Out: the other of the two.
+Out: the same as bytes, or as a struct.
 Never: opens a socket, or looks into an event.
 
 A message is two ZeroMQ frames: a head of two bytes, [version u8, type u8],
@@ -21,13 +21,16 @@ order. Items that a later version adds behind them are ignored.
 
 `stream` numbers the (run_id, session, source) triples of one socket. Events
 of a stream are numbered from 0 without holes. HELLO may be repeated at any
-time: it asks where to go on, and keeps an idle stream alive. A frame that the
-sidecar has already is answered with an ACK, one behind a hole with a WELCOME; of one
-that it has in part it takes the rest. A frame that is no array of events is answered
-with a NACK of its base_seq, and the next frame, or FIN, tells how many it had: they
-are missing, and counted.
-A HELLO whose first_seq lies beyond what the sidecar has says that the events
-between are lost: also on a stream that is open, it goes on from there.
+time: it asks for the next seq, and keeps an idle stream alive.
+
+The sidecar answers a frame that it has already with an ACK, and a frame behind a
+hole with a WELCOME; of a frame that it has in part it takes the rest. It answers a
+frame that is not an array of events with a NACK of its base_seq; the base_seq of the
+next frame, or FIN, then shows how many events that frame had, and they are counted as
+missing.
+
+A HELLO whose first_seq lies beyond the last seq of the sidecar says that the events
+between are lost. The stream, also an open one, continues at first_seq.
 """
 
 from __future__ import annotations
@@ -40,15 +43,15 @@ from shared.events import DecodeError
 
 VERSION: Final = 1
 SCHEMA: Final = 1
-"""Version of the event schema that this code speaks, told in HELLO."""
+"""Version of the event schema of this code, sent in HELLO."""
 
 FRAME_MAX_BYTES: Final = 1024 * 1024
 FRAME_MAX_EVENTS: Final = 256
 FRAME_TARGET_BYTES: Final = 256 * 1024
-"""An emitter closes a frame here, or at FRAME_MAX_EVENTS; a single event fits always."""
+"""Size at which an emitter closes a frame, as at FRAME_MAX_EVENTS; one event always fits."""
 
 WHOLE_STREAM: Final = -1
-"""As the seq of a NACK: not one event but the stream is refused, for now."""
+"""Value of seq in a NACK that refuses the whole stream for now, not one event."""
 
 U32 = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 # Small enough that a seq plus a frame's count can never leave int64.
@@ -64,12 +67,11 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Hello(Message, frozen=True, array_like=True):
-    """Open a stream, or ask again where it stands.
+    """Open a stream, or ask for its next seq again.
 
-    first_seq is the oldest event that the emitter still holds: what lies
-    between the sidecar's last and this one is lost, and is counted as a gap.
-    late says that the events are those of a session that is over: somebody else
-    sends the spool that it left.
+    first_seq: the oldest event that the emitter still holds; events between the
+    sidecar's last and this one are lost, and are counted as a gap.
+    late: the session has ended, and another process sends the spool that it left.
     """
 
     TYPE: ClassVar[int] = 1
@@ -84,10 +86,11 @@ class Hello(Message, frozen=True, array_like=True):
 
 
 class Welcome(Message, frozen=True, array_like=True):
-    """Send on from next_seq, with at most credit_bytes unacknowledged.
+    """Tell the emitter to send from next_seq on, with at most credit_bytes unacknowledged.
 
-    All before next_seq is received; an ACK says what is on disk of it. notice is a
-    sentence for whoever runs the producer, told once: another session is live, for one.
+    Events before next_seq were received; an ACK says which of them are on disk.
+    notice: a sentence for the person who runs the producer, for example that another
+    session is live; logged once.
     """
 
     TYPE: ClassVar[int] = 2
@@ -109,7 +112,7 @@ class Data(Message, frozen=True, array_like=True):
 
 
 class Ack(Message, frozen=True, array_like=True):
-    """Everything up to and with durable_seq is on disk."""
+    """Confirm that all events up to and including durable_seq are on disk."""
 
     TYPE: ClassVar[int] = 4
 
@@ -120,7 +123,7 @@ class Ack(Message, frozen=True, array_like=True):
 
 
 class Nack(Message, frozen=True, array_like=True):
-    """This one event will never be accepted (or, with WHOLE_STREAM, the stream is refused)."""
+    """Refuse one event for good or, with WHOLE_STREAM as seq, the whole stream for now."""
 
     TYPE: ClassVar[int] = 5
 
@@ -130,7 +133,7 @@ class Nack(Message, frozen=True, array_like=True):
 
 
 class Fin(Message, frozen=True, array_like=True):
-    """The stream ends here: next_seq events in all."""
+    """End the stream, which has next_seq events in all."""
 
     TYPE: ClassVar[int] = 6
 
@@ -139,7 +142,7 @@ class Fin(Message, frozen=True, array_like=True):
 
 
 class FinAck(Message, frozen=True, array_like=True):
-    """All of a finished stream is on disk."""
+    """Confirm that all events of a finished stream are on disk."""
 
     TYPE: ClassVar[int] = 7
 
@@ -152,15 +155,15 @@ _ENCODER: Final = msgspec.msgpack.Encoder()
 
 
 def encode(message: Message) -> list[bytes]:
-    """The two frames of a message."""
+    """Encode a message as its two ZeroMQ frames."""
     return [bytes((VERSION, message.TYPE)), _ENCODER.encode(message)]
 
 
 def decode(frames: list[bytes]) -> Message:
-    """The message in two frames.
+    """Decode the two ZeroMQ frames of a message.
 
     Raises:
-        DecodeError: anything else, whatever it is.
+        DecodeError: the frames are not a valid message.
     """
     if len(frames) != 2 or len(frames[0]) != 2:
         raise DecodeError(f"message of {len(frames)} frames, expected a head and a body")

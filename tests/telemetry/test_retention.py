@@ -333,6 +333,13 @@ def test_a_run_without_wandb_does_not_wait_for_it(tmp_path: Path) -> None:
     assert Retention(tmp_path, SINKS, 1).sweep() == ["r"]
 
 
+def test_a_run_without_wandb_waits_for_its_other_sinks(tmp_path: Path) -> None:
+    """Disabled is wandb, and nothing else."""
+    make_run(tmp_path, "r", 1, done=("wandb",), wandb_mode="disabled")
+
+    assert Retention(tmp_path, SINKS, 1).sweep() == []
+
+
 def test_a_journal_that_is_open_stays(tmp_path: Path) -> None:
     """Somebody is about to go on with it."""
     path = make_run(tmp_path, "r", 1)

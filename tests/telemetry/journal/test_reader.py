@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shared.record import EVENTS, encode_record
 from telemetry.journal import reader as reader_module
 from telemetry.journal.layout import Mark, encode_mark, read_mark, segment_path, segments
 from telemetry.journal.reader import JournalReader, NotAJournal
-from telemetry.journal.scan import CONTENT, HOLE, REST, TAIL, Damage, Found, scan
+from telemetry.journal.scan import CONTENT, HOLE, REST, SEGMENT, TAIL, Damage, Found, scan
 from telemetry.journal.writer import JournalWriter
 from tests.telemetry.journal.helpers import (
     RUN,
@@ -138,6 +138,9 @@ def test_a_mark_with_a_flipped_bit_is_not_believed(tmp_path, bit):
         assert numbers(earlier.read().rows) == [2]
 
 
+@example(content=encode_mark(Mark(0, 0, 2**64 - 1)))
+@example(content=encode_mark(Mark(2**63, 0, 2**63)))
+@example(content=encode_mark(Mark(5, 0, 3)))
 @given(content=st.binary(max_size=40) | st.builds(encode_mark, marks))
 def test_whatever_the_mark_holds_no_row_is_lost(tmp_path_factory, content):
     """Fault 44: the journal opens, with all that was in it, and goes on."""
@@ -240,6 +243,21 @@ def test_a_journal_without_its_mark_is_read_to_its_end(journal, tmp_path):
 
     assert read_mark(tmp_path) is None
     assert numbers(rows) == list(range(60)) and damage == []
+
+
+def test_a_segment_of_which_nothing_can_be_read_is_told_of(journal, tmp_path):
+    """Its rows are gone, and those of the others are read."""
+    found = segments(journal)
+    for segment in found:
+        content = segment.path.read_bytes()
+        is_damaged = segment == found[1]
+        (tmp_path / segment.path.name).write_bytes(b"\xff" * 100 if is_damaged else content)
+
+    rows, damage = read_all(tmp_path)
+
+    gone = range(found[1].first_row, found[2].first_row)
+    assert [row.row for row in rows] == [n for n in range(60) if n not in gone]
+    assert damage[0].kind == SEGMENT and damage[0].first_row == gone.start
 
 
 def test_damage_before_the_first_row_is_not_told_again(tmp_path):
