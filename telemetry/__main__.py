@@ -6,8 +6,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
-# `python -m` searches the working directory before everything else. Where we were found
-# elsewhere, a folder `shared` in it is somebody's own, and not for us.
+# `python -m` searches the working directory first. Where this package was found elsewhere, a
+# folder `shared` in the working directory is another project's and must not be imported.
 ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__" and not sys.flags.safe_path and Path(sys.path[0]).resolve() != ROOT:
     del sys.path[0]

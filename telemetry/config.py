@@ -24,7 +24,7 @@ from telemetry.sinks.registry import SINK_NAMES
 
 PREFIX: Final = "TELEMETRY_"
 HZ_MIN: Final = 0.05
-"""The slowest that the sampler can be told."""
+"""Lowest sampling rate other than 0."""
 
 
 def _setting(default: Any, help: str, low: float | None = None, high: float | None = None) -> Any:
@@ -33,7 +33,7 @@ def _setting(default: Any, help: str, low: float | None = None, high: float | No
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """Everything that `serve` can be told."""
+    """The settings of `serve`, checked."""
 
     data_dir: Path = _setting(Path("telemetry-data"), "where runs are kept, in DIR/runs")
     bind: str = _setting("", "address to listen on: ipc://PATH or tcp://HOST:PORT (default: "
@@ -72,7 +72,7 @@ class ServeConfig:
 
     @property
     def address(self) -> str:
-        """The address to listen on, chosen where none was given."""
+        """Address to listen on; by default a socket in or for the data directory."""
         return self.bind or f"ipc://{socket_path(self.data_dir, os.environ)}"
 
 
@@ -121,7 +121,7 @@ def _with_absolute_paths(config: ServeConfig) -> ServeConfig:
         )
     except FileNotFoundError as exc:
         raise CommandError("the working directory is gone; change to one that exists") from exc
-    except RuntimeError as exc:  # ~USER of a user that there is not
+    except RuntimeError as exc:  # ~USER where there is no such user
         raise CommandError(f"--bind, --spool-dir: {exc}") from exc
 
 
@@ -185,10 +185,10 @@ def _check_choice(field_name: str, name: str, value: Any) -> None:
 
 
 def check_sinks(names: tuple[str, ...], flag: str) -> None:
-    """Refuse the name of a sink that there is not.
+    """Check names of sinks.
 
     Raises:
-        CommandError: it names those that there are.
+        CommandError: one is unknown; the message names those that exist.
     """
     for sink in names:
         if sink not in SINK_NAMES:
@@ -201,7 +201,7 @@ def _is_address(value: str) -> bool:
 
 
 def _as_number(kind: type) -> Callable[[Any], Any]:
-    """int or float of a text or a number; a fraction is no int, and a bool is neither."""
+    """Return a converter to int or float that refuses a bool, and a float for an int."""
 
     def convert(value: Any) -> Any:
         if isinstance(value, bool) or (kind is int and isinstance(value, float)):

@@ -1,4 +1,4 @@
-"""The data directory: made, checked and held by one sidecar at a time."""
+"""The data directory: created, checked, and locked by one sidecar at a time."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ LOCK_NAME: Final = "sidecar.lock"
 
 
 def check_run_dir(path: Path) -> None:
-    """Refuse what can't be the directory of a recorded run.
+    """Check that a path is the directory of a recorded run.
 
     Raises:
-        CommandError: it says what is there instead.
+        CommandError: it is not; the message says what is there instead.
     """
     try:
         if not path.exists():
@@ -41,7 +41,7 @@ class DataDir:
     """A lock on a data directory."""
 
     def __init__(self, path: Path, pid: int | None = None) -> None:
-        """Take hold of the directory. pid: the process that a user sees, if not this one.
+        """Create and lock the directory. pid: the process that a user sees, if not this one.
 
         Raises:
             CommandError: it can't be made or written, or another sidecar has it.
@@ -78,7 +78,7 @@ class DataDir:
 
     @property
     def is_there(self) -> bool:
-        """True while the path leads to the directory whose lock this is."""
+        """True while the path still leads to the directory that is locked."""
         try:
             found, held = (self._path / LOCK_NAME).stat(), os.fstat(self._fd)
         except (FileNotFoundError, NotADirectoryError):
@@ -86,18 +86,18 @@ class DataDir:
         return (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino)
 
     def publish(self, address: str) -> None:
-        """Say who holds the directory, and where it listens."""
+        """Write the pid and the address of this sidecar into the lock file."""
         os.pwrite(self._fd, os.fsencode(f"{self._pid} {address}\n"), 0)
 
     def close(self) -> None:
-        """Let go. May be called twice."""
+        """Release the lock. May be called twice."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
 def holder_of(path: Path) -> tuple[str, str]:
-    """Pid and address of the sidecar that holds a data directory, as it wrote them."""
+    """Return pid and address of the sidecar that holds a data directory, as it wrote them."""
     try:
         pid, _, address = os.fsdecode((path / LOCK_NAME).read_bytes()).strip().partition(" ")
     except OSError:
@@ -106,7 +106,7 @@ def holder_of(path: Path) -> tuple[str, str]:
 
 
 def was_used(path: Path) -> bool:
-    """True if a sidecar has ever held this directory."""
+    """Return True if a sidecar has ever held this directory."""
     try:
         return (path / LOCK_NAME).is_file()
     except (OSError, ValueError):
@@ -114,13 +114,13 @@ def was_used(path: Path) -> bool:
 
 
 def is_held(path: Path) -> bool:
-    """True if a sidecar is at work there; one that can't lock its directory never is."""
+    """Return True if a sidecar holds the lock of this directory."""
     try:
         fd = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CLOEXEC)
     except (OSError, ValueError):
         return False
     try:
-        # Shared: two who ask at once must not hold it for one another.
+        # A shared lock: two processes that ask at once must not see each other as the sidecar.
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -13,7 +13,7 @@ EXIT_INTERRUPTED = 130
 
 
 class CommandError(Exception):
-    """The command can't be done as given. The message names the thing and the way out."""
+    """A command that can't be done as given. The message names the cause and what to do."""
 
     def __init__(self, message: str, exit_code: int = EXIT_USAGE) -> None:
         super().__init__(message)

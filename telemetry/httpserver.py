@@ -1,9 +1,9 @@
-"""HTTP server: the standard library's, with a bound on connections and on their time.
+"""HTTP server: the standard library's, with bounds on connections and on their time.
 
 In: a function that answers the path of a GET.
 Out: its answers.
-Never: holds more than a few connections, or one for longer than a few seconds, however
-slowly its client sends or reads: the oldest makes way for the newest.
+Never: holds more than CONNECTIONS_MAX connections, or one for longer than CONNECTION_MAX_S,
+however slow its client is. Above the bound the oldest connection is closed.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Answer = tuple[int, str, bytes]
 
 
 class BoundedServer(ThreadingHTTPServer):
-    """Serves GET requests, each on a thread of its own, to a bound."""
+    """A server of GET requests, each on a thread of its own, up to a bound."""
 
     daemon_threads = True
-    # The kernel's: connections above it are refused, and take nothing from this process.
+    # Bound of the kernel's queue: connections above it take no descriptor of this process.
     request_queue_size = 64
 
     def __init__(self, address: tuple[str, int], answer: Callable[[str], Answer]) -> None:
@@ -49,7 +49,7 @@ class BoundedServer(ThreadingHTTPServer):
         super().__init__(address, _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve one connection; the oldest one ends where there are too many."""
+        """Serve one connection; close the oldest one where there are too many."""
         with self._lock:
             if len(self._open) >= CONNECTIONS_MAX:
                 self._end(next(iter(self._open)))
@@ -57,24 +57,24 @@ class BoundedServer(ThreadingHTTPServer):
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
-        """Close a connection that has been served, or was ended."""
+        """Close a connection after it was served or ended."""
         with self._lock:
             self._open.pop(request, None)
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        """End connections that take too long. The server's loop calls it twice a second."""
+        """End connections that take too long. Called by the server's loop twice a second."""
         with self._lock:
             late_s = time.monotonic() - CONNECTION_MAX_S
             for request in [r for r, began_s in self._open.items() if began_s < late_s]:
                 self._end(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away while it is answered is no news."""
+        """Log at debug level only: clients may go away while they are answered."""
         log.debug("http request of %s failed", client_address, exc_info=True)
 
     def _end(self, request: socket.socket) -> None:
-        """Wake the thread of a connection: it finds it closed, and ends."""
+        """Shut a connection down: its thread wakes up, finds it closed, and ends."""
         del self._open[request]
         self.refused += 1
         with contextlib.suppress(OSError):
@@ -93,4 +93,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Requests are not news."""
+        """Log nothing: each scrape of /metrics is a request."""

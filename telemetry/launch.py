@@ -1,7 +1,7 @@
-"""Launch: a command and its sidecar together, without Docker.
+"""Launch: runs a command together with a sidecar, without Docker.
 
 In: a command, and the sidecar's configuration.
-Out: the command's own exit code, whatever became of the sidecar.
+Out: the command's own exit code, also where the sidecar failed.
 Never: keeps the command from starting, running or ending.
 """
 
@@ -38,13 +38,13 @@ RESTART_MAX_S: Final = 30.0
 FORWARDED: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 WATCHED: Final = (*FORWARDED, signal.SIGCHLD)
 HURRY_S: Final = 2.0
-"""What the sidecar has left when a second signal says that there is no time to drain."""
+"""Time that the sidecar has left to end after a signal that comes while it drains."""
 CONCLUDE_S: Final = 12.0
-"""How long to wait until a sidecar that is not ours has recorded the end of our runs."""
+"""Longest wait until a sidecar that we did not start has recorded the end of our runs."""
 
 
 class Sidecar:
-    """The sidecar as a child process; it ends with the pipe to its standard input."""
+    """The sidecar as a child process, which ends when its standard input closes."""
 
     def __init__(self, config: ServeConfig) -> None:
         config = replace(config, exit_with_stdin=True)
@@ -55,7 +55,7 @@ class Sidecar:
         self._is_hopeless = False
 
     def keep(self) -> None:
-        """Start it, again if it died."""
+        """Start the sidecar if it is not running, unless it must wait or can't work."""
         if self._process is not None and (code := self._process.poll()) is not None:
             self._note_death(code)
         if (
@@ -64,7 +64,7 @@ class Sidecar:
             and time.monotonic() >= self._not_before_s
         ):
             try:
-                # A session of its own: Ctrl-C is for the command, not for what records it.
+                # A session of its own: Ctrl-C is for the command, not for the sidecar.
                 self._process = subprocess.Popen(
                     self._command,
                     env=module_environ(os.environ),
@@ -77,18 +77,20 @@ class Sidecar:
                 self._is_hopeless = True
 
     def drain(self, timeout_s: float, exit_code: int | None = None) -> None:
-        """Tell it how the command has ended, and let it finish, at most so long.
+        """Tell the sidecar the command's exit code, and wait until it has drained.
 
-        A signal meanwhile means that nobody wants to wait: it is asked to hurry.
+        After timeout_s it is killed; a signal meanwhile shortens the time to HURRY_S.
         """
-        # One that died while the command ended has to be there once more, to finish its work.
+        # 1. A sidecar that died while the command ended is started once more: it has to drain.
         self.keep()
         if self._process is None:
             self._not_before_s = 0.0
             self.keep()
         if self._process is None:
             return
+        # 2. Tell it the exit code; the end of its standard input makes it drain.
         _close_with_word(self._process, exit_code)
+        # 3. Wait, but not for ever: what is journaled or spooled is not lost with it.
         if not self._wait(timeout_s):
             log.error("sidecar did not drain in time; its work is kept for the next one")
             self._process.kill()
@@ -96,7 +98,7 @@ class Sidecar:
         self._say_if_hopeless(self._process.returncode)
 
     def _wait(self, timeout_s: float) -> bool:
-        """Wait for its end, less long after a signal; True if it came."""
+        """Wait for the sidecar's end, HURRY_S after a signal; return True if it has ended."""
         process = self._process
         assert process is not None
         deadline_s = time.monotonic() + timeout_s
@@ -122,7 +124,7 @@ class Sidecar:
         log.warning("sidecar died (exit code %d), retry_s=%.1f", code, delay_s)
 
     def _say_if_hopeless(self, code: int) -> bool:
-        """Return True if the same start would end the same way, and say so."""
+        """Return True, and log it, if another start would end in the same way."""
         if code in (EXIT_USAGE, EXIT_RUNNING):
             log.error("sidecar ended with exit code %d; the command goes on without it", code)
             self._is_hopeless = True
@@ -131,13 +133,13 @@ class Sidecar:
 
 @dataclass(frozen=True)
 class Launch:
-    """One command, and where it is recorded."""
+    """A command's launch: its id, and the sidecar that records it."""
 
     launch_id: str
     config: ServeConfig
     address: str
     sidecar: Sidecar | None
-    """None where one is at work already that is not ours."""
+    """None where another process's sidecar already serves the data directory."""
 
     @property
     def environ(self) -> dict[str, str]:
@@ -152,13 +154,17 @@ class Launch:
 
 def launch(command: Sequence[str], config: ServeConfig) -> int:
     """Run the command with a sidecar, and return the command's exit code (128 + n on a signal)."""
-    # A parent may have left it ignored: then nobody would learn how a child ended.
+    # A parent may have set SIGCHLD to be ignored: exit codes of children would be lost.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
     try:
+        # 1. The sidecar, or the one that serves the data directory already.
         started = _start(config)
+        # 2. The command; meanwhile a sidecar that dies is restarted.
         code = _run_command(command, started, before)
+        # 3. The exit code into a file, before anything waits: it reaches any later sidecar.
         _tell_exit(started, code)
+        # 4. The end of the recording, bounded in time.
         _conclude(started, code)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -179,7 +185,7 @@ def _start(config: ServeConfig) -> Launch:
 
 
 def _with_port(address: str) -> str:
-    """Choose a free port for an address that leaves it open: the command has to be told now."""
+    """Return the address with a free port in place of port 0, since the command is told now."""
     host, _, port = address.removeprefix("tcp://").rpartition(":")
     if not address.startswith("tcp://") or port != "0":
         return address
@@ -205,7 +211,8 @@ def _run_command(command: Sequence[str], started: Launch, mask: Iterable[int]) -
         return 127 if isinstance(exc, FileNotFoundError) else 126
 
     def forward(info: signal.struct_siginfo) -> None:
-        # A terminal has sent it to the command as well, which is in our process group.
+        # Only if sent by a process: a terminal sends it to the command too, which is in our
+        # process group.
         if info.si_code <= 0:
             child.send_signal(info.si_signo)
 
@@ -224,7 +231,7 @@ def _wait_for(
     on_turn: Callable[[], None],
     deadline_s: Callable[[], float],
 ) -> None:
-    """Wait until a child has ended or the time is over; the watched signals are blocked."""
+    """Wait until a child has ended or the time is over. The watched signals must be blocked."""
     while process.poll() is None and time.monotonic() < deadline_s():
         # A child's end is a signal as well, so nothing waits longer than it has to.
         info = signal.sigtimedwait(WATCHED, POLL_S)
@@ -252,16 +259,19 @@ def _tell_exit(started: Launch, code: int) -> None:
     try:
         tell_exit(data_dir, started.launch_id, code)
     except OSError as exc:
-        # Where no sidecar could begin, it has said so itself.
+        # If no sidecar has ever used the directory, its own error was logged already.
         if was_used(data_dir):
             log.warning("exit code %d can't be recorded: %s", code, exc)
 
 
 def _conclude(started: Launch, code: int) -> None:
-    """See to the end of what was recorded, and have it shown."""
+    """Wait until the end of the runs is recorded, and print a summary.
+
+    Our own sidecar drains and prints it. Of another one we wait for the runs of this launch.
+    """
     config, sidecar = started.config, started.sidecar
     if sidecar is None and not is_held(config.data_dir):
-        # The one that was at work has gone meanwhile: somebody has to take in what is left.
+        # The other sidecar has ended meanwhile: start one to take in the spools.
         sidecar = Sidecar(config)
     if sidecar is not None:
         sidecar.drain(config.drain_grace_s + 5, code)

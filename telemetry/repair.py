@@ -1,4 +1,4 @@
-"""Repair: a clean copy of a damaged journal, beside it.
+"""Repair: writes a clean copy of a damaged journal beside it.
 
 In: the directory of a run whose journal has holes or damaged records.
 Out: `<run>.repaired`, with every event that can still be read, and a Gap where
@@ -33,7 +33,7 @@ _ENCODER: Final = msgspec.msgpack.Encoder()
 
 
 def repair(run_dir: Path) -> Path:
-    """Copy what can be read of a run, and return where to.
+    """Copy the readable rows of a run, and return the directory of the copy.
 
     Raises:
         CommandError: it has no journal, or there is such a copy already.
@@ -75,7 +75,7 @@ def _copy(run_id: str, reader: JournalReader, writer: JournalWriter) -> None:
 
 
 def _stretches(reader: JournalReader) -> Iterator[tuple[list[Row], int]]:
-    """Rows without a hole between them, and how many were missing before the first."""
+    """Yield rows without a hole between them, and the number missing before the first."""
     expected = end = 0
     while True:
         batch = reader.read()
@@ -92,7 +92,7 @@ def _stretches(reader: JournalReader) -> Iterator[tuple[list[Row], int]]:
 
 
 def _frames(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Rows of one stream in the order of their seq, no more than a frame holds."""
+    """Yield consecutive rows of one stream, no more than a frame holds."""
     frame: list[Row] = []
     size = 0
     for row in rows:

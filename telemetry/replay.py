@@ -1,6 +1,6 @@
-"""Replay: recorded runs into a sink, as often as one likes, without a double point.
+"""Replay: writes recorded runs into a sink; repeated, it adds no point twice.
 
-In: run directories, and the sink they should go to.
+In: run directories, and the name of a sink.
 Out: the sink's files under OUT/<directory of the run>, with a cursor of their own.
 Never: writes into the directory of a recorded run, or is silent about rows that it left out.
 """
@@ -30,9 +30,9 @@ COLUMNS: Final = (TextColumn("{task.description}"), BarColumn(), MofNCompleteCol
 def replay(
     runs: Sequence[Path], sink: str, out: Path, wandb_mode: str | None, *, per_core: bool = False
 ) -> int:
-    """Carry each run into the sink; the worst exit code of all.
+    """Write each run into the sink, and return the largest exit code.
 
-    per_core: with a chart of each processor core in TensorBoard.
+    per_core: add a chart of each processor core in TensorBoard.
 
     Raises:
         CommandError: one of them is not a recorded run; none was touched then.
@@ -59,7 +59,7 @@ def replay(
 
 
 def _replay_one(run: Recorded, job: SinkJob, stop: threading.Event, progress: Progress) -> int:
-    """Carry one run, and say where it is and what of it could not be read."""
+    """Replay one run, and print where its files are and which rows could not be read."""
     for text in run.damaged:
         _say(f"{_name(run)} is damaged: {text}")
     missing, damage = missing_rows(run.run_dir)
@@ -79,7 +79,7 @@ def _replay_one(run: Recorded, job: SinkJob, stop: threading.Event, progress: Pr
 
 
 class _ProgressReporter(Reporter):
-    """Moves a progress bar, whose total is what can be read."""
+    """A reporter that moves a progress bar, whose total is the number of readable rows."""
 
     def __init__(self, progress: Progress, task: object) -> None:
         super().__init__(None)
@@ -92,7 +92,7 @@ class _ProgressReporter(Reporter):
         self._progress.update(self._task.id, completed=shown)
 
     def finish(self) -> None:
-        """All that can be read is there."""
+        """Set the bar to its end, since all readable rows are written."""
         if self._task.total is not None:
             self._progress.update(self._task.id, completed=self._task.total)
 
@@ -117,9 +117,10 @@ def _name(run: Recorded) -> str:
 
 
 def _options(run: Recorded, wandb_mode: str | None) -> dict[str, str]:
-    """Return the wandb mode that was asked for; else it is the live run's.
+    """Return the options of the sink: the W&B mode that was asked for, or none.
 
-    A run that had none of wandb then is given it now: online where there is a key.
+    Without the option the sink uses the mode of the live run. A run with W&B disabled gets
+    "auto": online where there is an API key.
     """
     if wandb_mode is None and run.info.get("wandb_mode") == "disabled":
         wandb_mode = "auto"

@@ -1,15 +1,15 @@
-"""Retention: whole runs that have ended and are safe elsewhere make room for new ones.
+"""Retention: removes the oldest runs that have ended and that every sink has.
 
 In: the directories of runs, and how many bytes they may take together.
 Out: fewer directories, the oldest gone first.
 Never: removes a part of a run, a run that goes on, one that an enabled sink
-does not have all of yet, one with wandb files that nobody has uploaded, or one
-of which a file is damaged that would tell.
+does not have all of yet, one with wandb files that are not uploaded, or one
+whose files are too damaged to tell.
 
     tombstone written -> renamed aside, under no run's name -> its bytes go
 
 Each step is on disk before the next begins. A crash between the first two leaves
-the run as it was; what one leaves behind the second goes at the next start.
+the run as it was; after a crash behind the second the next start deletes the rest.
 
 Runs on a thread of its own: removing gigabytes takes time.
 """
@@ -47,7 +47,7 @@ REASON: Final = "removed by retention to make room; every enabled sink had all o
 
 
 class Retention:
-    """Keeps the runs under a number of bytes, as far as it may."""
+    """A sweep, on a thread of its own, that keeps runs under a number of bytes if it may."""
 
     def __init__(self, runs_dir: Path, sinks: tuple[str, ...], max_bytes: int) -> None:
         self._runs_dir = runs_dir
@@ -61,11 +61,11 @@ class Retention:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop after the run that is being removed. May be called twice."""
+        """Ask the thread to stop after the run it is removing. May be called twice."""
         self._stop.set()
 
     def sweep(self) -> list[str]:
-        """Remove what has to go and may; returns the ids of the runs removed."""
+        """Remove the oldest removable runs above the bound, and return their ids."""
         self.clear_leftovers()
         sizes = {path: _size(path) for path in self._run_dirs()}
         excess = sum(sizes.values()) - self._max_bytes
@@ -80,7 +80,7 @@ class Retention:
         return removed
 
     def clear_leftovers(self) -> None:
-        """Remove what a crash left of runs that were renamed aside already."""
+        """Delete the rest of runs that a crash left renamed aside."""
         for rest in self._runs_dir.glob(f"{REMOVING}*"):
             shutil.rmtree(rest, ignore_errors=True)
 
@@ -96,30 +96,34 @@ class Retention:
             log.exception("retention failed; it goes on")
 
     def _remove(self, path: Path) -> bool:
-        """Remove a run that may go and that nobody has open."""
+        """Remove a run that may go and that ingest does not have open; return True if done."""
+        # 1. Look without the lock: taking it would disturb ingest opening the run.
         end = _readable_end(path)
         if end is None or not self._may_go(path, end):
             return False
         try:
             with _locked(path / "journal"):
-                # Asked again: it may have been gone on with, and closed, meanwhile.
+                # 2. Look again under the lock: it may have been continued and closed meanwhile.
                 if not self._may_go(path, max(end, read_mark(path / "journal") or end)):
                     return False
+                # 3. Tombstone first: late events of the run must not begin a new journal.
                 write_tombstone(self._runs_dir, path.name, REASON)
                 away = path.with_name(f"{REMOVING}{path.name}.{time.time_ns()}")
                 path.rename(away)
-                # On disk before a byte goes: a power cut must not bring back half a run.
+                # 4. Sync the rename before a byte is deleted: a power cut must not bring back
+                #    half a run.
                 sync_directory(self._runs_dir)
         except BlockingIOError:
             return False  # ingest has it open
         except (OSError, CorruptRecord) as exc:
             self._tell(path.name, f"can't be removed: {exc}")
             return False
+        # 5. Delete, without the lock: gigabytes take time.
         shutil.rmtree(away, ignore_errors=True)
         return True
 
     def _tell(self, run_id: str, text: str) -> None:
-        """Say once why a run stays that ought to go."""
+        """Log once why a run could not be removed."""
         if self._told.get(run_id) != text:
             self._told[run_id] = text
             log.warning("run=%s %s", run_id, text)
@@ -145,12 +149,12 @@ def _is_over(path: Path, info: dict[str, Any], end: Mark) -> bool:
     as_of_row = info.get("as_of_row", 0)
     if info.get("state") != "ended" or info.get("run_id", path.name) != path.name:
         return False
-    # Rows behind the end wait for the next start: they bring the run another one.
+    # A run with rows behind its end goes on at the next start, and ends once more.
     return type(as_of_row) is int and end.next_row == as_of_row
 
 
 def _readable_end(path: Path) -> Mark | None:
-    """Return how far a run's journal can be read, None where that can't be told."""
+    """Return the end of a run's readable journal, None where it can't be read."""
     try:
         return readable_end(path / "journal")
     except OSError:
@@ -162,7 +166,7 @@ def _locked(journal: Path) -> Iterator[None]:
     """Hold the writer's own lock: ingest can't open the journal meanwhile.
 
     Raises:
-        OSError: somebody has it, or there is no such directory.
+        OSError: another process holds it (BlockingIOError), or there is no such directory.
     """
     fd = os.open(journal, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -173,7 +177,7 @@ def _locked(journal: Path) -> Iterator[None]:
 
 
 def _size(path: Path) -> int:
-    """Return the bytes that a run takes; what goes away meanwhile takes none."""
+    """Return the bytes that a run takes on disk, without files that vanish meanwhile."""
     total = 0
     for directory, _, names in os.walk(path):
         for name in names:
@@ -183,7 +187,7 @@ def _size(path: Path) -> int:
 
 
 def _ended_ns(path: Path) -> int:
-    """Return when a run was last heard of: its run.json is written when it ends."""
+    """Return the time a run ended, which is when its run.json was last written; 0 for none."""
     try:
         return (path / RUN_FILE).stat().st_mtime_ns
     except OSError:

@@ -2,7 +2,8 @@
 
 In: the directory of a run, and what the run is called.
 Out: a link DATA_DIR/tensorboard/NAME to the run's event files.
-Never: touches what is no link of ours, or fails a sink: it is a view, and can be deleted.
+Never: touches other files than its own links, or fails a sink. The directory of links can
+be deleted at any time.
 
     DATA_DIR/tensorboard/
       base-lr3e-4                   -> ../runs/20260731-101500-9cb107f9/tensorboard
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def logdir_of(run_dir: Path) -> Path:
-    """The directory to give to `tensorboard --logdir`: that of all names, if this run is in it."""
+    """Return the directory for `tensorboard --logdir`: that of all names, if this run is there."""
     view = _view_of(run_dir)
     if view is not None and run_dir.name in _links(view).values():
         return view
@@ -38,7 +39,7 @@ def logdir_of(run_dir: Path) -> Path:
 
 
 def name_run(run_dir: Path, name: str) -> Path | None:
-    """Link a run's event files under its name; returns the link, None where it has no place."""
+    """Link a run's event files under its name; return the link, or None without one."""
     view = _view_of(run_dir)
     if view is None:
         return None
@@ -51,7 +52,7 @@ def name_run(run_dir: Path, name: str) -> Path | None:
 
 
 def link_name(name: str, run_id: str) -> str:
-    """A run's name as one part of a path: cleaned, without slashes, and bounded."""
+    """Return a run's name as one part of a path: cleaned, without slashes, and bounded."""
     shown = re.sub(r"[/\\]+", "-", clean(name)).strip(". ")
     return shown.encode()[:NAME_MAX_BYTES].decode(errors="ignore").strip(". ") or run_id
 
@@ -75,7 +76,7 @@ def _link(view: Path, run_id: str, wanted: str) -> Path | None:
 
 
 def _links(view: Path) -> dict[Path, str]:
-    """Our links, with the run that each is of."""
+    """Return the links that this module made, each with its run id."""
     links = {}
     for path in view.iterdir() if view.is_dir() else ():
         match = _TARGET.fullmatch(str(path.readlink())) if path.is_symlink() else None
