@@ -12,11 +12,13 @@ The threads of `serve`, and what each of them alone may touch:
 
     reading     reading.py      the ZeroMQ socket, and how far each stream was received;
                                 never waits for a disk
-    journal     service.py      runs, journal files, run.json; never touches the socket
+    journal     service.py      (the main thread) runs, journal files, run.json, the sampler's
+                                process; never touches the socket
     supervisor  supervisor.py   the sink processes and when each may start; reads no journal
     carrier     spools.py       spools of emitters that are gone; a client of this sidecar
     retention   retention.py    the removal of old runs that every sink has
-    http        status.py       nothing: it shows numbers that the journal thread published
+    connections connections.py  the socket's monitor; closes connections above a bound
+    http        status.py       nothing: it shows numbers that other threads published
 
 One event goes this way, and the acknowledgement back:
 
@@ -26,7 +28,7 @@ One event goes this way, and the acknowledgement back:
 Three rules hold it together:
 
     1. An event is acknowledged when it is on disk, and not before. The emitter keeps it
-       until then, so a crash of the sidecar loses nothing that was not kept elsewhere.
+       until then, so a crash of the sidecar loses no event: the emitter sends it again.
     2. Each stream numbers its events without holes. A repeated event is known by its
        number; a missing one is asked for, or recorded as a Gap.
     3. Sinks read journals, and nothing else: one that hangs, crashes or is away for days
