@@ -1,10 +1,10 @@
-"""Admission: which events of a frame the journal takes.
+"""Admission: checks the events of a frame before they are journaled.
 
 In: the events of one frame, as they came.
 Out: the payload to journal, its typed events, and what was refused.
-Never: changes an event that fits. Of one that does not what can be kept is kept, the rest
-left out by name; where nothing can, a Gap takes its place, so that every sequence number
-keeps its row.
+Never: changes an event that fits its type. Of one that does not fit, the parts that can be
+kept are kept, and the others are left out by name; where nothing can be kept, a Gap takes its
+place, so that every sequence number has its row.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Admitted(NamedTuple):
     rejected: list[Rejected]
 
     def without(self, count: int) -> Admitted:
-        """The frame without its first events."""
+        """Return the frame without its first `count` events."""
         rejected = [r._replace(position=r.position - count) for r in self.rejected]
         return Admitted(
             join_events(split_events(self.payload)[count:]),
@@ -69,8 +69,8 @@ def admit(payload: bytes, wall_ns: int, mono_ns: int) -> Admitted:
     """Check every event of a frame; the times stamp the gaps that take the place of bad ones.
 
     Raises:
-        DecodeError: not a list of anything, so not even its length can be trusted;
-            or a list that is too long for a frame.
+        DecodeError: the payload is no array, so that the number of its events is unknown;
+            or it has more events than a frame may.
     """
     if len(payload) > EVENT_MAX_BYTES:
         return _admit_one_by_one(payload, wall_ns, mono_ns)
@@ -104,10 +104,10 @@ def _admit_one_by_one(payload: bytes, wall_ns: int, mono_ns: int) -> Admitted:
 
 
 def _kept(raw: bytes) -> tuple[bytes, Event | None]:
-    """An event as it came, or what can be kept of it.
+    """Return an event as it came, or the parts of it that can be kept.
 
     Raises:
-        DecodeError: nothing can; it says what is wrong with the event as it came.
+        DecodeError: nothing can be kept; it says what is wrong with the event as it came.
     """
     try:
         return raw, _checked(raw)
@@ -131,7 +131,11 @@ def _check_count(count: int) -> None:
 
 
 def _bounded(event: Event | None) -> Event | None:
-    """The event, if its names and its configuration are not too long."""
+    """Return the event, if its names and its configuration are not too long.
+
+    Raises:
+        DecodeError: one is too long, or a Gap's count is out of range.
+    """
     if isinstance(event, MetricsLogged):
         for name in event.values:
             _check_name(name)
@@ -147,7 +151,7 @@ def _bounded(event: Event | None) -> Event | None:
 
 
 def _check_gap(gap: Gap) -> None:
-    """Refuse counts that are none: sums of them would be wrong for good."""
+    """Refuse counts out of range: the totals that they are added to would stay wrong."""
     for count in (gap.count, *gap.by_kind.values()):
         if not 0 <= count <= COUNT_MAX:
             raise DecodeError(f"gap of {count} events")

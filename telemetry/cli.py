@@ -1,4 +1,4 @@
-"""The command line: what was asked for, checked, and handed to the part that does it.
+"""The command line: parses and checks arguments, and calls the module of the command.
 
 In: arguments and the environment.
 Out: an exit code; one clear sentence on stderr where something can't be done.
@@ -35,16 +35,16 @@ from telemetry.output import OutputFailed
 
 DESCRIPTION = "Telemetry sidecar: records what a training run says, and forwards it."
 ORPHAN_GRACE_S = 60.0
-"""What a sink whose supervisor is gone has left to stop by itself."""
+"""Time that a sink has to stop by itself after its supervisor is gone."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
+    """Run one command, and return its exit code."""
     prepare_streams()
     try:
         code = _act(argv)
     except SystemExit as exc:
-        # --help, or a mistake in the arguments that the parser has told.
+        # --help, or a mistake in the arguments that the parser has printed already.
         code = int(exc.code or 0)
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
@@ -66,9 +66,9 @@ def _act(argv: Sequence[str] | None) -> int:
 
 
 def _say_unwritable(failure: BaseException | None) -> int:
-    """Say why output could not be written; returns the exit code for that."""
+    """Say why output could not be written, and return the exit code for that."""
     if isinstance(failure, BrokenPipeError):
-        # Whoever read our output has seen enough.
+        # The reader closed the pipe, as `head` does: no error.
         return EXIT_OK
     say(f"the output can't be written: {failure}")
     return EXIT_FAULT
@@ -81,7 +81,7 @@ def say(text: str) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, and where help is."""
+    """An argument parser that reports a mistake in one sentence that names --help."""
 
     def error(self, message: str) -> NoReturn:
         say(f"{message}; see {self.prog} --help")
@@ -103,7 +103,8 @@ Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 
 RUN_DEFAULTS = {"http": "off", "host_run": False}
-"""Of a sidecar that lives as long as one command: several may on one machine."""
+"""Defaults of `run`, whose sidecar lives as long as one command: several may run on one
+machine, so none takes a fixed port, or the host's own run."""
 
 
 def _add_config_flags(parser: argparse.ArgumentParser) -> None:
@@ -145,7 +146,8 @@ def _serve(args: argparse.Namespace) -> int:
 def _guard(config: ServeConfig) -> NoReturn:
     from telemetry.guard import become_guard
 
-    # What was given is checked by now; the service gets all of it as flags.
+    # The configuration is checked by now, and goes to the service as flags: it reads no
+    # file or environment again.
     become_guard(as_flags(config))
 
 
@@ -215,7 +217,7 @@ def _stop_with_stdin(stop: threading.Event) -> None:
         while os.read(0, 1024):
             pass
         stop.set()
-        # One that hangs would keep its place from the next one.
+        # A sink that hangs would keep the lock from the next one: end it.
         time.sleep(ORPHAN_GRACE_S)
         os._exit(EXIT_BACKLOG)
 

@@ -82,7 +82,7 @@ def load(
     file: Path | None,
     defaults: Mapping[str, Any] | None = None,
 ) -> ServeConfig:
-    """The configuration that these sources give together; defaults go beneath them all.
+    """Return the configuration from flags, environment and file; `defaults` yield to all three.
 
     Raises:
         CommandError: an unknown or bad value, with its name, value and range.
@@ -126,7 +126,7 @@ def _with_absolute_paths(config: ServeConfig) -> ServeConfig:
 
 
 def as_flags(config: ServeConfig) -> list[str]:
-    """The flags of `serve` that give this configuration."""
+    """Return the flags of `serve` that give this configuration."""
     flags = []
     for field in dataclasses.fields(config):
         flag, value = "--" + _flag(field.name), getattr(config, field.name)

@@ -1,11 +1,11 @@
-"""Connections: how many peers may be connected at once.
+"""Connections: a bound on the number of peers that are connected at once.
 
-In: what libzmq tells of the connections of a bound socket.
-Out: those above a bound closed again, the newest first.
+In: events of libzmq's monitor of a bound socket.
+Out: connections above the bound closed again, the newest first.
 Never: comes near the limit of file descriptors: libzmq aborts the process where it
 can't accept a connection for lack of one.
 
-Runs on a thread of its own, that does nothing else: libzmq waits for its reader.
+Runs on a thread of its own that does nothing else: libzmq waits for the reader of its monitor.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ConnectionLimit:
     def __init__(self, watched: zmq.Socket[bytes], connections_max: int) -> None:
         self.counts: Counter[str] = Counter()
         self.open: set[int] = set()
-        """Descriptors of the connections there are now."""
+        """File descriptors of the connections that are open now."""
         self._max = connections_max
         self._watched = watched
         self._events = watched.get_monitor_socket(_EVENTS)
@@ -61,7 +61,7 @@ class ConnectionLimit:
         self._events.close(0)
 
     def _refuse(self, fd: int) -> None:
-        """Let a connection end: libzmq closes it as one whose peer went away."""
+        """Shut a connection down; libzmq then closes it, as if its peer had gone away."""
         self.counts[REFUSED] += 1
         if self.counts[REFUSED] == 1:
             log.warning(
@@ -69,7 +69,7 @@ class ConnectionLimit:
                 "wait; raise the limit of open files (ulimit -n) for more",
                 self._max,
             )
-        # It may be closed by now, and its number another file's: that is no socket then.
+        # The descriptor may be closed by now and belong to another file: `shutdown` then fails.
         with contextlib.suppress(OSError):
             connection = socket.socket(fileno=fd)
             try:

@@ -1,4 +1,4 @@
-"""Descriptors: how many files, sockets and runs this process may have open.
+"""Descriptors: shares out the file descriptors of this process to connections and runs.
 
 In: the limits of the process.
 Out: the soft limit raised to the hard one, and shares of it for each use.
@@ -24,12 +24,12 @@ PER_RUN: Final = 3
 
 HTTP_CONNECTIONS: Final = 16
 SPARE: Final = 48
-"""Kept free for what has no share: spools, a file that is being written, a new process."""
+"""Descriptors for uses without a share: spools, a file that is written, a new process."""
 
 
 @dataclass(frozen=True)
 class Shares:
-    """How many of each there may be at once."""
+    """Numbers of descriptors, connections and runs that may be open at once."""
 
     limit: int
     connections: int
@@ -59,7 +59,7 @@ def prepare_descriptors() -> Shares:
 
 
 def shares_in_use() -> Shares:
-    """The shares of the limit as it is."""
+    """Return the shares of the present soft limit, without raising it."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return shares_of(min(soft, LIMIT_USED_MAX) if soft > 0 else LIMIT_USED_MAX)
 
@@ -70,7 +70,7 @@ def shares_of(limit: int) -> Shares:
 
 
 def open_descriptors() -> int:
-    """Descriptors that this process has open."""
+    """Return the number of descriptors that this process has open."""
     try:
         return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names only, once a second
     except OSError:

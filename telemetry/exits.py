@@ -1,13 +1,12 @@
-"""Exits: how commands that `telemetry run` started have ended, told to their sidecar.
+"""Exits: files that tell a sidecar the exit codes of commands started by `telemetry run`.
 
 In: the exit code of a command, from the process that waited for it.
 Out: that code, to the sidecar of the data directory: now, or when it is there again.
-Never: overrules a run that said itself how it ended.
+Never: replaces the status of a run whose own RunFinished was recorded.
 
     DATA_DIR/exits/<launch id>.json     {"exit_code": 3}
 
-A file, and not a message: it reaches a sidecar that stands still at the moment, or that is
-started tomorrow.
+A file, and not a message: it also reaches a sidecar that is frozen now, or started later.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from shared.ids import SESSION
 from telemetry.files import read_json, write_json
 
 KEPT_S: Final = 7 * 86_400.0
-"""After so long nobody will come who waited for it."""
+"""Age at which a file is removed, in seconds."""
 
 
 def tell_exit(data_dir: Path, launch_id: str, exit_code: int) -> None:
-    """Leave word of how a command has ended.
+    """Write the exit code of a command where the sidecar of data_dir finds it.
 
     Raises:
         OSError: it can't be written.
@@ -36,21 +35,21 @@ def tell_exit(data_dir: Path, launch_id: str, exit_code: int) -> None:
 
 
 class Exits:
-    """The exits that were told of in one data directory. Not thread-safe."""
+    """The exit codes found in one data directory, by launch id. Not thread-safe."""
 
     def __init__(self, data_dir: Path) -> None:
         self._directory = _directory(data_dir)
         self._codes: dict[str, int] = {}
 
     def look(self) -> None:
-        """Take in what is new, and remove what nobody waits for any more."""
+        """Read new files, and remove those older than KEPT_S."""
         with contextlib.suppress(FileNotFoundError):
             for path in self._directory.glob("*.json"):
                 if path.stem not in self._codes and SESSION.fullmatch(path.stem):
                     self._take(path)
 
     def code_of(self, launch_id: str) -> int | None:
-        """The exit code of a launch, or None while its command runs, for all we know."""
+        """Return the exit code of a launch, or None while no file has told it."""
         return self._codes.get(launch_id)
 
     def _take(self, path: Path) -> None:

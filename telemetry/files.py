@@ -1,4 +1,4 @@
-"""JSON files: written whole, and read for what they are."""
+"""JSON files: written atomically, and checked when read."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ class DamagedFile(ValueError):
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, atomically and durably.
+
+    Raises:
+        OSError: it can't be written; a former file is unchanged.
+    """
     write_atomically(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
@@ -24,7 +29,7 @@ def load_json(path: Path) -> dict[str, Any] | None:
         DamagedFile: it can't be read, or is no object.
     """
     try:
-        # A pipe of that name would be waited for.
+        # Opening a pipe of that name would wait for its writer.
         if path.exists() and not path.is_file():
             raise DamagedFile(f"{path.name} is not a file")
         value = json.loads(path.read_bytes())
@@ -40,7 +45,7 @@ def load_json(path: Path) -> dict[str, Any] | None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read the object in a file; None where there is no file, or none that is one."""
+    """Read the object in a file; None where there is no file, or it is damaged."""
     try:
         return load_json(path)
     except DamagedFile:

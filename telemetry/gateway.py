@@ -28,7 +28,7 @@ BATCH_MESSAGES: Final = 512
 BATCH_BYTES: Final = 8 * 1024 * 1024
 CONNECTIONS_MAX: Final = 4_000
 ANY_PORT: Final = ":0"
-"""At the end of a tcp address: a port of the kernel's choice."""
+"""End of a tcp address for which the kernel chooses a port."""
 _OPTIONS: Final = (
     (zmq.LINGER, 200),
     (zmq.SNDTIMEO, 0),
@@ -41,7 +41,8 @@ _OPTIONS: Final = (
     (zmq.TCP_KEEPALIVE_CNT, 6),
     (zmq.HANDSHAKE_IVL, 5_000),
     (zmq.MAXMSGSIZE, FRAME_MAX_BYTES),
-    # Frames of a peer that are read and not taken: by number only, so few of them.
+    # libzmq bounds the messages of a peer that it has read ahead by number, not by bytes:
+    # a low number keeps the memory small.
     (zmq.RCVHWM, 16),
     (zmq.ROUTER_HANDOVER, 0),
 )
@@ -62,10 +63,12 @@ class Gateway:
         connections_max: int = CONNECTIONS_MAX,
         pid: int | None = None,
     ) -> None:
-        """Bind.
+        """Bind the socket.
+
+        pid: the process that is named to whoever finds the address in use.
 
         Raises:
-            ValueError: not an address, or one that strangers could reach.
+            ValueError: not an address, or one that other machines could reach.
             AddressInUse: another process is bound there.
             OSError: the path of an ipc socket can't be used.
         """
@@ -116,11 +119,11 @@ class Gateway:
 
     @property
     def all_counts(self) -> dict[str, int]:
-        """What happened, by name; may be called from any thread."""
+        """Counters of /metrics, by name. May be read from any thread."""
         return dict(self.counts) | dict(self._connections.counts)
 
     def send(self, peer: bytes, message: Message) -> None:
-        """Answer a peer; one that is gone or does not read goes without."""
+        """Send an answer to a peer. Dropped and counted if the peer is gone or does not read."""
         try:
             self._socket.send_multipart([peer, *encode(message)], zmq.DONTWAIT)
         except zmq.ZMQError:
@@ -148,10 +151,10 @@ class Gateway:
 
 
 def check_bind(address: str, *, allow_insecure: bool) -> None:
-    """Refuse what is no address, and what others than this machine could reach.
+    """Refuse an address that is malformed, or that other machines could reach.
 
     Raises:
-        ValueError: with the way out.
+        ValueError: it says what may be given instead.
     """
     transport, _, rest = address.partition("://")
     if transport == "tcp" and address.endswith(ANY_PORT):
@@ -174,7 +177,10 @@ def check_bind(address: str, *, allow_insecure: bool) -> None:
 
 
 def _locked_ipc(address: str, pid: int) -> int:
-    """Hold a lock beside an ipc path: a second bind would steal the path without a word."""
+    """Lock a file beside an ipc path, and return its descriptor; -1 for other transports.
+
+    Without the lock, a second bind would silently take the path away from the first.
+    """
     transport, _, path = address.partition("://")
     if transport != "ipc":
         return -1

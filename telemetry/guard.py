@@ -1,12 +1,13 @@
-"""Guard: the small parent process of the service, that starts it again where a library ends it.
+"""Guard: the small parent process of the service, which restarts it after a crash.
 
 In: the command of the service.
 Out: the service's own exit code.
-Never: imports what the service needs, or outlives it; nor does the service outlive the guard.
+Never: imports the libraries of the service, which may end a process by themselves. Neither
+of the two outlives the other.
 
-The guard's pid is the one that a user sees: signals to it go on to the service, and what
-was given as standard input is the service's. Once the guard is gone, however that came, the
-kernel ends the service; where it can't, the pipe between them does.
+The guard's pid is the one that a user sees: it forwards signals to the service, which also
+inherits its standard input. When the guard is gone, for any reason, the kernel kills the
+service; where it can't, the service sees the end of the pipe between them.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1
 FIRST_RETRY_S: Final = 0.5
 RETRY_MAX_S: Final = 30.0
 HEALTHY_S: Final = 60.0
-"""A service that lived for so long is started again without further delay."""
+"""A service that lived for so long is restarted after the shortest delay."""
 
 PR_SET_PDEATHSIG: Final = 1
 
 
 class Guard:
-    """Runs the service until it ends by itself."""
+    """Runs the service, and restarts it until it ends by itself. Main thread only."""
 
     def __init__(self, command: Sequence[str], env: dict[str, str]) -> None:
         self._command = list(command)
@@ -49,7 +50,7 @@ class Guard:
         self._forwarded: set[int] = set()
 
     def run(self) -> int:
-        """Keep the service running; returns its exit code, 128 + n after a signal n."""
+        """Keep the service running; return its exit code, 128 + n after a forwarded signal n."""
         for number in FORWARDED:
             signal.signal(number, self._forward)
         retry_s = FIRST_RETRY_S
@@ -58,13 +59,17 @@ class Guard:
         while True:
             began_s = time.monotonic()
             code = self._run_once(lifeline)
+            # 1. It ended by itself: its exit code is ours.
             if code >= 0:
                 return code
+            # 2. It was ended by a signal that was sent to us: that was wanted.
             if -code in self._forwarded:
                 return 128 - code
+            # 3. It crashed while draining: a restart would begin to serve again.
             if self._is_stopping.is_set():
                 log.error("the service was ended by %s while it drained", _name(-code))
                 return EXIT_FAULT
+            # 4. It crashed: start it again, after a delay that doubles while it keeps crashing.
             retry_s = FIRST_RETRY_S if time.monotonic() - began_s > HEALTHY_S else retry_s
             log.error("the service was ended by %s, retry_s=%.1f", _name(-code), retry_s)
             if self._is_stopping.wait(retry_s):
@@ -73,7 +78,7 @@ class Guard:
 
     def _run_once(self, lifeline: int) -> int:
         command = [*self._command, f"--lifeline={lifeline}"]
-        # A signal that comes while the child begins waits until it is known here.
+        # Block signals until the child's pid is known: one that came before would be lost.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
         try:
             self._child = subprocess.Popen(
@@ -96,8 +101,10 @@ class Guard:
 
 
 def become_guard(flags: Sequence[str]) -> NoReturn:
-    """Go on as the guard of `serve` with these flags: in place of this program, whose
-    libraries would take memory for as long as the service lives."""
+    """Replace this program by the guard of `serve` with these flags.
+
+    A new program, because the libraries of this one would take memory all the time.
+    """
     command = module_command("telemetry.guard", *flags)
     os.execve(command[0], command, module_environ(os.environ))
 
@@ -110,7 +117,7 @@ def follow_guard(lifeline: int) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
     def watch() -> None:
-        # Nobody writes: this returns when the guard's end of the pipe is closed.
+        # Nothing is ever written: this returns when the guard's end of the pipe is closed.
         with contextlib.suppress(OSError):
             os.read(lifeline, 1)
         os.kill(os.getpid(), signal.SIGKILL)

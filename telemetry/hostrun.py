@@ -1,4 +1,4 @@
-"""The host's own run: where hardware goes while nothing trains."""
+"""The host's own run, which records the hardware while no training run is active."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class HostRun:
         self._is_open = False
 
     def opened(self, runs: Runs) -> list[Run]:
-        """The host's run, introduced by the sidecar; none where it is not wanted."""
+        """Return the host's run, started if need be; an empty list where it is not wanted."""
         if not self._is_enabled:
             return []
         run = runs.open(self.run_id)
@@ -44,11 +44,11 @@ class HostRun:
         return [run]
 
     def finish(self, runs: Runs) -> None:
-        """The sidecar stops watching."""
+        """End the host's run, because the sidecar stops."""
         run = runs.get(self.run_id) if self._is_open else None
         if run is not None:
             run.say(RunFinished(status=FINISHED, exit_code=0))
-            # Without room for it the run goes on when the sidecar does.
+            # Without room on disk the run stays open, and the next sidecar continues it.
             with contextlib.suppress(JournalFull):
                 run.sync()
                 run.end()

@@ -1,11 +1,11 @@
-"""Inbox: what the reading thread has received and the journal thread has not taken yet.
+"""Inbox: the bounded queue of messages between the reading and the journal thread.
 
 In: messages with their peers, from the reading thread, which never waits here.
 Out: the same messages to the journal thread, openings of streams first.
 Never: holds more than a bound of bytes, altogether and of each peer.
 
-An opening may take a disk's time, so openings wait in a lane of their own: one at a time
-is taken, of each peer in turn, and nothing that is in order waits behind them.
+An opening may have to wait for a disk, so openings have a lane of their own. They are taken
+one at a time, of each peer in turn, and frames do not wait behind them.
 
 Thread-safe: one thread puts, one takes.
 """
@@ -20,16 +20,17 @@ from shared.wire import Hello, Message
 
 QUEUE_MAX_BYTES: Final = 16 * 1024 * 1024
 PEER_MAX_BYTES: Final = 5 * 1024 * 1024
-"""Of one peer: others find room beside it, however much it sends."""
+"""Bound for one peer, so that there is room for others however much it sends."""
 
 CREDIT_MAX_BYTES: Final = 4 * 1024 * 1024
-"""What one stream may have unacknowledged, so that its peer finds room for it."""
+"""Bytes that one stream may have unacknowledged; less than the bound for its peer."""
 
 CREDITS_BYTES: Final = 12 * 1024 * 1024
-"""What all streams together may: less than the queue, for a frame may always go."""
+"""Bytes that all streams together may; less than the queue, since each may send one frame
+without credit."""
 
 MESSAGE_OVERHEAD_BYTES: Final = 400
-"""What a message takes in memory beside its body."""
+"""Memory of a message beside its body."""
 
 OPENINGS_MAX: Final = 2000
 PEER_OPENINGS_MAX: Final = 32
@@ -54,15 +55,17 @@ class Inbox:
         return self._bytes
 
     def has_room(self, peer: bytes, size: int) -> bool:
-        """True if a frame of this size may be put: a peer with nothing here always has
-        room for one, as long as there is any."""
+        """Return True if a frame of this size may be put.
+
+        A peer with nothing in the queue may put a frame of any size that fits the whole.
+        """
         size += MESSAGE_OVERHEAD_BYTES
         held = self._peer_bytes.get(peer, 0)
         is_fair = not held or held + size <= PEER_MAX_BYTES
         return is_fair and self._bytes + size <= QUEUE_MAX_BYTES
 
     def put(self, peer: bytes, message: Message, size: int) -> bool:
-        """Add a message behind those of its peer; False where there is no room for it."""
+        """Add a message behind those of its peer; return False where there is no room."""
         with self._news:
             if not self.has_room(peer, size):
                 return False
@@ -78,11 +81,11 @@ class Inbox:
         return self.put(peer, message, 0)
 
     def holds_of(self, peer: bytes) -> bool:
-        """True if messages of this peer wait in line."""
+        """Return True if messages of this peer are in the queue."""
         return peer in self._peer_bytes
 
     def put_opening(self, peer: bytes, hello: Hello) -> bool:
-        """Add a HELLO that opens a stream; False where too many wait already."""
+        """Add a HELLO that opens a stream; return False where too many wait already."""
         with self._news:
             waiting = self._openings.get(peer, {})
             is_repeated = hello.stream in waiting
@@ -97,13 +100,13 @@ class Inbox:
         return True
 
     def nudge(self) -> None:
-        """Let the journal thread turn, although nothing has come."""
+        """Wake the journal thread, although nothing has come."""
         with self._news:
             self._is_nudged = True
             self._news.notify()
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until there is something to take, at most timeout_s."""
+        """Wait for a message or a nudge, at most timeout_s; return True if there is a message."""
         with self._news:
             self._news.wait_for(
                 lambda: self._frames or self._openings or self._is_nudged, timeout_s
@@ -126,7 +129,7 @@ class Inbox:
         return taken
 
     def take_opening(self) -> Item | None:
-        """Take one opening, of the peer whose turn it is."""
+        """Take one opening, of the peer whose turn it is; None where there is none."""
         with self._news:
             if not self._openings:
                 return None

@@ -1,4 +1,4 @@
-"""Inspect: what is in a journal, and whether all of it can be read.
+"""Inspect: prints the contents of a run's journal, and any damage to it.
 
 In: the directory of a run.
 Out: tables on stdout; exit code 1 if anything is damaged or missing.
@@ -30,12 +30,12 @@ from telemetry.sinks.wandb.check import missing_rows
 
 LEFT_OUT_SHOWN = 20
 TROUBLED = ("unavailable", "rejected", "crashed", "killed")
-"""States of a sink that somebody who looks at a run should know of."""
+"""States of a sink that are shown, because they need attention."""
 
 
 @dataclass
 class Tally:
-    """What was found of one kind of event from one source."""
+    """Count, time span and step span of one kind of event from one source."""
 
     count: int = 0
     first_ns: int | None = None
@@ -46,7 +46,7 @@ class Tally:
 
 @dataclass
 class Contents:
-    """All that inspect tells."""
+    """All that `inspect` reads from a journal."""
 
     tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)
     sessions: dict[str, set[str]] = field(default_factory=dict)
@@ -63,8 +63,8 @@ def inspect(run_dir: Path) -> int:
     """Print what is in the run's journal.
 
     Raises:
-        CommandError: it has none.
-        OutputFailed: nobody takes what is printed.
+        CommandError: there is no journal, or it can't be read.
+        OutputFailed: stdout can't be written to.
     """
     recorded = open_recorded(run_dir)
     try:
@@ -106,7 +106,7 @@ def _count(contents: Contents, row: Row) -> None:
         event = row.envelope.event()
     except DecodeError:
         event = None
-    # As it was said: a newer producer's kinds are shown, not folded into ours.
+    # The kind as it was sent: kinds of a newer producer are shown under their own names.
     measured = event if isinstance(event, MetricsLogged | HistogramLogged) else None
     kind = row.envelope.tag if measured is None else measured.kind
     tally = contents.tallies.setdefault((row.source, kind), Tally())
@@ -181,7 +181,7 @@ def _duration(seconds: float) -> str:
 
 
 def _print_sinks(page: Page, recorded: Recorded, contents: Contents) -> list[str]:
-    """Say how far each sink is; returns what of their files is damaged."""
+    """Print how far each sink is, and return descriptions of damaged sink files."""
     damaged: list[str] = []
     run_dir = recorded.run_dir
     paths = (run_dir / "cursors").glob("*.*")
@@ -205,7 +205,7 @@ def _print_sinks(page: Page, recorded: Recorded, contents: Contents) -> list[str
 def _sink_words(
     cursor: dict[str, Any], told: dict[str, Any], info: dict[str, Any], rows: int, skipped: int
 ) -> str:
-    """Say how far a sink is: only one that was done with the run's last end has all of it."""
+    """Describe how far a sink is. It has all of a run only if it is done with its last end."""
     row = cursor.get("row", 0)
     if sink_is_done(cursor, info) and row >= rows:
         words = f"at row {row:,}, has all of it"
@@ -224,7 +224,7 @@ def _sink_words(
 
 
 def _gone_from(run_dir: Path, sink: str) -> str:
-    """Say what a sink has no more of what it had; empty where nothing is gone, or nobody can tell.
+    """Describe rows that a sink had written and that are gone; empty for none, or unknown.
 
     Only W&B's files are read back here: a sink that is done is not started again.
     """
@@ -236,7 +236,7 @@ def _gone_from(run_dir: Path, sink: str) -> str:
 
 
 def _loaded(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return what a small file holds, and what is wrong with it."""
+    """Return the object in a JSON file, and a list that describes damage to it."""
     try:
         return load_json(path) or {}, []
     except DamagedFile as exc:

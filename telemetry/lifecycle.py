@@ -1,10 +1,18 @@
-"""The life of runs: which go on, which have ended, and which nobody will end any more.
+"""The lifecycle of runs: ends those that are over, and declares abandoned ones lost.
 
 In: the streams of all producers, and the time.
 Out: runs that are ended, declared lost, or closed.
 Never: ends a run with something in it that is not on disk.
 
-Not thread-safe: the ingest thread owns it.
+States and their order, for a run that is open:
+
+    its newest main session has finished, other streams are over, all on disk  -> ended
+    its command's exit code is known, and its streams are closed or silent     -> RunFinished
+    silent for lost_after_s                                                    -> RunFinished (lost)
+    opened by a HELLO, without a row, silent for EMPTY_KEPT_NS                 -> removed
+    ended, all on disk                                                         -> closed
+
+Not thread-safe: the journal thread owns it.
 """
 
 from __future__ import annotations
@@ -20,15 +28,15 @@ from telemetry.sessions import is_worker
 from telemetry.streams import STREAM_OVER_NS, IncomingStream, StreamTable
 
 EMPTY_KEPT_NS: Final = 60_000_000_000
-"""A run without a row is kept for so long after anybody spoke of it."""
+"""Silence after which a run without a row is removed."""
 
 EXITED_SILENT_NS: Final = 6_000_000_000
-"""A run whose command has ended, and of which nothing was heard for so long,
-longer than from one keepalive to the next, is over."""
+"""Silence after which a run whose command has ended is over; longer than the time from
+one keepalive to the next."""
 
 
 class Lifecycle:
-    """Decides about once a second."""
+    """Decides once a second which runs are over. Not thread-safe."""
 
     def __init__(
         self,
@@ -48,21 +56,24 @@ class Lifecycle:
         self._exits = Exits(runs.directory.parent)
 
     def tick(self) -> None:
-        """Notice who has gone silent; end the runs that are over. About once a second."""
+        """Forget streams that have gone silent, and end the runs that are over."""
         now = self._clock.monotonic_ns()
+        # 1. Exit codes first: a run whose command has ended gets them, and not "lost".
         self._exits.look()
+        # 2. Forget streams that are silent for good, so that they keep no run from ending.
         for stream in self._streams:
             if now - stream.heard_ns > max(self._lost_after_ns, 2 * STREAM_OVER_NS):
                 self._streams.remove(stream.key)
+        # 3. Decide about each run; the host's own run ends only with the sidecar.
         for run in self._runs:
             if run.run_id != self._host_run.run_id:
                 self._end_if_over(run, now)
 
     def declare_abandoned(self, exit_code: int | None) -> None:
-        """End what has not finished, since every producer is known to be gone.
+        """End every run that has not finished: its producers are known to be gone.
 
-        It ends with the exit code of its own command; else with this one, or as lost where
-        nobody knows it. A run of another command is none of this one's.
+        A run with a launch id gets the exit code of that launch, any other this one. Without
+        an exit code it ends as lost.
         """
         self._exits.look()
         now = self._clock.monotonic_ns()
@@ -81,12 +92,13 @@ class Lifecycle:
         run.show_if_unannounced()
         streams = self._streams.of_run(run.run_id)
         silent_ns = self._silent_ns(run, now)
-        # A session that said its last word need not say FIN; all others have to, or fall silent.
+        # A main session whose RunFinished came is over without FIN; all other streams must
+        # have sent FIN, or be silent.
         others_over = all(
             s.is_over(now) or (s.is_main and run.has_finished(s.session)) for s in streams
         )
         if run.finish_status is not None and others_over and run.run_id not in self._dirty:
-            # Nobody will introduce it any more.
+            # No RunStarted will come any more: sinks show it under its id.
             run.show_if_unannounced(is_over=True)
             run.end()
         elif run.finish_status is None:
@@ -101,8 +113,8 @@ class Lifecycle:
                 self._runs.discard(run)
 
     def _silent_ns(self, run: Run, now: int) -> int:
-        """Since when nobody has said anything of the run; since it was opened, at most."""
-        # A worker's keepalive says nothing of the run: its parent may be gone.
+        """Return the time in ns since anything was heard of the run, or since it was opened."""
+        # Of a worker only events count, not keepalives: its parent may be gone.
         heard = (
             s.spoke_ns if is_worker(s.source) else s.heard_ns
             for s in self._streams.of_run(run.run_id)
@@ -111,7 +123,7 @@ class Lifecycle:
         return now - run.heard_ns
 
     def _declare_over(self, run: Run, silent_ns: int, exit_code: int | None = None) -> None:
-        """Say in its journal how a run ended that did not say so; it ends with that on disk."""
+        """Journal a RunFinished for a run whose producer sent none; end it when that is synced."""
         if run.show_if_unannounced(is_over=True):
             if not self._is_told(run):
                 text = "the trainer went away without a word"
@@ -127,8 +139,10 @@ class Lifecycle:
         return bool(streams) and all(s.is_finished for s in streams)
 
     def _release_if_idle(self, run: Run) -> None:
-        """Close a run that has ended, whoever is still connected: it takes no descriptor,
-        and is opened again by the next event."""
+        """Close a run that has ended, to free its file descriptors.
+
+        Peers may still be connected: the next event opens it again.
+        """
         if run.run_id not in self._dirty:
             self._runs.release(run)
 
@@ -138,7 +152,7 @@ class Lifecycle:
 
 
 def _last_word(exit_code: int | None) -> RunFinished:
-    """What the sidecar says of a run in its producer's place."""
+    """Return the RunFinished that the sidecar writes in place of a run's producer."""
     if exit_code is None:
         return RunFinished(status=LOST)
     return RunFinished(status=FINISHED if exit_code == 0 else FAILED, exit_code=exit_code)

@@ -1,12 +1,12 @@
-"""Limits: how many runs may be opened, and how fast.
+"""Limits: bounds on the number of open runs, and on the rate of new ones.
 
-In: who wants a run opened, and how many are open.
-Out: leave to do it, or the reason to wait.
-Never: refuses for good: whoever waits and asks again gets in.
+In: the peer that wants a run opened, and how many are open.
+Out: nothing if it may be opened, else `Wait` with the reason.
+Never: refuses for good: a peer that waits and asks again gets in.
 
 A new run costs a directory and several syncs. A flood of ever new run ids must neither
-fill the disk with directories nor keep those that train waiting; a launch of hundreds of
-runs at once, each by a process of its own, is ordinary.
+fill the disk with directories nor delay runs that train; a launch of hundreds of runs at
+once, each by a process of its own, is ordinary.
 
 Not thread-safe: the journal thread owns it.
 """
@@ -47,7 +47,7 @@ class Allowance:
 
 
 class RunLimits:
-    """Who may open a run now."""
+    """The allowances of all peers together and of each peer. Not thread-safe."""
 
     def __init__(self, clock: Clock, runs_max: int) -> None:
         self._clock = clock
@@ -69,10 +69,10 @@ class RunLimits:
         self._spent_ns += spent_ns
 
     def check(self, peer: bytes, *, is_new: bool, open_runs: int) -> None:
-        """Take leave to open a run, new or not.
+        """Check that a run may be opened now, and count it if it is new.
 
         Raises:
-            Wait: not in this turn, or too many runs are open or were begun.
+            Wait: this turn has no more time, or too many runs are open or were begun lately.
         """
         if self.is_turn_spent:
             raise Wait("wait: other runs are being opened")

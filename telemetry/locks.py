@@ -1,4 +1,4 @@
-"""Locks of the service: taken at once, or as soon as a holder that is ending has ended.
+"""Locks: takes a file lock at once, or as soon as a holder that is ending has ended.
 
 In: an open lock file, in which the holder wrote its pid.
 Out: the lock.
@@ -21,11 +21,11 @@ RETRY_S: Final = 0.01
 def take_lock(fd: int) -> None:
     """Take the lock of this file.
 
-    The pid in it may be that of a guard: once that is gone the kernel ends the service
-    behind it, which has the lock for another moment.
+    The pid in the file may be that of a guard: when the guard is gone the kernel kills its
+    service, which holds the lock for another moment.
 
     Raises:
-        BlockingIOError: somebody holds it and lives.
+        BlockingIOError: a process that lives holds it.
         OSError: the file system has no locks.
     """
     deadline_s = time.monotonic() + ENDING_MAX_S
@@ -46,7 +46,7 @@ def _pid_in(fd: int) -> int:
 
 
 def _is_gone(pid: int) -> bool:
-    """True if there is no such process, or only what is left of one that has ended."""
+    """Return True if there is no such process, or only a zombie."""
     if not 0 < pid < 2**31:
         return False
     try:

@@ -1,4 +1,4 @@
-"""Log lines of the sidecar's processes: one form, on stderr, in which nothing can be forged."""
+"""Log lines of the sidecar's processes: one form on stderr, safe from forged lines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LINE_MAX_CHARS: Final = 4_000
 class CleanFormatter(logging.Formatter):
     """A formatter that lets no record be more than one line, or act on a terminal.
 
-    Names and reasons in a message may be a stranger's. A traceback keeps its lines.
+    Names and reasons in a message may come from any client. A traceback keeps its lines.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -22,13 +22,13 @@ class CleanFormatter(logging.Formatter):
         lines = [f"telemetry: {message}"]
         if record.exc_info:
             text = self.formatException(record.exc_info)
-            # Indented, so that no line of it can be taken for a message of ours.
+            # Indented, so that no line of it looks like a log message of the sidecar.
             lines += [f"  {clean(line, LINE_MAX_CHARS)}" for line in text.split("\n")]
         return "\n".join(lines)
 
 
 def configure_logs() -> None:
-    """Send what happens to stderr, marked as ours among the trainer's own lines."""
+    """Send log records to stderr, marked `telemetry:` among the lines of the trainer."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(CleanFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -1,4 +1,4 @@
-"""Opening: a HELLO becomes a stream that stands at its right number.
+"""Opening: opens the stream that a HELLO asks for, at its next sequence number.
 
 In: HELLOs, each with its peer.
 Out: streams, in the table.
@@ -44,16 +44,17 @@ class Opening:
         self._limits = limits
         self._clock = clock
         self._told_rivals: set[str] = set()
-        """Runs of which it was said that two main sessions are live."""
+        """Runs for which two live main sessions were reported already."""
 
     def open(self, peer: bytes, hello: Hello, now: int) -> IncomingStream:
         """Open a stream.
 
         Raises:
-            ValueError: it will never be.
-            Wait, TooManyStreams: not now.
+            ValueError: this stream can never be opened.
+            Wait, TooManyStreams: it can't be opened now.
             OSError, JournalLocked, JournalFull, JournalFault: its run can't be used.
         """
+        # 1. Check the names before anything is made of them: run ids become directories.
         check_run_id(hello.run_id)
         check_session(hello.session)
         check_source(hello.source)
@@ -64,9 +65,11 @@ class Opening:
             peer, hello.stream, hello.run_id, hello.session, hello.source, 0, -1, now,
             is_late=hello.late or self._is_of_a_spool(peer, hello), spoke_ns=now,
         )  # fmt: skip
+        # 2. Take over from the same producer on an older connection, or note a rival.
         for other in self._streams.of_run(hello.run_id):
             if other.source == hello.source:
                 self._meet(stream, other)
+        # 3. Find the place in the journals; add the stream only when that has succeeded.
         if stream.is_hardware:
             self._attach_hardware(stream)
         else:
@@ -75,7 +78,7 @@ class Opening:
         return stream
 
     def note_rivals(self, stream: IncomingStream) -> None:
-        """Say once that two main sessions of a run are live at the same time."""
+        """Report a run with two live main sessions, once: in the log, its journal and a notice."""
         rival, stream.rival = stream.rival, None
         if rival is None or rival.is_finished or self._streams.get(rival.key) is not rival:
             return
@@ -111,7 +114,7 @@ class Opening:
             other.rival = stream
 
     def _attach(self, stream: IncomingStream) -> None:
-        """Find where a producer's stream stands in its run."""
+        """Set the sequence numbers of a producer's stream from the journal of its run."""
         gone_seq = self._removed_seq(stream)
         run = self._opened_run(stream)
         appended = run.appended_seq(stream.session, stream.source)
@@ -144,7 +147,11 @@ class Opening:
         return -1 if entry is None else entry.durable_seq
 
     def _opened_run(self, stream: IncomingStream) -> Run:
-        """The run of a stream, opened if there is leave to do so."""
+        """Return the run of a stream, opened if the limits allow it.
+
+        Raises:
+            Wait: the limits do not allow it now.
+        """
         if (run := self._runs.get(stream.run_id)) is not None:
             return run
         is_new = not self._runs.has(stream.run_id)
@@ -156,7 +163,7 @@ class Opening:
             self._limits.spend_time(self._clock.monotonic_ns() - began_ns)
 
     def _attach_hardware(self, stream: IncomingStream) -> None:
-        """Find where a sampler's stream stands: where the journal stands that has least of it.
+        """Set the sequence numbers of a sampler's stream from the journal that has least of it.
 
         A crash may have come when some were synced and others were not. What is on disk is
         told apart from what was appended: the disk may be full meanwhile.

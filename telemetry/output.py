@@ -1,8 +1,8 @@
-"""Output: what a command prints, as tables and lines that any terminal can take.
+"""Output: tables and lines of a command, printed so that any terminal can show them.
 
 In: values and names, from producers as well.
 Out: text on stdout, in one piece.
-Never: markup, colours, or anything of a producer that acts on a terminal.
+Never: markup, colours, or control characters from a producer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rich.table import Table
 from shared.text import clean
 
 WIDTH: Final = 10_000
-"""Of a page: nothing is cut or wrapped for a narrow terminal, which does that itself."""
+"""Width of a page in characters: so large that nothing is cut or wrapped here."""
 LINE_MAX_CHARS: Final = 8_000
 
 

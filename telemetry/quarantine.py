@@ -1,4 +1,4 @@
-"""Quarantine: where bytes go that nothing here will ever accept, for somebody to look at."""
+"""Quarantine: files that keep refused frames and events, for a person to look at."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 
 FILES_MAX: Final = 1000
 BYTES_MAX: Final = 64 * 1024 * 1024
-"""Of one run: what nobody will accept must not fill the disk."""
+"""Bounds of one run's quarantine: refused bytes must not fill the disk."""
 
 
 def keep(directory: Path, name: str, data: bytes) -> None:

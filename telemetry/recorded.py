@@ -1,4 +1,4 @@
-"""Recorded runs: what is known of a run whose journal is all that has to be there.
+"""Recorded runs: reads the facts of a run from run.json, or from its journal alone.
 
 In: the directory of a run that nobody writes.
 Out: its run.json, or what that would say, learned from the journal; and what is damaged.

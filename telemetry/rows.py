@@ -30,7 +30,7 @@ ELAPSED: Final = "hw/elapsed_seconds"
 
 
 class Row(NamedTuple):
-    """One event of a journal. (source, session, seq) say who emitted it, as its what-th."""
+    """One event of a journal, emitted by a source in a session as its event number seq."""
 
     row: int
     source: str
@@ -42,7 +42,7 @@ class Row(NamedTuple):
 
 
 class RunContext(msgspec.Struct, frozen=True):
-    """All that the rows before say about the run: where rank 0 is, and how long it has run."""
+    """Facts from the rows before this one: the host of rank 0, and the time of the run."""
 
     host: str | None = None
     gpu_uuids: list[str] = []
@@ -55,7 +55,7 @@ class RunContext(msgspec.Struct, frozen=True):
     hardware_host: str | None = None
 
     def after(self, row: Row, event: Event | None) -> RunContext:
-        """The context for the rows behind this one, and for this one itself."""
+        """Return the context for this row and those behind it."""
         changed: dict[str, Any] = {}
         if self.first_wall_ns is None:
             changed["first_wall_ns"] = row.envelope.wall_ns
@@ -72,18 +72,18 @@ class RunContext(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(context, clock=clock)
 
     def seconds_of(self, row: Row) -> float:
-        """Seconds of the run at a row of hardware, on monotonic clocks."""
+        """Return the time of a hardware row since the run began, in s, by monotonic clocks."""
         return 0.0 if self.clock is None else self.clock.seconds_of(row)
 
     def _first_clock(self, row: Row) -> RunClock:
-        """A clock at 0; in a run that had none so far, the wall clock is all there is."""
+        """Return a clock at 0, or at the wall time passed for a position saved without a clock."""
         if self.first_wall_ns is None:
             return RunClock()
         return RunClock(elapsed_ns=max(0, row.envelope.wall_ns - self.first_wall_ns))
 
     @property
     def first_host(self) -> str | None:
-        """The host that `cpu_percent` and the like describe: rank 0's, as far as it is known."""
+        """Host that `cpu_percent` and the like describe: rank 0's, or else the first sampler's."""
         return self.host or self.hardware_host
 
     def to_json(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class RunContext(msgspec.Struct, frozen=True):
 
 
 class Point(NamedTuple):
-    """Named values of one moment, as a sink shows them. step is the optimizer step or None."""
+    """Named values of one moment, as a sink shows them; step is the optimizer step or None."""
 
     kind: str
     step: int | None
@@ -101,7 +101,7 @@ class Point(NamedTuple):
 
 
 def point_of(row: Row, event: Event | None, context: RunContext) -> Point | None:
-    """The names and values of an event, or None where it has none.
+    """Return the names and values of an event, or None where it has none.
 
     Training metrics keep the names they were given, and get their step as
     `train/global_step`. Hardware is `hw/<host>/<name>`, except that the names
@@ -126,19 +126,19 @@ def point_of(row: Row, event: Event | None, context: RunContext) -> Point | None
 
 
 def _own_name(source: str, name: str) -> str:
-    """Tell apart by source what emitters say of themselves; rank 0 is who is meant otherwise."""
+    """Put the source into names under telemetry/; other names stay, as if rank 0 had sent them."""
     if name.startswith("telemetry/"):
         return f"telemetry/{source}/{name.removeprefix('telemetry/')}"
     return name
 
 
 def host_of(source: str) -> str:
-    """The host in `hardware:<host>`."""
+    """Return the host in `hardware:<host>`, or "" for another source."""
     return source.partition(":")[2]
 
 
 def _hardware_values(row: Row, event: MetricsLogged, context: RunContext) -> dict[str, Scalar]:
-    # Who is no sampler, and calls its values hardware, is a host of its own.
+    # Another source that sends values of kind hardware counts as a host of that name.
     host = host_of(row.source) or row.source
     is_first_host = context.first_host in (None, host)
     values: dict[str, Scalar] = {}
@@ -171,7 +171,7 @@ def _first_gpu_values(values: dict[str, Any], gpu_uuids: list[str]) -> dict[str,
 
 
 def _first_gpu_index(values: dict[str, Any], gpu_uuids: list[str]) -> str | None:
-    """The sampler's index of the run's first GPU; of GPU 0 where the run names none."""
+    """Return the sampler's index of the run's first GPU; 0 where the run names no GPU."""
     by_uuid = {
         uuid: name.split("/")[1]
         for name, uuid in values.items()

@@ -1,14 +1,14 @@
-"""The clock of a run: how long it has run when a row is said, whatever wall clocks do.
+"""The clock of a run: the time from its first row to each row, by monotonic clocks.
 
 In: the rows of a journal, in order.
 Out: seconds since the first row.
 Never: follows a step of a wall clock, or runs backwards over a host's samples.
 
 Time is counted on the monotonic clocks that rows carry. Each machine has its
-own, so it is tied to the run when it is first heard of: it then says what the
-clocks that are known have come to. Rank 0 and the hardware of its host share
-one. A machine that was started anew has a new clock, and the time for which it
-was off is not counted.
+own, with its own zero. The first row of a machine is taken to be at the time
+that the known clocks have reached; that fixes its zero. Rank 0 and the sampler
+of its host share one clock. After a reboot a machine has a new clock, and the
+time for which it was off is not counted.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 CLOCKS_MAX: Final = 1024
 STEP_NS: Final = 100_000_000
-"""Between two notes of how far a clock is: the next host is tied to the last of them."""
+"""Time between two updates of a clock; a new machine starts at the last update."""
 BOOT_NS: Final = 1_000_000_000
 SAME_MACHINE_NS: Final = 5_000_000_000
-"""Two clocks of one machine pass as much time; those of two machines have no common zero."""
+"""Largest difference between the wall and the monotonic time that passed on one machine."""
 RANK0: Final = "rank0"
 HARDWARE_PREFIX: Final = "hardware:"
 
 
 class HostClock(msgspec.Struct, frozen=True, array_like=True):
-    """A machine's monotonic clock: what it said at the run's start, and the last time."""
+    """A machine's monotonic clock: its value at the run's start, and its last reading."""
 
     zero_ns: int
     last_mono_ns: int
@@ -39,13 +39,13 @@ class HostClock(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RunClock(msgspec.Struct, frozen=True):
-    """The clocks of a run's machines, by host; rank 0's is "" while its host is not known."""
+    """Clocks of a run's machines, by host; rank 0's is "" while its host is not known."""
 
     hosts: dict[str, HostClock] = {}
     elapsed_ns: int = 0
 
     def after(self, row: Row, rank0_host: str | None) -> RunClock:
-        """The clock as of this row."""
+        """Return the clock as of this row; self if it has not changed."""
         host = _host_of(row.source, rank0_host)
         if host is None:
             return self
@@ -62,14 +62,14 @@ class RunClock(msgspec.Struct, frozen=True):
         return RunClock(self._with(host, last), elapsed_ns)
 
     def seconds_of(self, row: Row) -> float:
-        """Seconds of the run at a row of hardware; below 0 for one said before the first row."""
+        """Return the time of a hardware row in s; below 0 if it is from before the first row."""
         known = self.hosts.get(row.source.removeprefix(HARDWARE_PREFIX))
         if known is None:
             return self.elapsed_ns / 1e9
         return (row.envelope.mono_ns - known.zero_ns) / 1e9
 
     def _nameless(self, mono_ns: int, wall_ns: int) -> HostClock | None:
-        """Rank 0's clock from before its host was known, if this row can be of the same machine."""
+        """Return rank 0's clock from before its host was known, if this row fits that machine."""
         clock = self.hosts.get("")
         if clock is None:
             return None
@@ -86,7 +86,7 @@ class RunClock(msgspec.Struct, frozen=True):
 
 
 def _host_of(source: str, rank0_host: str | None) -> str | None:
-    """The machine whose clock a source goes by, as far as the run's time hangs on it."""
+    """Return the host whose clock a source uses, or None where it is not followed."""
     if source == RANK0:
         return rank0_host or ""
     if source.startswith(HARDWARE_PREFIX):
@@ -95,10 +95,9 @@ def _host_of(source: str, rank0_host: str | None) -> str | None:
 
 
 def _is_new_boot(known: HostClock, mono_ns: int, wall_ns: int) -> bool:
-    """True if the machine was started anew: its clock went back, and not because a row is late.
+    """Return True if the machine was rebooted: its monotonic clock went back, its wall clock not.
 
-    A late row was said by both clocks earlier; after a start the wall clock has
-    gone on.
+    A late row is earlier by both clocks.
     """
     if mono_ns >= known.last_mono_ns:
         return False

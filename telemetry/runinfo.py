@@ -1,11 +1,11 @@
-"""Run info: what run.json says of a run, learned from the run's journal.
+"""Run info: the contents of run.json, kept up to date from the events of the journal.
 
 In: the events of a run, in the order of its journal.
 Out: a plain dict, for run.json.
 Never: trusts a file: a value of the wrong type counts as no file at all, and the
 journal is read again from its first row.
 
-Not thread-safe: the ingest thread owns it.
+Not thread-safe: the journal thread owns it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ UNNAMED_PROJECT: Final = "uncategorized"
 
 
 class _Known(msgspec.Struct, frozen=True):
-    """The types that run.json's fields have where they are there."""
+    """Types of the fields of run.json; a field may be absent."""
 
     run_id: str
     state: str
@@ -58,7 +58,7 @@ class _Known(msgspec.Struct, frozen=True):
 
 
 class RunInfo:
-    """The values of run.json, kept up to date event by event."""
+    """Values of run.json, kept up to date event by event. Not thread-safe."""
 
     def __init__(self, directory: Path, run_id: str, clock: Clock) -> None:
         self._directory, self._run_id, self._clock = directory, run_id, clock
@@ -70,16 +70,16 @@ class RunInfo:
 
     @property
     def is_shown(self) -> bool:
-        """True if sinks know what the run is called."""
+        """True if the run has a name: sinks show it from then on."""
         return "name" in self.values
 
     @property
     def is_introduced(self) -> bool:
-        """True if a producer has said what the run is called."""
+        """True if the name came from a producer's RunStarted."""
         return self.is_shown and self.values.get("is_introduced") is not False
 
     def learn(self, session: str, source: str, event: Event | None, *, is_late: bool) -> bool:
-        """Take in one event; False if run.json has nothing to do with events of its kind."""
+        """Take in one event; return False if events of its kind change nothing in run.json."""
         if isinstance(event, RunStarted):
             self._learn_start(session, source, event, is_late=is_late)
         elif isinstance(event, ConfigUpdated):
@@ -93,7 +93,7 @@ class RunInfo:
         return True
 
     def goes_on(self, session: str, source: str) -> None:
-        """Note that a live session speaks: a run that was given up is not over after all."""
+        """Note an event of a live session: a run that was declared lost is not over after all."""
         if source == MAIN_SOURCE and self.sessions.goes_on(session):
             self._note_ending()
 
@@ -105,15 +105,16 @@ class RunInfo:
         self.values.setdefault("started_wall_ns", self._clock.wall_ns())
 
     def forget(self) -> None:
-        """Begin anew: all there is to know is learned from the journal's first row on."""
+        """Start from empty values; the caller learns again from the journal's first row."""
         self.values = {"run_id": self._run_id, "state": "running", "as_of_row": 0}
         if endings := _endings_of_cursors(self._directory):
-            # A sink that was done with a former end must not take the next one for that.
+            # Cursors name the ending that their sink is done with. Counting on from there, the
+            # next ending is a new one for them.
             self.values["endings"] = endings
         self.sessions = MainSessions()
 
     def forget_sessions(self) -> None:
-        """Begin anew: nobody has finished, or given up, this run."""
+        """Forget all sessions and their endings: the run goes on."""
         self.sessions = MainSessions()
         self._note_ending()
 
@@ -161,7 +162,7 @@ class RunInfo:
         self.values.setdefault("started_wall_ns", self._clock.wall_ns())
 
     def _merge_config(self, config: dict[str, Any]) -> None:
-        """Add to the configuration, key by key as long as it stays within its bound."""
+        """Add keys to the configuration, the smallest first, up to CONFIG_MERGED_MAX_BYTES."""
         merged = dict(self.values.get("config", {}))
         size = sum(_packed_size(item) for item in merged.items())
         for key, value in sorted(config.items(), key=_packed_size):
@@ -179,7 +180,7 @@ def _packed_size(value: object) -> int:
 
 
 def checked_info(directory: Path, run_id: str) -> dict[str, Any]:
-    """Read run.json; nothing where it is not one of this run that we could have made."""
+    """Read run.json; return {} where it is absent, damaged, or of another run."""
     values = read_json(directory / RUN_FILE)
     if values is None or values.get("run_id") != run_id:
         return {}
@@ -192,7 +193,7 @@ def checked_info(directory: Path, run_id: str) -> dict[str, Any]:
 
 
 def _sessions_of(values: dict[str, Any]) -> MainSessions:
-    """The sessions that run.json tells of; an older program's knows only who finished."""
+    """Return the sessions of run.json; older versions of it name only the one that finished."""
     if "sessions" not in values and isinstance(session := values.get("finished_by"), str):
         ending = [session, values.get("status"), values.get("exit_code")]
         return MainSessions({"order": [session], "newest": session, "endings": [ending]})
@@ -200,7 +201,7 @@ def _sessions_of(values: dict[str, Any]) -> MainSessions:
 
 
 def _endings_of_cursors(directory: Path) -> int:
-    """The highest ending that a sink of this run says it was done with."""
+    """Return the highest number of an ending in the cursors of this run's sinks, 0 for none."""
     told = [read_json(path) or {} for path in (directory / "cursors").glob("*.json")]
     endings = [cursor.get("ending") for cursor in told]
     return max((n for n in endings if isinstance(n, int) and 0 < n < 2**62), default=0)

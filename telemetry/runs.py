@@ -1,11 +1,11 @@
-"""Runs: the directory of each run, its journal, and what is known of its life.
+"""Runs: the directory, the journal and run.json of each run.
 
-In: what producers say of a run, in the order of its journal.
+In: the events of a run, in the order of its journal.
 Out: run.json, for people, tools and sinks.
-Never: trusts run.json alone: what was journaled after it was written is read again.
+Never: trusts run.json alone: rows that were journaled after it was written are read again.
 
     running --the newest main session has finished, others are over--> ended
-    running --nobody there for lost_after_s--------------------------> ended (lost)
+    running --no producer was heard for lost_after_s-----------------> ended (lost)
     ended ----a new session, or late events--------------------------> running
 """
 
@@ -49,7 +49,7 @@ _SHOWN_AFTER_NS: Final = 60_000_000_000
 
 
 class Run:
-    """One run that is open for writing. Not thread-safe: the ingest thread owns it."""
+    """One run that is open for writing. Not thread-safe: the journal thread owns it."""
 
     def __init__(self, directory: Path, run_id: str, session: str, clock: Clock) -> None:
         self.run_id = run_id
@@ -61,7 +61,7 @@ class Run:
         self._is_save_failing = False
         self._first_row_ns: int | None = None
         self.heard_ns = 0
-        """When somebody last said something of it; for the time when its streams are gone."""
+        """Monotonic time when a producer was last heard; kept after its streams are gone."""
         try:
             self._told = RunInfo(directory, run_id, clock)
             self._catch_up()
@@ -71,12 +71,12 @@ class Run:
 
     @property
     def info(self) -> dict[str, Any]:
-        """What run.json says, or will say after the next sync."""
+        """Values of run.json, as they are or will be written after the next sync."""
         return self._told.values
 
     @property
     def is_started(self) -> bool:
-        """True if sinks know what the run is called."""
+        """True if the run has a name: sinks show it from then on."""
         return self._told.is_shown
 
     @property
@@ -90,13 +90,13 @@ class Run:
 
     @property
     def finish_status(self) -> str | None:
-        """How the run ended, if its newest main session has finished or it was given up."""
+        """Status of the run, if its newest main session has finished or it was declared lost."""
         ending = self._told.sessions.ending
         return None if ending is None else ending.status
 
     @property
     def finished_by(self) -> str | None:
-        """The session whose last word that was."""
+        """Session whose RunFinished gave that status."""
         ending = self._told.sessions.ending
         return None if ending is None else ending.session
 
@@ -106,15 +106,15 @@ class Run:
         return str(self.info.get("launch_id", ""))
 
     def has_finished(self, session: str) -> bool:
-        """True if this main session has said its last word."""
+        """Return True if the RunFinished of this main session has come."""
         return self._told.sessions.is_finished(session)
 
     def appended_seq(self, session: str, source: str) -> int:
-        """Seq of the last event of a stream that was added here, -1 before the first."""
+        """Return the seq of a stream's last event in the journal, -1 before the first."""
         return self.writer.appended_seq(self.run_id, session, source)
 
     def durable_seq(self, session: str, source: str) -> int:
-        """As appended_seq, of those that are on disk."""
+        """Return the seq of a stream's last event on disk, -1 before the first."""
         return self.writer.durable_seq(self.run_id, session, source)
 
     def append(
@@ -127,9 +127,9 @@ class Run:
         *,
         is_late: bool = False,
     ) -> None:
-        """Add a frame, and learn from it what run.json should say.
+        """Append a frame to the journal, and update run.json's values from its events.
 
-        is_late: its session is over, and somebody else sends what it left.
+        is_late: the frame comes from the spool of a session that is over.
         """
         self.writer.append(
             self.run_id, session, source, base_seq, len(events), payload, is_late=is_late
@@ -142,14 +142,14 @@ class Run:
             self.reopen()
 
     def say(self, event: Event) -> None:
-        """Add an event of the sidecar's own."""
+        """Append an event of the sidecar's own to the journal."""
         seq = self.appended_seq(self._session, SIDECAR) + 1
         packed = encode_event(event, self._clock.wall_ns(), self._clock.monotonic_ns())
         self.writer.append(self.run_id, self._session, SIDECAR, seq, 1, join_events([packed]))
         self._learn(self._session, SIDECAR, event)
 
     def sync(self) -> None:
-        """Make all that was added durable; run.json follows.
+        """Sync the journal, then write run.json if it has changed.
 
         Raises:
             JournalFull, JournalFault: as the journal says.
@@ -159,7 +159,7 @@ class Run:
             self._save()
 
     def show_if_unannounced(self, *, is_over: bool = False) -> bool:
-        """Let sinks show a run that nobody has introduced for a minute, or to its end."""
+        """Name a run by its id if no RunStarted came for a minute, or before it is over."""
         if self.is_started or not self.writer.next_row:
             return self.is_started
         now = self._clock.monotonic_ns()
@@ -171,13 +171,13 @@ class Run:
         return self.is_started
 
     def end(self) -> None:
-        """Nothing more is expected. Sinks finish at the row after the last one.
+        """Mark the run as ended in run.json: sinks finish after its last row.
 
-        Without room for run.json the run stays as it is, for another try.
+        Where run.json can't be written the run stays running, and a later call tries again.
         """
         if self.is_ended:
             return
-        # Counted: a sink that was done with an earlier end has more to do.
+        # Number the endings: a sink that is done with an earlier one has more to do.
         endings = self.info.get("endings", 0)
         self.info.update(state="ended", endings=endings + 1)
         if self._save():
@@ -186,14 +186,14 @@ class Run:
             self.info.update(state="running", endings=endings)
 
     def reopen(self, *, is_new_session: bool = False) -> None:
-        """Somebody goes on with it."""
+        """Mark the run as running again; run.json is written with the next sync."""
         if is_new_session:
             self._told.forget_sessions()
         self.info["state"] = "running"
         self._is_changed = True
 
     def end_stream(self, session: str, source: str) -> None:
-        """Note that a stream has ended: the next segment need not name it."""
+        """Note that a stream has ended: the next segment's header need not name it."""
         self.writer.end_stream(self.run_id, session, source)
 
     def close(self) -> None:
@@ -202,7 +202,7 @@ class Run:
     def _learn(
         self, session: str, source: str, event: Event | None, *, is_late: bool = False
     ) -> None:
-        # Also where nothing new is learned: as_of_row moves past it.
+        # Changed also if the values are the same: as_of_row moves past the event.
         if self._told.learn(session, source, event, is_late=is_late):
             self._is_changed = True
 
@@ -210,19 +210,19 @@ class Run:
         """Learn what was journaled after run.json was last written."""
         known = int(self.info["as_of_row"])
         if known > self.writer.durable_row:
-            # Not of this journal: somebody put another one in its place.
+            # run.json is of another journal, which was replaced by this one.
             self._told.forget()
             known = 0
         if known < self.writer.durable_row:
             for row, event in lifecycle_events(self.writer.directory, known):
                 self._learn(row.session, row.source, event, is_late=row.is_late)
-            # Behind an end there can only be late events: they bring another one.
+            # Rows behind an end: the run goes on, and another end follows them.
             self.reopen()
         if self._is_changed:
             self._save()
 
     def _save(self) -> bool:
-        """Write run.json; the journal has all that is in it, so a failure is no loss."""
+        """Write run.json; return False on failure, which loses nothing: the journal has it all."""
         self.info["as_of_row"] = self.writer.durable_row
         try:
             write_json(self.directory / RUN_FILE, self.info)
@@ -251,18 +251,18 @@ class Runs:
         return len(self._open)
 
     def has(self, run_id: str) -> bool:
-        """True if there is a run of this id, open or not."""
+        """Return True if there is a run of this id, open or not."""
         return run_id in self._open or (self.directory / run_id).exists()
 
     def tombstone(self, run_id: str) -> Tombstone | None:
-        """What is remembered of a former run of this id that was removed."""
+        """Return the tombstone of a removed run of this id, or None."""
         return read_tombstone(self._data_dir, run_id)
 
     def open(self, run_id: str) -> Run:
-        """The run of this id, created if it is new.
+        """Return the run of this id, created if it is new.
 
         Raises:
-            ValueError: not a run id, or somebody planted a link in its directory.
+            ValueError: not a run id, or its directory has a symbolic link in it.
             OSError, JournalLocked, JournalFull: its directory can't be used.
         """
         run = self._open.get(run_id)
@@ -288,7 +288,7 @@ class Runs:
         while self._unfinished and count > 0:
             count -= 1
             directory = self._unfinished.popleft()
-            # Whatever its files hold: one bad run keeps no other from going on.
+            # Any exception, whatever its files hold: one bad run must not stop the others.
             try:
                 if (directory / "journal").is_dir() and not _is_over(directory):
                     self.open(directory.name)
@@ -300,19 +300,19 @@ class Runs:
         return iter(list(self._open.values()))
 
     def active(self, but: str) -> list[Run]:
-        """The runs that go on and that sinks know; but: the host's own is none of them."""
+        """Return the runs that have a name and have not ended, without the one of id `but`."""
         return [run for run in self if run.is_started and not run.is_ended and run.run_id != but]
 
     @property
     def told_of(self) -> set[str]:
-        """Every run that was introduced while it was open here, also those released since."""
+        """Ids of all runs that had a name while open here, including those closed since."""
         return self._told_of | {run.run_id for run in self if run.is_started}
 
     def get(self, run_id: str) -> Run | None:
         return self._open.get(run_id)
 
     def release(self, run: Run) -> None:
-        """Close a run; it is opened again when it is needed."""
+        """Close a run. `open` opens it again."""
         if run.is_started:
             self._told_of.add(run.run_id)
         run.close()
@@ -334,9 +334,9 @@ class Runs:
 
 
 def _refuse_links(directory: Path) -> None:
-    """Refuse a run in whose directory somebody has planted a symbolic link.
+    """Refuse a run whose directory has a symbolic link in it.
 
-    Whatever is written there would go elsewhere: a segment, run.json, quarantined bytes.
+    Segments, run.json or quarantined bytes would be written where the link leads.
 
     Raises:
         ValueError: it names the link.
@@ -356,7 +356,8 @@ def _refuse_links(directory: Path) -> None:
 
 def _is_over(directory: Path) -> bool:
     info = checked_info(directory, directory.name)
-    # Not the mark alone: after a power cut it may be older than what was acknowledged.
+    # The journal is read, not only its durable mark: after a power cut the mark may be older
+    # than the rows that were acknowledged.
     end, known = readable_end(directory / "journal"), info.get("as_of_row")
     has_news = end is not None and not (isinstance(known, int) and end.next_row <= known)
     return info.get("state") == "ended" and not has_news
@@ -365,12 +366,12 @@ def _is_over(directory: Path) -> bool:
 def lifecycle_events(
     directory: Path, first_row: int, *, is_recorded: bool = False
 ) -> Iterator[tuple[Row, Event | None]]:
-    """Yield the events from first_row on that run.json is made of."""
+    """Yield the rows from first_row on whose events change run.json."""
     tags = (RunStarted.TAG, ConfigUpdated.TAG, RunFinished.TAG)
     with JournalReader(directory, first_row, is_recorded=is_recorded) as reader:
         while (batch := reader.read()).rows or not batch.is_end:
             for row in batch.rows:
                 if row.envelope.tag in tags:
-                    # Checked when it was taken in; by an older program, perhaps.
+                    # Checked when journaled, but perhaps by an older version of this program.
                     with contextlib.suppress(DecodeError):
                         yield row, row.envelope.event()

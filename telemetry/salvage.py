@@ -1,11 +1,11 @@
-"""Salvage: what can be kept of an event that does not fit its type.
+"""Salvage: keeps the valid parts of an event that does not fit its type.
 
 In: an envelope of a client that checks nothing.
 Out: a typed event with the rest left out by name, or nothing.
 Never: invents a value, or calls anything by another name.
 
-Ours leave out and split before they send; another client may not. One bad value costs
-that value, and only an event of which nothing is left is refused.
+Emitters of this project leave out and split before they send; other clients may not. One
+bad value costs that value, and only an event of which nothing is left is refused.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _CUT: Final = " ... (cut)"
 
 
 def salvaged(envelope: Envelope) -> Event | None:
-    """The event as far as it can be kept, or None where nothing of it can."""
+    """Return the event with its valid parts, or None where nothing can be kept."""
     kind = EVENT_TYPES.get(envelope.tag)
     if kind is None or not issubclass(kind, PartialEvent | MessageLogged | RunFinished):
         return None
@@ -63,14 +63,14 @@ def salvaged(envelope: Envelope) -> Event | None:
         kept = _kept_fields(kind, body, left_out)
         told = left_out.fields() if issubclass(kind, PartialEvent) else {}
         event = msgspec.convert({**kept, **told}, kind)
-    # TypeError, OverflowError: of what packs a configuration, for what is in no map of ours.
+    # TypeError, OverflowError: raised while packing a configuration with foreign values.
     except (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError):
         return None
     return event if _has_content(event) else None
 
 
 def _kept_fields(kind: type[Event], body: dict[Any, Any], left_out: LeftOuts) -> dict[str, Any]:
-    """The fields of a body that have their type; of names and values, those that have theirs."""
+    """Return the fields of a body that have the right type; note the others in left_out."""
     kept: dict[str, Any] = {}
     for field in msgspec.structs.fields(kind):
         if field.name not in body or field.name in ("left_out", "left_out_count"):
@@ -92,7 +92,7 @@ def _kept_fields(kind: type[Event], body: dict[Any, Any], left_out: LeftOuts) ->
 
 
 def _kept_values(values: Any, left_out: LeftOuts) -> Any:
-    """The first values that can be kept, as many as an event has."""
+    """Return the values that can be kept, up to the bounds of an event."""
     if not isinstance(values, dict):
         return values
     kept: dict[str, Any] = {}
@@ -116,7 +116,7 @@ def _kept_values(values: Any, left_out: LeftOuts) -> Any:
 
 
 def _odd_of(name: str, value: Any) -> Odd | None:
-    """Why a value can't be kept, or None."""
+    """Return the reason why a value can't be kept, or None if it can."""
     if len(name.encode()) > NAME_MAX_BYTES:
         return _NAME_TOO_LONG
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
@@ -125,7 +125,7 @@ def _odd_of(name: str, value: Any) -> Odd | None:
 
 
 def _cut(text: str) -> str:
-    """A text of at most so many bytes, with a mark where it was longer."""
+    """Return a text cut to _TEXT_KEPT_BYTES, with a mark where it was longer."""
     data = text.encode()
     if len(data) <= _TEXT_KEPT_BYTES:
         return text
@@ -133,7 +133,7 @@ def _cut(text: str) -> str:
 
 
 def _step(value: Any) -> Any:
-    """10.0 is step 10, as whoever sent it means."""
+    """Return a whole float as an int (10.0 is step 10), anything else as it is."""
     is_whole = isinstance(value, float) and math.isfinite(value) and value.is_integer()
     return int(value) if is_whole else value
 
@@ -143,7 +143,7 @@ def _config(config: dict[Any, Any], left_out: LeftOuts) -> dict[str, Any]:
 
 
 def _named(value: Any) -> Any:
-    """A value whose maps all have texts for keys."""
+    """Return a value with all keys of its maps as texts."""
     if isinstance(value, dict):
         return {str(key)[:NAME_MAX_BYTES]: _named(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -152,7 +152,7 @@ def _named(value: Any) -> Any:
 
 
 def _has_content(event: Event) -> bool:
-    """True if more is left of an event than that it was said."""
+    """Return True if any content is left of an event."""
     match event:
         case MetricsLogged(values=content) | ConfigUpdated(config=content):
             return bool(content)
@@ -164,7 +164,7 @@ Check = Callable[[bytes], Event | None]
 
 
 def repacked(envelope: Envelope, check: Check) -> tuple[bytes, Event]:
-    """What is journaled in the place of an event that does not fit.
+    """Return the salvaged event, packed and typed, to be journaled in place of the original.
 
     Raises:
         DecodeError: nothing of it can be kept.

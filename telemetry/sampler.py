@@ -1,4 +1,4 @@
-"""Sampler: the process that says what this machine is doing.
+"""Sampler: the process that records the hardware of this machine.
 
 In: a command line, and a pipe on stdin that its parent holds.
 Out: the machine's readings at a fixed rate, through an emitter like any other.
@@ -55,7 +55,7 @@ class BadConfig(ValueError):
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """What a sampler is told at its start."""
+    """Configuration of a sampler, checked."""
 
     endpoint: str
     host: str = ""
@@ -77,15 +77,15 @@ class SamplerConfig:
 
     @property
     def host_name(self) -> str:
-        """The name that this machine's readings go by."""
+        """Name of this machine in the metrics."""
         return sanitized_host(self.host or socket.gethostname())
 
 
 class StopSignal:
-    """Waits, and knows when to stop: SIGTERM, SIGINT, or the parent's end of stdin closed.
+    """A wait that ends early on SIGTERM, on SIGINT, or when the parent closes stdin.
 
-    One select for all three, so that no thread and no lock is in the signals'
-    way. A stdin that is no pipe (a terminal, /dev/null) is not watched.
+    One select for all three, so that signals need no thread and no lock.
+    A stdin that is no pipe (a terminal, /dev/null) is not watched.
     Main thread only.
     """
 
@@ -103,7 +103,7 @@ class StopSignal:
         }
 
     def wait(self, seconds: float) -> bool:
-        """Wait that long, or less if it is time to stop; says whether it is."""
+        """Wait that long, or until it is time to stop; return True if it is."""
         deadline = time.monotonic() + seconds
         while not self._is_stopped:
             left_s = deadline - time.monotonic()
@@ -145,10 +145,10 @@ def _is_pipe(fd: int) -> bool:
 
 
 def run_sampler(config: SamplerConfig) -> int:
-    """Sample this machine until stdin ends or SIGTERM; returns the exit code.
+    """Sample this machine until stdin ends or SIGTERM, and return the exit code.
 
     Raises:
-        BadConfig: an endpoint that is none.
+        BadConfig: the endpoint is not an address.
     """
     clock = SystemClock()
     host = config.host_name
@@ -175,7 +175,7 @@ def run_sampler(config: SamplerConfig) -> int:
 
 
 def parse_config(argv: Sequence[str]) -> SamplerConfig:
-    """The configuration that the command line asks for.
+    """Return the configuration that the command line asks for.
 
     Raises:
         BadConfig: a value that cannot be used.
@@ -206,7 +206,7 @@ def _number(name: str, text: str) -> float:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line; returns the exit code."""
+    """Run the sampler by its command line, and return the exit code."""
     configure_logs()
     try:
         return run_sampler(parse_config(argv))

@@ -1,7 +1,7 @@
-"""Sampler process: the child of the sidecar that reads the hardware, kept alive.
+"""Sampler process: starts the sampler as a child of the sidecar, and restarts it.
 
-In: where the sidecar listens, and how often to sample.
-Out: one process, started again after a while where it ended.
+In: the address of the sidecar, and the sampling rate.
+Out: one process, started again RESTART_NS after it ended.
 Never: waits for it while the sidecar serves.
 """
 
@@ -21,7 +21,7 @@ RESTART_NS: Final = 5_000_000_000
 
 
 class SamplerProcess:
-    """The sampler, from its first start to its end. Not thread-safe."""
+    """The sampler's process. Not thread-safe: the journal thread owns it."""
 
     def __init__(self, endpoint: str, host: str, hz: float, clock: Clock) -> None:
         self._command = module_command(
@@ -33,7 +33,7 @@ class SamplerProcess:
         self._not_before_ns = 0
 
     def keep(self) -> None:
-        """Start it, again if it went away."""
+        """Start the sampler if it is not running."""
         if not self._is_wanted:
             return
         now = self._clock.monotonic_ns()
@@ -50,12 +50,12 @@ class SamplerProcess:
             )
 
     def ask_to_end(self) -> None:
-        """Close its input: it says its last and ends."""
+        """Close its standard input: it sends its last values and ends by itself."""
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
 
     def end(self) -> None:
-        """End it now. May be called twice."""
+        """End it within about 2 s, by a kill if need be. May be called twice."""
         if self._process is None:
             return
         self.ask_to_end()

@@ -1,4 +1,4 @@
-"""Sessions: which of a run's main sessions is the newest, and how each of them ended.
+"""Sessions: keeps the order and the endings of a run's main sessions.
 
 In: `RunStarted` and `RunFinished` of rank 0, in the order of the journal.
 Out: the newest main session, and the status that the run has by it.
@@ -24,17 +24,17 @@ _WORKER: Final = re.compile(r"rank[0-9]+\.worker[0-9]+")
 
 
 def begins_newest(source: str, event: Event | None, *, is_late: bool) -> bool:
-    """True if this event makes its session the newest main session of the run."""
+    """Return True if this event makes its session the newest main session of the run."""
     return isinstance(event, RunStarted) and source == MAIN_SOURCE and not is_late
 
 
 def is_worker(source: str) -> bool:
-    """True for a process that was forked or spawned from an emitting one."""
+    """Return True for the source of a process forked or spawned from an emitting one."""
     return _WORKER.fullmatch(source) is not None
 
 
 class Ending(NamedTuple):
-    """A session's last word."""
+    """The status and exit code of a session's RunFinished."""
 
     session: str
     status: str
@@ -45,7 +45,7 @@ class MainSessions:
     """The main sessions of a run, oldest first, with their endings. Not thread-safe."""
 
     def __init__(self, known: Any = None) -> None:
-        """Go on from what `to_json` gave; anything else counts as nothing known."""
+        """Restore from a value of `to_json`; any other value counts as no sessions."""
         known = known if isinstance(known, dict) else {}
         self._order = _texts(known.get("order"))
         self._is_lost = known.get("is_lost") is True
@@ -57,14 +57,14 @@ class MainSessions:
 
     @property
     def newest(self) -> str | None:
-        """The newest main session; where all that came was late, the last of those."""
+        """Newest main session; if all sessions came late, the last of them."""
         return self._newest or (self._order[-1] if self._order else None)
 
     @property
     def ending(self) -> Ending | None:
-        """How the run ended, or None while its newest main session has not finished.
+        """Ending of the run, or None while its newest main session has not finished.
 
-        Of a run that was given up it is the ending of the newest session that did finish,
+        A run that was declared lost has the ending of the newest session that did finish,
         and `lost` only if none did.
         """
         newest = self.newest
@@ -94,21 +94,21 @@ class MainSessions:
         self._endings[session] = Ending(session, event.status, event.exit_code)
 
     def given_up(self, event: RunFinished) -> None:
-        """Note what the sidecar says of a run whose producers are gone."""
+        """Note a RunFinished of the sidecar, for a run whose producers are gone."""
         if event.status == LOST:
             self._is_lost = True
             return
         self.finished(self.newest or "", event)
 
     def goes_on(self, session: str) -> bool:
-        """Note that this session speaks; True if it had been given up, and is the newest."""
+        """Note an event of this session; return True if it is the newest and was declared lost."""
         if not self._is_lost or session != self.newest:
             return False
         self._is_lost = False
         return True
 
     def is_finished(self, session: str) -> bool:
-        """True if this session has said its last word."""
+        """Return True if this session has finished."""
         return session in self._endings
 
     def to_json(self) -> dict[str, Any]:

@@ -33,7 +33,7 @@ log = logging.getLogger("telemetry.supervisor")
 BACKOFF_FIRST_S: Final = 1.0
 BACKOFF_MAX_S: Final = 300.0
 DIE_S: Final = 1.0
-"""A killed process that takes longer hangs in the kernel, and is looked after later."""
+"""Wait for a killed process; one that takes longer hangs in the kernel, and is reaped later."""
 
 STEADY_S: Final = 60.0
 """A sink that worked for so long begins again with the shortest back-off."""
@@ -43,14 +43,14 @@ OF_ITS_OWN_DOING: Final = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGB
 the kernel that has no memory left."""
 
 RECOVERIES_MAX: Final = 3
-"""Crashes after which a drain waits no more: a row costs two."""
+"""Crashes after which a drain waits no more; skipping one bad row takes two crashes."""
 
 RECORD_NS: Final = 2_000_000_000
-"""Between two looks at what it has started: each reads the whole process table."""
+"""Time between two looks for child processes: each reads the whole process table."""
 
 
 class SinkStatus(NamedTuple):
-    """What is known of one sink of one run."""
+    """State of one sink of one run, as the supervisor last saw it."""
 
     run_id: str
     sink: str
@@ -59,9 +59,9 @@ class SinkStatus(NamedTuple):
     restarts: int
     detail: str
     skipped: int = 0
-    """Rows that it steps over."""
+    """Rows that the sink skipped because it can't take them."""
     left_out: int = 0
-    """Values that it has no place for."""
+    """Values that the sink left out because it has no place for them."""
 
 
 @dataclass
@@ -85,15 +85,16 @@ class SinkProcess:
     restarts: int = 0
     is_rejected: bool = False
     is_stopping: bool = False
+    """True after the process was asked to stop, or killed."""
     is_said: bool = False
-    """The process has said itself what its detail says."""
+    """True if the process has logged its detail itself."""
     last_said: str = ""
-    """The process was asked to stop, or killed."""
+    """State and detail that were last logged, without numbers."""
     recorded_ns: int = 0
     descendants: dict[int, float] = field(default_factory=dict)
     """pid -> start time of every process it has started, for killing them all."""
     told: tuple[str, int, str] = ("", 0, "")
-    """What the state file says."""
+    """State, restarts and detail as the state file has them."""
 
     @property
     def is_at_work(self) -> bool:
@@ -112,12 +113,13 @@ class SinkProcess:
         return self.state == "crashed" and self.failures <= RECOVERIES_MAX
 
     def start(self, command: list[str], now: int) -> None:
-        """Start it.
+        """Start the process, with a pipe for its reports.
 
         Raises:
-            OSError: there is no process to be had.
+            OSError: it can't be started.
         """
-        # A place of its own, in which no library finds a file that it takes for its own.
+        # A working directory without foreign files: a library might read a file there as its
+        # configuration.
         directory = (self.run_dir / "cursors").absolute()
         directory.mkdir(exist_ok=True)
         read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
@@ -144,14 +146,16 @@ class SinkProcess:
         self.is_said = False
 
     def ask_to_stop(self) -> None:
-        """Bring the run up to date and end. Who has not reported yet does not know how:
-        the signal would kill it."""
+        """Ask the process to bring the run up to date and end.
+
+        Not before its first report: until it handles the signal, that would kill it.
+        """
         if self.process is not None and self.state != "starting" and not self.is_stopping:
             self.is_stopping = True
             self.process.terminate()
 
     def kill_if_hanging(self, timeout_ns: int, now: int) -> None:
-        """Kill it if it has said nothing for so long."""
+        """Kill the process if it has not reported for timeout_ns."""
         silent_ns = now - self.heard_ns
         if self.is_at_work and self.state != "killed" and silent_ns > timeout_ns:
             self.kill(f"hung for {silent_ns / 1e9:.0f} s in state {self.state!r}", now)
@@ -179,7 +183,7 @@ class SinkProcess:
                 self._record_descendants()
 
     def tell(self) -> None:
-        """Leave its state beside its cursor, for `inspect`."""
+        """Write the state file beside the cursor, for `inspect`, if it has changed."""
         told = self.state, self.restarts, self.detail
         if told == self.told:
             return
@@ -190,15 +194,19 @@ class SinkProcess:
             state_path(self.run_dir, self.sink).write_text(json.dumps(value))
 
     def reap(self, now: int) -> None:
-        """Notice that it has ended, and say when the next may start."""
+        """Notice that the process has ended, and set when the next may start."""
         if self.process is None or (code := self.process.poll()) is None:
             return
+        # 1. Read its last report and close the pipes: the report may tell why it ended.
         self._let_go(now)
+        # 2. A crash of its own may be due to the row it was at: note it, so that a row that
+        #    kills the sink again and again is skipped.
         if -code in OF_ITS_OWN_DOING and self.state != "killed":
             self._hold_against_row(_how_it_ended(code))
+        # 3. Kill the processes that it left behind: they would be in the way of the next one.
         if code != EXIT_OK:
-            # What it leaves behind would go on in the way of the next one.
             self._kill_descendants()
+        # 4. Decide about the next start: at once, never, or after a back-off.
         if code == EXIT_OK:
             self.failures, self.not_before_ns = 0, now
             return
@@ -217,8 +225,8 @@ class SinkProcess:
             self._say_news(delay_s)
 
     def _say_news(self, delay_s: float) -> None:
-        """Say how it ended, where that is not what was said the last time."""
-        # Without numbers: rows and bytes go on, and the news stay the same.
+        """Log how the process ended, unless the same was logged the last time."""
+        # Compared without numbers, since rows and bytes differ each time.
         news = re.sub(r"\d+", "", f"{self.state} {self.detail}")
         if news != self.last_said and not self.is_said:
             log.warning(
@@ -249,7 +257,7 @@ class SinkProcess:
             log.warning("sink=%s run=%s %s", self.sink, self.run_dir.name, self.detail)
 
     def _hold_against_row(self, how: str) -> None:
-        """Note the death in the slot, where the process was at a row."""
+        """Note the crash in the slot, which names the row the process was at."""
         path = slot_path(self.run_dir / "cursors", self.sink)
         try:
             if path.exists():
@@ -293,7 +301,7 @@ def _how_it_ended(code: int) -> str:
 
 
 def state_path(run_dir: Path, sink: str) -> Path:
-    """Where the supervisor says how a sink of a run is."""
+    """Return the path of the file in which the supervisor keeps the state of a sink."""
     return run_dir / "cursors" / f"{sink}.state"
 
 

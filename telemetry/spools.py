@@ -1,4 +1,4 @@
-"""Spools: what trainers that are gone left behind, taken in by the sidecar itself.
+"""Spools: sends the spool files of emitters that are gone to the sidecar.
 
 In: directories in which emitters spool, of this container or of another.
 Out: their frames over the wire, each under the session that made them.
@@ -26,14 +26,14 @@ log = logging.getLogger("telemetry.spools")
 LOOK_S: Final = 5.0
 TURN_S: Final = 0.02
 REFUSED_RETRY_NS: Final = 60_000_000_000
-"""Between two tries to send a spool that was refused: of a run that was removed, say."""
+"""Time between two tries to send a refused spool, for example of a removed run."""
 
 NOT_YET: Final = (WAIT, "unknown stream")
-"""How the reasons begin for which the same stream is simply asked for again."""
+"""Beginnings of refusal reasons that are temporary: the stream is asked for again."""
 
 
 class SpoolCarrier:
-    """Watches spool directories, and sends what is left in them."""
+    """Watches spool directories, and sends the orphaned spools in them."""
 
     def __init__(self, endpoint: str, directories: tuple[Path, ...], clock: Clock) -> None:
         self._endpoint = endpoint
@@ -44,14 +44,14 @@ class SpoolCarrier:
         self._is_idle = not directories
         self._peers: list[Peer] = []
         self._not_before_ns: dict[Path, int] = {}
-        """When a spool that was refused may be tried again, by its path."""
-        # An emitter's own stream is its first: what is carried is never taken for one.
+        """Monotonic time from which a refused spool may be tried again, by its path."""
+        # Numbers above OWN_STREAM: the sidecar takes that one for an emitter's own stream.
         self._last_number = OWN_STREAM
         self._thread = threading.Thread(target=self._run, name="spools", daemon=True)
 
     @property
     def is_idle(self) -> bool:
-        """Nothing was left in the spools when it last looked, or all of it is on disk."""
+        """True if the last look found nothing that is still to be sent or synced."""
         return self._is_idle
 
     def start(self) -> None:
@@ -59,13 +59,13 @@ class SpoolCarrier:
             self._thread.start()
 
     def look_now(self) -> None:
-        """Look again at once: an emitter has just ended."""
+        """Look again at once, because an emitter has just ended."""
         if self._directories:
             self._is_idle = False
             self._wake.set()
 
     def close(self) -> None:
-        """Stop; what was not sent stays where it is. May be called twice."""
+        """Stop the thread; events that were not sent stay in their spools. May be called twice."""
         self._stop.set()
         self._wake.set()
         if self._thread.is_alive():
@@ -106,7 +106,7 @@ class SpoolCarrier:
             self._peers += [peer for peer in found if self._may_try(peer)]
 
     def _may_try(self, peer: Peer) -> bool:
-        """True if a spool that was found is to be sent; one that was refused lately stays."""
+        """Return True if a spool is to be sent; close it and return False if refused lately."""
         assert peer.spool is not None
         path = peer.spool.path
         if self._clock.monotonic_ns() < self._not_before_ns.get(path, 0):
@@ -117,7 +117,7 @@ class SpoolCarrier:
         return True
 
     def _set_refused_aside(self) -> None:
-        """Leave spools where they are that are not taken: others are not to wait for them."""
+        """Close refused spools and leave them on disk, so that others need not wait for them."""
         for peer in [peer for peer in self._peers if _is_refused(peer)]:
             assert peer.spool is not None
             self._peers.remove(peer)
@@ -135,5 +135,5 @@ class SpoolCarrier:
 
 
 def _is_refused(peer: Peer) -> bool:
-    """True if the sidecar does not take this stream, now or ever."""
+    """Return True if the sidecar has refused this stream, for longer than a moment."""
     return bool(peer.refusal) and not peer.refusal.startswith(NOT_YET)

@@ -1,8 +1,8 @@
-"""Status over HTTP: is the sidecar alive, is it ready, and what does it count.
+"""Status over HTTP: serves liveness, readiness and metrics of the sidecar.
 
-In: a function that says how things are now.
+In: a function that returns the present `Health`.
 Out: /livez, /readyz and /metrics (Prometheus text format).
-Never: touches the ingest thread's state; it reads what that thread publishes.
+Never: touches the journal thread's state; it reads values that the thread publishes.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ LABEL_MAX_CHARS: Final = 200
 
 @dataclass(frozen=True)
 class Health:
-    """How the sidecar is, published once a turn by the ingest thread."""
+    """Health of the sidecar, published once a second by the journal thread."""
 
     loop_age_s: float = 0.0
     """Time since the reading thread last turned."""
 
     journal_age_s: float = 0.0
-    """Time since the journal thread last turned: it waits for the disk."""
+    """Time since the journal thread last turned; long while it waits for a disk."""
 
     is_writable: bool = True
     detail: str = ""
@@ -46,13 +46,13 @@ class Health:
 
     @property
     def is_live(self) -> bool:
-        """True if peers are answered; a disk that stands still for a while is no reason to
-        start the sidecar anew."""
+        """True if peers are answered. A stalled disk counts only after STUCK_AGE_S: until then
+        a restart of the sidecar would not help."""
         return self.loop_age_s < LOOP_MAX_AGE_S and self.journal_age_s < STUCK_AGE_S
 
     @property
     def unready(self) -> str:
-        """Why nothing can be acknowledged now, or nothing."""
+        """Reason why no event can be acknowledged now, or "" if events can."""
         if not self.is_live:
             return "the loop stands still"
         if self.journal_age_s >= LOOP_MAX_AGE_S:

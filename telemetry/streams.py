@@ -1,6 +1,6 @@
-"""Streams: what the sidecar knows of each stream of each peer.
+"""Streams: the table of all streams of all peers, and the state of each.
 
-Never: kept longer than somebody may still speak of it.
+Not thread-safe: the journal thread owns it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ STREAM_OVER_NS: Final = 30_000_000_000
 """A stream that was silent for so long does not keep its run from ending."""
 
 IDLE_OVER_NS: Final = 300_000_000_000
-"""Nor does one that brought no event for so long, and only says that it lives."""
+"""The same for a stream that sent only keepalives, and no event, for so long."""
 
 OWN_STREAM: Final = 1
-"""What an emitter numbers its own stream; those of spools that it found are higher."""
+"""Number of an emitter's own stream; streams of spools that it found are higher."""
 
 STREAMS_MAX: Final = 20_000
 PEER_STREAMS_MAX: Final = 2_000
@@ -35,7 +35,7 @@ StreamKey = tuple[bytes, int]
 
 @dataclass
 class IncomingStream:
-    """One stream of one peer, as far as it has come."""
+    """State of one stream of one peer."""
 
     peer: bytes
     number: int
@@ -48,16 +48,16 @@ class IncomingStream:
     fin_seq: int | None = None
     is_finished: bool = False
     is_late: bool = False
-    """The rest of a session that is over, sent by somebody else."""
+    """True for the spool of a session that is over, sent by another process."""
     spoke_ns: int = 0
-    """When it last brought events: a keepalive is none."""
+    """Monotonic time of its last events; keepalives do not count."""
     rival: IncomingStream | None = None
-    """A main session that began while this one had not ended. Perhaps this one is dead."""
+    """A main session that began while this one had not ended; this one may be dead."""
     notice: str = ""
-    """What its producer should tell its user, with the next answer."""
+    """Text for the user of its producer, sent with the next answer."""
     asked_ns: int = 0
     refused_at: int | None = None
-    """next_seq when a frame was refused whole: what comes next tells how many events it had."""
+    """next_seq when a frame was refused whole. The next frame tells how many events it had."""
     unsynced: set[str] = field(default_factory=set)
     """Runs whose journals hold frames of it that are not on disk yet."""
 
@@ -73,7 +73,7 @@ class IncomingStream:
 
     @property
     def is_main(self) -> bool:
-        """True for a live main session, not for what somebody sends of a former one."""
+        """True for a main session of a live producer, not for the spool of a former one."""
         return self.source == MAIN_SOURCE and not self.is_late
 
     @property
@@ -84,17 +84,17 @@ class IncomingStream:
         """True if the end of its run need not wait for this stream."""
         if self.is_finished or now - self.heard_ns > STREAM_OVER_NS:
             return True
-        # A worker never decides about the end of its run: it only may say its last events.
+        # A worker is waited for less long: only its last events may be missing.
         patience_ns = STREAM_OVER_NS if is_worker(self.source) else IDLE_OVER_NS
         return now - self.spoke_ns > patience_ns
 
     def is_live(self, now: int) -> bool:
-        """True if its producer has said something lately, and not that it ends."""
+        """Return True if its producer was heard lately and has not ended the stream."""
         return not self.is_finished and now - self.heard_ns < SILENT_NS
 
 
 class TooManyStreams(Exception):
-    """There is no place for another stream now."""
+    """Raised when no more streams may be open, of one peer or altogether."""
 
 
 class StreamTable:

@@ -1,4 +1,4 @@
-"""The summary: what was recorded, and the commands that show it or finish the job.
+"""The summary: lists the recorded runs, and the commands that show or complete them.
 
 In: the directories of runs, and the sinks that are behind.
 Out: lines on stderr, each command on one line, to be copied as it stands.
@@ -28,14 +28,14 @@ PYTHON = ("python", "-m", "telemetry")
 
 @dataclass(frozen=True)
 class Commands:
-    """How the person who reads a summary runs commands: here, or from outside a container."""
+    """The form in which commands are printed: for this machine, or for outside a container."""
 
     form: str = ""
     """With {program} and {arguments}; empty where commands run right here."""
     tensorboard_url: str = ""
 
     def line(self, *words: object) -> str:
-        """The command on one line, as a shell takes it."""
+        """Return the command on one line, quoted for a shell."""
         program, *arguments = map(str, words)
         if not self.form:
             return shlex.join([_found(program), *map(_short, arguments)])
@@ -49,7 +49,7 @@ def print_summary(
     backlog: Iterable[tuple[str, str]],
     commands: Commands = Commands(),
 ) -> None:
-    """Say for each run what is there, and how to look at it."""
+    """Print a summary of each run, with the commands that show it."""
     behind = set(backlog)
     for run_id in run_ids:
         info = read_json(runs_dir / run_id / RUN_FILE) or {}

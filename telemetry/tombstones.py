@@ -1,4 +1,4 @@
-"""Tombstones: what is remembered of a run that retention has removed.
+"""Tombstones: files that keep the identity of each run that retention has removed.
 
 In: the journal of a run that is about to go, and why.
 Out: DATA_DIR/removed/<run_id>.json, on disk before anything of the run goes.
@@ -11,8 +11,8 @@ Never: speaks of a journal that is still there.
       uuid             32 hexadecimal digits
       streams          [run_id, session, source, durable_seq] of each stream that was in it
 
-A row number means something only within one journal. Whoever meets a late event
-of one that is gone can say so by name, and must not begin a second journal with it.
+A row number has a meaning only within one journal. A late event of a removed journal is
+therefore refused by name, and never begins a second journal.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Journal(msgspec.Struct, frozen=True):
 
 
 class _Tombstone(msgspec.Struct, frozen=True):
-    """The content of the file."""
+    """Contents of a tombstone file."""
 
     run_id: str
     removed_wall_s: float
@@ -49,7 +49,7 @@ class _Tombstone(msgspec.Struct, frozen=True):
 
 
 class Tombstone(NamedTuple):
-    """One removed journal after the other under one run id."""
+    """The journals that were removed under one run id, in the order of their end."""
 
     run_id: str
     removed_wall_s: float
@@ -67,7 +67,7 @@ class Tombstone(NamedTuple):
 
 
 def write_tombstone(runs_dir: Path, run_id: str, reason: str) -> None:
-    """Remember a run, durably. Its directory may go after this, and not before.
+    """Write the tombstone of a run, durably; only after that may its directory be removed.
 
     Raises:
         CorruptRecord: its journal does not tell which it is.
@@ -84,7 +84,7 @@ def write_tombstone(runs_dir: Path, run_id: str, reason: str) -> None:
 
 
 def read_tombstone(data_dir: Path, run_id: str) -> Tombstone | None:
-    """Return what is remembered of a removed run, None where it was never removed.
+    """Return the tombstone of a removed run, None where it was never removed.
 
     A removal that was broken off before it began leaves the run, and counts for nothing.
     A run that was begun anew under the id of a removed one has a tombstone as well as a

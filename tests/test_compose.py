@@ -211,7 +211,7 @@ def test_tensorboard_only_reads_the_runs(services):
     data = mounts(telemetry)["runs"]
 
     assert f"runs:{data}:ro" in tensorboard["volumes"]
-    assert f"{data}/runs" in tensorboard["command"]
+    assert f"{data}/tensorboard" in tensorboard["command"]
     assert tensorboard["build"] == telemetry["build"]
 
 

@@ -1,1 +1,1 @@
-"""Probes: what can be read of the machine, one kind of reading a module."""
+"""Probes: readings of the machine's hardware, one kind a module."""

@@ -1,8 +1,8 @@
-"""Cgroup: what a container may use, and what it uses, in version 1 and 2.
+"""Cgroup: limits and use of memory and CPU of a container, for cgroup versions 1 and 2.
 
 In: /proc/self/cgroup and the tree under /sys/fs/cgroup.
 Out: `cgroup/memory_…` and `cgroup/cpu_…`, each only where there is a limit.
-Never: writes there, or speaks of the whole machine: without a limit it says nothing.
+Never: writes there, or gives values of the whole machine: without a limit there are none.
 
 The limit that counts is the tightest on the way up from our own group (a pod
 may be held tighter than its container), and usage is read in the group that
@@ -34,7 +34,7 @@ class Limit:
 
 
 class CgroupProbe:
-    """The limits of our own control group. Reads them anew each time: they may be changed."""
+    """Limits and use of this process's control group, read anew each time. Not thread-safe."""
 
     name = "cgroup"
 
@@ -95,7 +95,7 @@ class CgroupProbe:
         return values
 
     def _cpu_used_v1_s(self, paths: dict[str, str], cpu_group: Path) -> float | None:
-        """Version 1 counts time in a controller of its own, at the same place in its tree."""
+        """Return the CPU time used in s: version 1 counts it in the controller cpuacct."""
         if (cpu_group / "cpuacct.usage").exists():
             return _scaled(_number(cpu_group / "cpuacct.usage"), 1e-9)
         mount = self._mount("cpu")
@@ -120,7 +120,7 @@ class CgroupProbe:
         return min(found, key=lambda limit: limit.amount, default=None)
 
     def _mount(self, controller: str) -> Path:
-        """Where a version 1 controller is mounted; cpu and cpuacct often share one mount."""
+        """Return the mount of a version 1 controller; cpu and cpuacct often share one."""
         for name in (controller, "cpu,cpuacct", "cpuacct,cpu"):
             if (self._root / name).is_dir() and controller in name.split(","):
                 return self._root / name
@@ -132,10 +132,10 @@ class CgroupProbe:
         return self._root / "unified"
 
     def _groups(self, mount: Path, path: str) -> list[Path]:
-        """Our own group and those above it, innermost first.
+        """Return the group of this process and those above it, innermost first.
 
-        In a container the path may be the host's, which is not there (our own
-        group is the mount itself then), or begin with `..`.
+        In a container the path may be the host's, which does not exist there, or begin
+        with `..`: the group of this process is the mount itself then.
         """
         relative = PurePosixPath(path.lstrip("/"))
         if ".." in relative.parts or not (mount / relative).is_dir():
@@ -144,7 +144,7 @@ class CgroupProbe:
 
 
 def parse_membership(text: str) -> dict[str, str]:
-    """Controller -> path, from the lines `id:controllers:path`; version 2 is the controller ""."""
+    """Parse lines `id:controllers:path` to controller -> path; version 2 has the name ""."""
     paths: dict[str, str] = {}
     for line in text.splitlines():
         _, _, rest = line.partition(":")
@@ -172,10 +172,10 @@ def _memory_used_v2(group: Path) -> int | None:
 
 
 def _working_set(group: Path, usage_file: str, cache_field: str) -> int | None:
-    """What is used less the cache that can go at once, as `docker stats` and the kubelet count.
+    """Return memory in use in bytes, without reclaimable cache, as `docker stats` counts it.
 
-    A training set that was read once fills any limit with cache, and no one is
-    the worse for it.
+    The kubelet counts in the same way. A training set that was read once fills any limit
+    with cache, which the kernel frees on demand.
     """
     usage = _number(group / usage_file)
     cache = _flat(group / "memory.stat").get(cache_field)
@@ -189,7 +189,7 @@ def _cpu_limit_v1(group: Path) -> float | None:
 
 
 def _cpu_limit_v2(group: Path) -> float | None:
-    """cpu.max is `quota period` in microseconds, or `max period`."""
+    """Return the limit in cores from cpu.max, `quota period` in microseconds or `max period`."""
     words = (_text(group / "cpu.max") or "").split()
     if len(words) != 2 or not words[0].isdecimal() or not words[1].isdecimal() or words[1] == "0":
         return None
@@ -208,20 +208,20 @@ def _scaled(number: int | None, factor: float) -> float | None:
 
 
 def _flat(path: Path) -> dict[str, int]:
-    """A file of `name number` lines; what is not such a line is skipped."""
+    """Read a file of `name number` lines; other lines are skipped."""
     pairs = (line.split() for line in (_text(path) or "").splitlines())
     return {p[0]: int(p[1]) for p in pairs if len(p) == 2 and p[1].isdecimal()}
 
 
 def _number(path: Path) -> int | None:
-    """The number in a file, or None where there is no file or it says `max`."""
+    """Return the number in a file, or None where there is no file or it says `max`."""
     text = (_text(path) or "").strip()
     return int(text) if text.removeprefix("-").isdecimal() else None
 
 
 def _text(path: Path) -> str | None:
     try:
-        # A group's name is any bytes; escaped, it still opens.
+        # A group's name may be any bytes; with surrogates its path can still be opened.
         return path.read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError:  # not there, or not for us: both mean that nothing is known
+    except OSError:  # absent, or not readable: nothing is known either way
         return None

@@ -1,4 +1,4 @@
-"""Guarded: a probe on a thread of its own, so that a call that hangs costs only its own values.
+"""Guarded: runs a probe on a thread of its own, so that a call that hangs delays no other.
 
 In: a probe that may hang for ever, as NVML does when a GPU falls off the bus.
 Out: its values, if they come in time; if they come late, with the next reading.
@@ -15,7 +15,7 @@ from telemetry.probes.probe import Probe, Values
 
 
 class GuardedProbe:
-    """Reads a probe on its own thread. Used by one thread.
+    """A probe that is read on its own thread. Its methods belong to one thread.
 
     The first reading may take `first_timeout_s`, since a driver that is not yet
     awake takes seconds; every other `timeout_s`.
@@ -42,7 +42,10 @@ class GuardedProbe:
         return self._probe.name
 
     def read(self) -> Values:
-        """The newest values; none while the probe is still at it."""
+        """Return the newest values; none while the probe has not answered.
+
+        Raises whatever the probe raised.
+        """
         wait_s = 0.0
         if self._asked_ns is None:
             self._asked_ns = self._clock.monotonic_ns()
@@ -58,13 +61,13 @@ class GuardedProbe:
         return answer
 
     def outstanding_s(self) -> float:
-        """For how long the probe has not answered."""
+        """Return the time in s since the probe was asked, 0 if it has answered."""
         if self._asked_ns is None:
             return 0.0
         return (self._clock.monotonic_ns() - self._asked_ns) / 1e9
 
     def close(self) -> None:
-        """End the thread, unless it hangs; the end of the process takes it then."""
+        """End the thread, unless it hangs: then it ends with the process."""
         self._questions.put(False)
         if self._asked_ns is None:
             self._thread.join(timeout=1.0)

@@ -1,8 +1,8 @@
 """Host: processors, memory, disks and networks of this machine, through psutil.
 
-In: psutil, or what stands in for it, and a clock for the rates.
+In: psutil, or a substitute for it in tests, and a clock for the rates.
 Out: `cpu_percent`, `cpu/…`, `load/…`, `memory…`, `swap/…`, `disk/…`, `network/…`.
-Never: waits, or lets one reading that fails take another along: each is a probe.
+Never: waits. Each reading is a probe of its own, so that one that fails costs no other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from shared.clock import Clock
 from telemetry.probes.probe import Probe, Values
 from telemetry.probes.rates import TotalRate
 
-# An event holds 1,024 values and is refused whole beyond that.
+# An event holds at most 1,024 values: the rest is left for other readings.
 MAX_CHARTED_CORES: Final = 512
 
 # Reading the frequency opens several files a core. Just under a second, so that
@@ -26,7 +26,7 @@ FREQUENCY_INTERVAL_NS: Final = 900_000_000
 
 
 def host_probes(clock: Clock, system: Any = psutil, sys_dir: Path = Path("/sys")) -> list[Probe]:
-    """Every reading of this machine that needs no accelerator."""
+    """Return the probes of this machine that need no accelerator."""
     return [
         CpuProbe(system),
         LoadProbe(system),
@@ -39,7 +39,7 @@ def host_probes(clock: Clock, system: Any = psutil, sys_dir: Path = Path("/sys")
 
 
 class CpuProbe:
-    """How busy the processors were since the last reading.
+    """Share of time that the processors were busy since the last reading, in %.
 
     From the time counters themselves: `psutil.cpu_percent` answers its first
     call with a 0.0 that means nothing.
@@ -54,10 +54,10 @@ class CpuProbe:
     def read(self) -> Values:
         now = [_busy_and_total(times) for times in self._system.cpu_times(percpu=True)]
         last, self._last = self._last, now
-        # A core that went offline shifts the others: nothing can be compared.
+        # A core that went offline shifts the numbers of the others: no pair can be compared.
         if len(last) != len(now):
             return {}
-        # A counter may step back a little (iowait does), a time spent cannot.
+        # A counter may step back a little (iowait does); a time that was spent is never below 0.
         spent = [
             (max(0.0, busy - busy_before), max(0.0, total - total_before))
             for (busy_before, total_before), (busy, total) in zip(last, now, strict=True)
@@ -70,7 +70,7 @@ class CpuProbe:
 
 
 class LoadProbe:
-    """How many tasks wanted to run, averaged by the kernel over 1, 5 and 15 minutes."""
+    """Number of tasks that want to run, averaged by the kernel over 1, 5 and 15 minutes."""
 
     name = "load"
 
@@ -150,7 +150,7 @@ class DiskProbe:
         self._read, self._written = TotalRate(), TotalRate()
 
     def read(self) -> Values:
-        # nowrap would hide a counter that was reset, and remember it for ever.
+        # nowrap=True would hide the reset of a counter; the rates here handle resets.
         disks = self._system.disk_io_counters(perdisk=True, nowrap=False) or {}
         now_ns = self._clock.monotonic_ns()
         chosen = self._choose(disks)
@@ -163,8 +163,8 @@ class NetworkProbe:
     """Bytes per second over the network cards.
 
     Bridges, bonds and virtual pairs pass the same bytes on again, so only cards
-    with a device behind them count; in a container none has one, and there all
-    but the loopback count. What RDMA moves past the kernel is not in it.
+    with a device behind them count. In a container none has one; there all but
+    the loopback count. Bytes that RDMA moves past the kernel are not counted.
     """
 
     name = "network"
@@ -194,7 +194,7 @@ class NetworkProbe:
 
 
 class _Choice:
-    """Which of some names count, asked again only when the names change."""
+    """A cached choice among names, made again only when the names change."""
 
     def __init__(self, choose: Callable[[Sequence[str]], list[str]]) -> None:
         self._choose = choose
@@ -214,7 +214,7 @@ def _physical(names: Sequence[str], sys_dir: Path) -> list[str]:
 
 
 def _busy_and_total(times: Any) -> tuple[float, float]:
-    """Seconds a core was busy, and seconds in all; guests are in `user` and `nice` already."""
+    """Return seconds a core was busy, and in all; `user` and `nice` include guest time."""
     spent = times._asdict()
     total = sum(s for kind, s in spent.items() if kind not in ("guest", "guest_nice"))
     return total - spent["idle"] - spent.get("iowait", 0.0), total

@@ -1,7 +1,7 @@
-"""NVML: what each NVIDIA GPU says of itself, under `gpu/<index>/…`.
+"""NVML: readings of each NVIDIA GPU, under `gpu/<index>/…`.
 
 In: the pynvml module (this is the one place that imports it) and a clock.
-Out: the readings that could be had, one by one; `gpu/<index>/uuid` says which GPU it is.
+Out: each reading that the driver gives; `gpu/<index>/uuid` identifies the GPU.
 Never: a stand-in for a reading; a failure where there is no driver, or no GPU.
 
 A session lasts from nvmlInit to the first sign that the driver went away. Then,
@@ -24,12 +24,12 @@ log = logging.getLogger(__name__)
 RETRY_FIRST_S: Final = 1.0
 RETRY_MAX_S: Final = 60.0
 
-# All bits set is how some drivers say "not available" with a successful answer.
+# Some drivers answer "not available" as success with all bits set.
 NOT_AVAILABLE: Final = frozenset({2**32 - 1, 2**64 - 1})
 
 
 def load_nvml() -> Any | None:
-    """The pynvml module, or None where it is not installed. Loads no driver."""
+    """Return the pynvml module, or None where it is not installed. Loads no driver."""
     try:
         import pynvml
     except ImportError:
@@ -58,7 +58,7 @@ class NvmlProbe:
         self._retry_at_ns: int | None = None
 
     def read(self) -> Values:
-        """The readings of all GPUs that answer; none without a driver."""
+        """Return the readings of all GPUs that answer; none without a driver."""
         session = self._session or self._open()
         if session is None:
             return {}
@@ -101,7 +101,7 @@ class NvmlProbe:
     def _back_off(self, reason: str) -> None:
         if self._trouble is None:
             text = f"nvml unavailable: {reason}; its fields are left out, tried again by itself"
-            # A machine without GPUs is no reason to warn anybody.
+            # Not a warning on a machine that never had a GPU.
             if self._had_session:
                 self._report("warning", text)
             else:
@@ -233,7 +233,7 @@ def _power_limit(nvml: Any, gpu: Any) -> Values:
 
 
 def _energy(nvml: Any, gpu: Any) -> Values:
-    """Since the driver was loaded."""
+    """Return energy used since the driver was loaded, in J."""
     return _milli("energy_joules", nvml.nvmlDeviceGetTotalEnergyConsumption(gpu))
 
 
@@ -246,13 +246,16 @@ def _clock_memory(nvml: Any, gpu: Any) -> Values:
 
 
 def _throttle_reasons(nvml: Any, gpu: Any) -> Values:
-    """Bits: 1 idle, 2 setting, 4 software power cap, 8 hardware slowdown, 0x10 sync boost,
-    0x20 software thermal, 0x40 hardware thermal, 0x80 power brake, 0x100 display."""
+    """Return the reasons for a lowered clock, as NVML's bits.
+
+    1 idle, 2 setting, 4 software power cap, 8 hardware slowdown, 0x10 sync boost,
+    0x20 software thermal, 0x40 hardware thermal, 0x80 power brake, 0x100 display.
+    """
     return {"throttle_reasons": int(nvml.nvmlDeviceGetCurrentClocksEventReasons(gpu))}
 
 
 def _ecc(nvml: Any, gpu: Any) -> Values:
-    """Since the driver was loaded; the lifetime count is stored with a delay."""
+    """Return ECC errors since the driver was loaded; the lifetime count lags behind."""
     kind, since = nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
     return {"ecc_uncorrected_total": int(nvml.nvmlDeviceGetTotalEccErrors(gpu, kind, since))}
 

@@ -1,8 +1,8 @@
-"""PCIe: how many bytes a second each GPU receives and sends over its bus.
+"""PCIe: rates in bytes per second at which each GPU receives and sends over its bus.
 
 In: the NVML module and a GPU's handle.
 Out: `pcie_rx_bytes_per_second` and `pcie_tx_bytes_per_second`, as the GPU sees them.
-Never: holds a sample up by more than one blocking measurement a second.
+Never: delays a sample by more than one blocking measurement a second.
 
 Drivers since 565 count the bytes, which is read in half a millisecond. Older
 ones only have `nvmlDeviceGetPcieThroughput`, which measures for 20 ms in the
@@ -41,16 +41,16 @@ class PcieRates:
         self._next_turn_ns: int | None = None
 
     def read(self, index: int, handle: Any) -> Values:
-        """The rates of one GPU, or nothing where they are not known this time.
+        """Return the rates of one GPU; empty where they are not known this time.
 
         Raises:
-            NVMLError: of the module that was passed in.
+            NVMLError: the GPU or the driver does not answer; of the module passed in.
         """
         if index in self._turns:
             return self._measured(index, handle)
         counters = self._counters(handle)
         if counters is None:
-            self._turns.appendleft(index)  # before those that have had theirs
+            self._turns.appendleft(index)  # before GPUs that had their turn already
             return self._measured(index, handle)
         now_ns = self._clock.monotonic_ns()
         rates = self._rates.setdefault(index, (CounterRate(), CounterRate()))
@@ -61,13 +61,13 @@ class PcieRates:
         return {name: value for name, value in found.items() if value is not None}
 
     def forget(self, index: int) -> None:
-        """Drop what is known of a GPU that was lost, its turn above all."""
+        """Drop the counters and the turn of a GPU that was lost."""
         self._rates.pop(index, None)
         if index in self._turns:
             self._turns.remove(index)
 
     def _counters(self, handle: Any) -> tuple[int, int] | None:
-        """Bytes received and sent so far, or None where nobody counts them."""
+        """Return bytes received and sent so far, or None where the driver has no counters."""
         nvml = self._nvml
         try:
             fields = nvml.nvmlDeviceGetFieldValues(handle, [FIELD_RX_BYTES, FIELD_TX_BYTES])
@@ -78,7 +78,7 @@ class PcieRates:
         for field in fields:
             if field.nvmlReturn == nvml.NVML_ERROR_GPU_IS_LOST:
                 raise nvml.NVMLError(field.nvmlReturn)
-            # 32 bits wrap several times a second on a busy bus, and then say nothing.
+            # Not 32-bit counters: they wrap several times a second on a busy bus.
             if field.nvmlReturn != nvml.NVML_SUCCESS or field.valueType not in (
                 nvml.NVML_VALUE_TYPE_UNSIGNED_LONG,
                 nvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG,

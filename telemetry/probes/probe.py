@@ -1,6 +1,6 @@
-"""Probe: the one shape that everything the sampler reads has.
+"""Probe: the interface of everything that the sampler reads.
 
-In: nothing; a probe knows where its readings come from.
+In: nothing; a probe has its source of readings from its constructor.
 Out: named values, `group/name_unit` in base units, without the host.
 Never: a stand-in such as 0 or -1 for what could not be read; the name is left out.
 """
@@ -15,17 +15,17 @@ from shared.events import Scalar
 Values = dict[str, Scalar]
 
 Report = Callable[[str, str], None]
-"""Tells people of a change of state: (level, text). Called from any thread."""
+"""Function that reports a change of state: (level, text). Called from any thread."""
 
 
 class Probe(Protocol):
-    """Something that can be read again and again. Not thread-safe."""
+    """A source of readings that is read repeatedly. Not thread-safe."""
 
     @property
     def name(self) -> str:
-        """What people call it, in log lines."""
+        """Name of the probe in log lines."""
         ...
 
     def read(self) -> Values:
-        """One reading. Whatever it raises costs this probe's values, and only those."""
+        """Take one reading. An exception costs the values of this probe only."""
         ...

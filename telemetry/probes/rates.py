@@ -1,4 +1,4 @@
-"""Rates: how fast counters grow, from two readings and the monotonic time between.
+"""Rates: growth per second of counters, from two readings and the time between them.
 
 In: a counter's value and when it was read.
 Out: growth per second.
@@ -11,16 +11,16 @@ from collections.abc import Iterable, Mapping
 
 
 class CounterRate:
-    """The rate of one counter. Not thread-safe."""
+    """Growth per second of one counter. Not thread-safe."""
 
     def __init__(self) -> None:
         self._last: tuple[float, int] | None = None
 
     def update(self, value: float, now_ns: int) -> float | None:
-        """Growth per second since the last call, or None where that is not known.
+        """Return the growth per second since the last call, or None where it is not known.
 
-        A counter that went backwards was reset or has wrapped; by how much it
-        grew meanwhile nobody knows.
+        now_ns: monotonic time. A counter that went backwards was reset or has wrapped; its
+        growth meanwhile is unknown.
         """
         last, self._last = self._last, (value, now_ns)
         if last is None or value < last[0] or now_ns <= last[1]:
@@ -39,7 +39,7 @@ class TotalRate:
         self._rates: dict[str, CounterRate] = {}
 
     def update(self, values: Mapping[str, float], now_ns: int) -> float | None:
-        """Growth per second of all together, or None if any known one went backwards."""
+        """Return the growth per second of all together, or None if a known one went backwards."""
         known = self._rates.keys() & values.keys()
         self._rates = {name: self._rates.get(name, CounterRate()) for name in values}
         rates = {name: rate.update(values[name], now_ns) for name, rate in self._rates.items()}

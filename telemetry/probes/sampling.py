@@ -1,7 +1,8 @@
-"""Sampling: reads probes at a fixed rate, and says what they found.
+"""Sampling: reads probes at a fixed rate, and emits their values.
 
 In: probes, a clock, and a way to wait.
-Out: one `MetricsLogged(kind="hardware")` a tick, and a word on each change of state.
+Out: one `MetricsLogged(kind="hardware")` a tick; a log line and a `MessageLogged` on each
+change of state.
 Never: drifts, catches up on ticks it missed, or lets one probe stop the others.
 """
 
@@ -25,9 +26,9 @@ EXIT_PROBE_HANGS: Final = 75
 
 
 class Sampler:
-    """Reads all probes at a fixed rate and says what they found. Not thread-safe.
+    """A loop that reads all probes at a fixed rate and emits their values. Not thread-safe.
 
-    emit never waits. outstanding_s is for how long a guarded probe has not answered.
+    emit: must not wait. outstanding_s: returns how long a guarded probe has not answered.
     """
 
     def __init__(
@@ -50,9 +51,9 @@ class Sampler:
     def run(
         self, hz: float, wait: Callable[[float], bool], hang_restart_s: float = math.inf
     ) -> int:
-        """Sample at start + n periods until told to stop; returns the exit code.
+        """Sample at start + n periods until told to stop, and return the exit code.
 
-        wait waits that many seconds, or less, and says whether it is time to stop.
+        wait: waits that many seconds or less, and returns True if it is time to stop.
         """
         start_ns = self._clock.monotonic_ns()
         tick = 0
@@ -90,7 +91,7 @@ class Sampler:
         name = probe.name
         try:
             values = probe.read()
-        except Exception as exc:  # a probe may meet anything; the others go on
+        except Exception as exc:  # of any kind: the other probes go on
             if name not in self._failing:
                 self._failing.add(name)
                 log.warning("probe=%s failed", name, exc_info=True)
@@ -103,7 +104,7 @@ class Sampler:
 
 
 def reporter(host: str, emit: Callable[[Event], object]) -> Report:
-    """Tells people of a change of state, in the log and in the run."""
+    """Return a function that reports a change of state, in the log and in the run."""
 
     def report(level: str, text: str) -> None:
         log.log(logging.getLevelNamesMapping()[level.upper()], "%s", text)
@@ -113,12 +114,12 @@ def reporter(host: str, emit: Callable[[Event], object]) -> Report:
 
 
 def tick_ns(tick: int, start_ns: int, hz: float) -> int:
-    """When a tick is due. From the start each time, so that no rounding adds up."""
+    """Return the time of a tick, counted from the start so that no rounding adds up."""
     return start_ns + round(tick * 1e9 / hz)
 
 
 def next_tick(tick: int, start_ns: int, now_ns: int, hz: float) -> int:
-    """The first tick after this one that is still to come; those missed are skipped."""
+    """Return the first tick after this one that is still to come; missed ones are skipped."""
     following = max(tick + 1, math.floor((now_ns - start_ns) * hz / 1e9))
     while tick_ns(following, start_ns, hz) <= now_ns:
         following += 1
