@@ -1,1 +1,1 @@
-"""The journal of a run: durable, append-only, numbered by rows."""
+"""Journal of a run: a durable, append-only log of events, numbered by rows."""

@@ -1,13 +1,14 @@
 """Closed streams: those that have ended, kept apart from the headers of segments.
 
-In: the entries of streams of which nothing more is expected.
+In: the table entries of streams from which no more events are expected.
 Out: the same entries, when the journal is opened again.
-Never: loses one that a header left out: it is on disk here before that header is written.
+Never: loses an entry: it is on disk here before a segment header is written without it.
 
     DATA_DIR/runs/<run_id>/journal/closed    table records, one behind the other
 
-A run of days has thousands of short workers. In every segment's header they would make
-it grow without end; a stream that speaks again, late, still goes on at its right number.
+A run of days has thousands of short-lived workers, and segment headers that name them all
+would grow without end. With this file a stream that sends again, late, still continues
+under its old number.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ ENTRIES_A_RECORD: Final = 1_000
 
 
 class Closed(NamedTuple):
-    """What the file says."""
+    """The content of the file of closed streams."""
 
     streams: dict[int, StreamEntry]
     size: int
-    """Bytes of its whole records: what lies behind them was cut short."""
+    """Bytes of its whole records; bytes behind them are a record cut short by a crash."""
 
     is_damaged: bool
-    """Some entries can't be read; the segments have them, too."""
+    """True if some entries can't be read; the segments hold them too."""
 
 
 def read_closed(directory: Path) -> Closed:
@@ -55,7 +56,7 @@ def read_closed(directory: Path) -> Closed:
     size, is_damaged = 0, False
     for item in scan(memoryview(data), 0, is_end=True):
         if isinstance(item, Damage):
-            # Torn by a crash, perhaps; or something was cut that was whole once.
+            # Either a crash tore the last record, or a whole record was damaged later.
             is_damaged = True
             continue
         try:

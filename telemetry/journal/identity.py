@@ -1,4 +1,4 @@
-"""Identity: which journal this is, apart from all others that ever had its run's id.
+"""Identity: the uuid of a journal, different even from others with the same run id.
 
 In: the directory of a journal.
 Out: its uuid, which every segment's header repeats.
@@ -19,7 +19,7 @@ HEADER_MAX_BYTES: Final = 64 * 1024 * 1024
 
 
 def journal_uuid(directory: Path) -> str:
-    """Return the journal's uuid as 32 hexadecimal digits; empty where no header can be read.
+    """Return the journal's uuid as 32 hexadecimal digits; empty if no header can be read.
 
     Raises:
         OSError: the directory can't be read.
@@ -31,7 +31,10 @@ def journal_uuid(directory: Path) -> str:
 
 
 def _uuid_in(path: Path) -> str:
-    """Read ever more of a file until its header is whole: a table of streams has no fixed size."""
+    """Return the uuid in a segment's header; empty if the header can't be read.
+
+    Reads more of the file until the header is whole: its stream table has no fixed size.
+    """
     size = FIRST_READ_BYTES
     with path.open("rb") as file, contextlib.suppress(CorruptRecord):
         while size <= HEADER_MAX_BYTES:

@@ -1,4 +1,4 @@
-"""Layout: which files a journal is made of, and the mark that says how much of it is on disk.
+"""Layout: the files of a journal, and the durable mark that says how much of it is on disk.
 
     DATA_DIR/runs/<run_id>/journal/
       00000000000000000000.seg …   segments, named by their first row number
@@ -6,8 +6,8 @@
 
     durable mark: first row of the segment u64 | offset in it u64 | next row u64 | crc32 u32
 
-The mark is rewritten in one write after each sync, and is not synced itself:
-an older one on disk after a power cut is still true.
+The mark is rewritten in one write after each sync of a segment, and is not synced
+itself: if a power cut brings an older mark back, that is still true.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 
 MARK_NAME: Final = "durable"
 ROW_MAX: Final = 1 << 62
-"""No journal comes near it: a mark that names a later row is damaged."""
+"""Largest row number that a mark may name; a larger one means a damaged mark."""
 
 _SEGMENT_NAME: Final = re.compile(r"(\d{20})\.seg")
 _MARK: Final = struct.Struct("<QQQ")
@@ -30,7 +30,7 @@ _CRC: Final = struct.Struct("<I")
 
 
 class Mark(NamedTuple):
-    """All before this place is on disk."""
+    """Place in a journal up to which every byte is on disk."""
 
     segment: int
     """First row of the segment that is being written."""
@@ -49,7 +49,7 @@ def segment_path(directory: Path, first_row: int) -> Path:
 
 
 def segments(directory: Path) -> list[SegmentFile]:
-    """The segments there, in the order of their rows."""
+    """Return the segment files of a journal, in the order of their rows."""
     found = []
     with contextlib.suppress(FileNotFoundError):
         for path in directory.iterdir():
@@ -64,9 +64,9 @@ def encode_mark(mark: Mark) -> bytes:
 
 
 def read_mark(directory: Path) -> Mark | None:
-    """Return the published mark, or None where there is none that can be believed.
+    """Return the published mark; None if there is none, or only a damaged one.
 
-    A reader may meet a mark that is half rewritten: it is read again.
+    The writer may be rewriting the mark at this moment, so a damaged one is read again.
     """
     for _ in range(100):
         try:
@@ -79,7 +79,7 @@ def read_mark(directory: Path) -> Mark | None:
 
 
 def decode_mark(data: bytes) -> Mark | None:
-    """Decode a mark, or None where these bytes are none."""
+    """Decode a mark; return None if the bytes are not a valid one."""
     if len(data) != _MARK.size + _CRC.size:
         return None
     body, (crc,) = data[: _MARK.size], _CRC.unpack_from(data, _MARK.size)
@@ -89,15 +89,15 @@ def decode_mark(data: bytes) -> Mark | None:
 
 
 def make_durably(directory: Path) -> None:
-    """Make a directory and those above it, so that a power cut can't take their names.
+    """Make a directory and its parents, with their names durable after a power cut.
 
-    The name of one that exists is synced as well: whoever made it may have been
-    killed before it could do that.
+    The name of an existing directory is synced as well: the process that made it may
+    have been killed before its sync.
     """
     if not directory.is_dir():
         make_durably(directory.parent)
         directory.mkdir(exist_ok=True)
-    # One above that may not even be listed is not ours, and was there before us.
+    # A parent that this user can't open existed before, and needs no sync.
     with contextlib.suppress(PermissionError):
         sync_directory(directory.parent)
 

@@ -1,8 +1,8 @@
-"""Reading a journal: rows in order, no further than what is on disk.
+"""Reader: rows of a journal in order, never further than what is on disk.
 
 In: the journal directory of a run, live or finished.
-Out: rows, and what is damaged or missing between them.
-Never: writes, or reads past the durable mark of a journal that somebody writes.
+Out: rows, and the damaged or missing stretches between them.
+Never: writes, or reads past the durable mark of a journal that a process is writing.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ CHUNK_BYTES: Final = 4 * 1024 * 1024
 
 
 class NotAJournal(Exception):
-    """There is no journal in this place; the message names it."""
+    """Error: the directory is not a journal; the message names it."""
 
 
 class Batch(NamedTuple):
-    """What one read gave. is_end: nothing more is on disk now."""
+    """Result of one read. is_end: nothing more is on disk at the moment."""
 
     rows: list[Row]
     damage: list[Damage]
@@ -52,8 +52,8 @@ class JournalReader:
     def __init__(self, directory: Path, first_row: int = 0, *, is_recorded: bool = False) -> None:
         """Open the journal for reading from first_row.
 
-        is_recorded: perhaps nobody writes it any more. Then all that recovery would
-        find is read, and not what the mark says: that may be older.
+        is_recorded: the journal may have no writer any more. Then the reader goes on to
+        where recovery would, since after a power cut the mark may be older than the data.
 
         Raises:
             NotAJournal: no such directory, or no segment in it.
@@ -70,11 +70,11 @@ class JournalReader:
         self._closed_segments: int = -1
         self._end = readable_end(directory) if is_recorded else None
         self.is_blind = False
-        """Somebody writes the journal, and its mark can't be read: what is on disk of it
-        nobody can tell, and that nothing more is there neither."""
+        """True if the journal has a writer but its mark can't be read: then it is unknown
+        how much is on disk, and an empty read does not mean the end."""
 
     def read(self) -> Batch:
-        """Read rows that are on disk and were not read yet, up to about 4 MiB of them."""
+        """Return the next rows that are on disk, about 4 MiB of them at most."""
         mark = self._end = self._latest_end()
         self.is_blind = mark is None and is_written(self.directory)
         if self.is_blind:
@@ -96,7 +96,7 @@ class JournalReader:
         return Batch(rows, damage, is_end=False)
 
     def close(self) -> None:
-        """Let go of the open segment. May be called twice."""
+        """Close the open segment. May be called twice."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -115,14 +115,15 @@ class JournalReader:
     def _read_chunk(
         self, limit: int, is_sealed: bool, rows: list[Row], damage: list[Damage]
     ) -> bool:
-        """Scan one chunk from where we are; False where it gave nothing."""
+        """Scan one chunk from the current offset; return False if nothing was read."""
         size = min(CHUNK_BYTES, limit - self._offset)
         data = os.pread(self._fd, size, self._offset) if size > 0 else b""
         is_end = self._offset + len(data) >= limit
         at = self._offset
         for item in scan(memoryview(data), self._expect_row, is_end):
             if isinstance(item, Damage) and item.kind == TAIL and not is_sealed:
-                # Behind the last sync of a crashed writer: not written, as it were.
+                # Written after the last sync of a crashed writer: never promised, so
+                # the reader treats it as not written.
                 damage.append(_shifted(item, at))
                 self._offset = limit
                 return True
@@ -151,7 +152,7 @@ class JournalReader:
         self.next_row = max(self.next_row, header.next_row)
 
     def _note(self, found: Damage, damage: list[Damage]) -> None:
-        """Tell of damage, unless all of it lies before the row where reading began."""
+        """Report damage, unless all of it lies before the first row to read."""
         is_before = found.first_row < self._first_row
         if not (is_before and found.next_row is not None and found.next_row <= self._first_row):
             damage.append(found)
@@ -180,14 +181,14 @@ class JournalReader:
     # --- from segment to segment
 
     def _latest_end(self) -> Mark | None:
-        """Return how far the journal is on disk. A mark that was true once stays true."""
+        """Return the latest known mark. A mark that was true once stays true."""
         mark = read_mark(self.directory)
         if mark is None or self._end is None:
             return mark or self._end
         return max(mark, self._end)
 
     def _limit(self, mark: Mark | None) -> tuple[int, bool]:
-        """How far the open segment may be read, and whether nothing will be added to it."""
+        """Return (offset up to which the open segment may be read, True if it is complete)."""
         assert self._segment is not None
         size = os.fstat(self._fd).st_size
         if mark is not None and mark.segment == self._segment.first_row:
@@ -196,7 +197,7 @@ class JournalReader:
         return size, not is_last
 
     def _open_next(self, mark: Mark | None, damage: list[Damage]) -> bool:
-        """Open the segment that holds the next row, or the next one there is."""
+        """Open the segment that holds the next row, or the next existing one; False if none."""
         found = [
             segment
             for segment in segments(self.directory)
@@ -230,7 +231,7 @@ class JournalReader:
     def _enter_headless(
         self, fd: int, segment: SegmentFile, detail: str, damage: list[Damage]
     ) -> None:
-        """Go on at the first record of a segment whose header is damaged."""
+        """Continue at the first whole record of a segment whose header is damaged."""
         buf = memoryview(os.pread(fd, RESYNC_MAX_BYTES + RECORD_HEADER_BYTES, 0))
         start = find_record(buf, 0, segment.first_row)
         first = None if start is None else decode_record_header(buf, start)
@@ -252,7 +253,7 @@ class JournalReader:
 
 
 def _all_streams(directory: Path) -> dict[int, StreamEntry]:
-    """What the whole segment headers of a journal say of its streams."""
+    """Return the streams that the undamaged segment headers of a journal name."""
     streams: dict[int, StreamEntry] = {}
     for segment in segments(directory):
         fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)

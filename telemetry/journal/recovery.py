@@ -1,8 +1,8 @@
-"""Recovery: what a journal holds after whatever happened, and where to write on.
+"""Recovery: the end of a journal after a crash, the place to continue writing.
 
-In: the journal directory of a run whose writer is gone.
+In: the journal directory of a run whose writer has ended.
 Out: the place behind the last whole record, the streams, and the damage.
-Never: deletes. A torn tail is saved beside before it is cut.
+Never: deletes data: a torn tail is saved to `quarantine/` before it is cut.
 """
 
 from __future__ import annotations
@@ -38,33 +38,34 @@ from telemetry.journal.scan import CONTENT, HOLE, SEGMENT, Damage, Found, scan
 
 @dataclass
 class Recovered:
-    """Where a journal stands. segment is None where a new one has to be begun."""
+    """State of a journal after recovery. segment is None if a new one has to be begun."""
 
     journal_uuid: bytes | None = None
     segment: SegmentFile | None = None
     offset: int = 0
     next_row: int = 0
     next_stream: int = 0
-    """Above every stream number that was seen: those are never given twice, either."""
+    """A number above every stream number seen, because numbers are never used twice."""
 
     streams: dict[int, StreamEntry] = field(default_factory=dict)
     closed: dict[int, StreamEntry] = field(default_factory=dict)
-    """Streams that have ended and are in no header any more."""
+    """Streams that have ended and that no segment header names any more."""
 
     closed_size: int = 0
     damage: list[Damage] = field(default_factory=list)
 
 
 def recover(directory: Path) -> Recovered:
-    """Find the end of the journal and make it clean to write on from there.
+    """Find the end of the journal, and cut a torn tail so that writing can continue there.
 
-    Reads the last segment whose header is whole, for that tells of all before
-    it, and what is behind it. Row numbers are never given twice: rows before
-    the durable mark have been promised, even where their bytes are gone.
+    Reads the last segment with an undamaged header, which names all streams before it,
+    and the segments behind it. Row numbers are never used twice: rows before the durable
+    mark count as used even if their bytes are lost.
     """
     state = Recovered()
     mark = read_mark(directory)
     unread: list[SegmentFile] = []
+    # 1. Go back from the last segment to one whose header can be read.
     for segment in reversed(segments(directory)):
         data = segment.path.read_bytes()
         try:
@@ -78,6 +79,7 @@ def recover(directory: Path) -> Recovered:
         if header is None:
             _set_aside(directory, segment, data)
             continue
+        # 2. Start from its header, and walk the records up to the last whole one.
         state.journal_uuid = header.journal_uuid
         state.streams = dict(header.streams)
         state.next_stream = max(header.streams, default=-1) + 1
@@ -86,18 +88,23 @@ def recover(directory: Path) -> Recovered:
         is_behind_mark = mark is not None and mark.segment <= segment.first_row and not unread
         end, behind = _walk(state, data, header.size, promised if is_behind_mark else None)
         if end < promised <= len(data):
-            # Not a torn tail: these bytes were whole once. They stay where readers saw them.
+            # Before the durable mark this is damage, not a torn tail: the bytes were on disk
+            # and readers may have seen them, so they are not cut.
             state.damage += behind
             end = promised
+        # 3. Cut a torn tail, and continue in this segment if nothing promised is damaged.
         if not unread:
             _cut(directory, segment, data, end)
-            # Readers may be as far as the mark: nothing is written before it again.
+            # Readers may have read up to the mark: nothing is written before it again.
             if end >= promised:
                 state.segment, state.offset = segment, end
         break
+    # 4. Take in the records of later segments whose headers are damaged.
     for segment in unread:
         _walk_headless(state, segment)
+    # 5. Add the closed streams.
     _add_closed(state, directory)
+    # 6. Rows before the mark stay used: a hole there is reported as damage.
     if mark is not None and mark.next_row > state.next_row:
         state.damage.append(Damage(HOLE, 0, 0, state.next_row, mark.next_row, "durable rows"))
         state.next_row = mark.next_row
@@ -105,23 +112,22 @@ def recover(directory: Path) -> Recovered:
 
 
 def readable_end(directory: Path) -> Mark | None:
-    """How far a journal can be read: its mark; or, where nobody writes it, the one that
-    recovery would publish. Nothing is changed.
+    """Return the mark up to which a journal can be read; without a writer, recovery's mark.
 
-    The mark itself is not synced with each sync: after a power cut rows that were
-    acknowledged lie behind it, until a writer opens the journal again.
+    Changes nothing. The mark itself is not synced with each sync: after a power cut,
+    acknowledged rows may lie behind it until a writer opens the journal again.
     """
     mark = read_mark(directory)
     if mark is None or is_written(directory):
         return mark
     with contextlib.suppress(OSError, CorruptRecord):
         mark = max(mark, _end_of_last(directory, mark))
-    # Whoever has begun to write meanwhile publishes what is true by now.
+    # A writer that has started meanwhile publishes a mark of its own.
     return read_mark(directory) if is_written(directory) else mark
 
 
 def _end_of_last(directory: Path, mark: Mark) -> Mark:
-    """Where recovery would go on in the last segment, or the mark as it is."""
+    """Return the mark that recovery would publish for the last segment, at least mark."""
     found = segments(directory)
     if not found:
         return mark
@@ -134,7 +140,8 @@ def _end_of_last(directory: Path, mark: Mark) -> Mark:
     fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         data = os.pread(fd, os.fstat(fd).st_size, 0)
-        # What was written and not synced may go yet, and another row get its number.
+        # Sync before reporting these rows: unsynced ones could be lost in a power cut, and
+        # other events would then get their row numbers.
         os.fdatasync(fd)
     finally:
         os.close(fd)
@@ -148,10 +155,10 @@ def _end_of_last(directory: Path, mark: Mark) -> Mark:
 
 
 def identify(directory: Path) -> tuple[bytes, dict[int, StreamEntry]]:
-    """Return the uuid of a journal, and how far each stream is in it. Nothing is changed.
+    """Return the uuid of a journal, and its streams with their last seqs. Changes nothing.
 
     Raises:
-        CorruptRecord: no segment of it has a header that can be read.
+        CorruptRecord: no segment has a header that can be read.
         OSError: the directory can't be read.
     """
     state = Recovered()
@@ -174,13 +181,13 @@ def identify(directory: Path) -> tuple[bytes, dict[int, StreamEntry]]:
 
 
 def _add_closed(state: Recovered, directory: Path) -> None:
-    """Take in the streams that have ended: they go on at their number, should they speak."""
+    """Add the closed streams to state; they keep their numbers if they send again."""
     closed = read_closed(directory)
     streams = closed.streams
     known = streams.keys() | state.streams.keys()
-    # Numbers are given without a hole: one that nobody names has been lost with its file.
+    # Stream numbers have no holes: a number that is missing was lost with the closed file.
     if closed.is_damaged or len(known) <= max(known, default=-1):
-        # Every stream is named in some segment; all of them are read, this once.
+        # Every stream is named in some segment: read all segments, once.
         streams = _streams_of_all(directory) | streams
     state.closed = {n: entry for n, entry in streams.items() if n not in state.streams}
     state.closed_size = closed.size
@@ -188,7 +195,7 @@ def _add_closed(state: Recovered, directory: Path) -> None:
 
 
 def _streams_of_all(directory: Path) -> dict[int, StreamEntry]:
-    """How far each stream is that any segment tells of."""
+    """Return every stream that any segment names, with its last seq on disk."""
     found = Recovered()
     for segment in segments(directory):
         data = segment.path.read_bytes()
@@ -203,10 +210,10 @@ def _streams_of_all(directory: Path) -> dict[int, StreamEntry]:
 
 
 def is_written(directory: Path) -> bool:
-    """Return True if a writer has the journal open; none has one that can't be locked."""
+    """True if a writer has the journal open. False on a file system without locks."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        # Shared, so that two who ask at once do not find each other.
+        # A shared lock: two processes that ask at once must not see each other as writers.
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -218,14 +225,14 @@ def is_written(directory: Path) -> bool:
 
 
 def _has_records(data: bytes, segment: SegmentFile) -> bool:
-    """Whether a segment that ends within its header has more than a header all the same."""
+    """True if a segment holds records although its header seems to be cut short."""
     return find_record(memoryview(data), SEGMENT_HEADER_BYTES, segment.first_row) is not None
 
 
 def _walk_headless(state: Recovered, segment: SegmentFile) -> None:
-    """Take in the records of a segment whose header is damaged; it stays as it is."""
+    """Take in the records of a segment whose header is damaged; the file is not changed."""
     data = segment.path.read_bytes()
-    # Its name would be taken again otherwise.
+    # The row in its name counts as used, so that no new segment gets the same name.
     state.next_row = max(state.next_row, segment.first_row)
     start = find_record(memoryview(data), 0, state.next_row)
     if start is not None:
@@ -238,15 +245,14 @@ def _walk_headless(state: Recovered, segment: SegmentFile) -> None:
 def _walk(
     state: Recovered, data: bytes, start: int, unpromised: int | None = None
 ) -> tuple[int, list[Damage]]:
-    """Take in the records behind start.
+    """Take in the records from offset start on.
 
-    unpromised: where damage begins to mean that a crash came before a sync, so
-    that the tail is torn there. A disk that lost power may have a later block
-    of that write and not an earlier one: with the records behind the hole, the
-    seqs of those in it would count as had, and would never be sent again.
+    unpromised: offset behind which nothing was promised to be on disk; None if unknown.
+    Damage behind it ends the walk, as a torn tail. After a power cut the disk may hold a
+    later block of a write without an earlier one: if the records behind such a hole were
+    kept, the events in the hole would count as received and never be sent again.
 
-    Returns where the last whole record ends, and what is wrong behind it: a torn
-    tail, unless somebody knows better.
+    Returns the offset where the last whole record ends, and the damage behind it.
     """
     end = start
     behind: list[Damage] = []
@@ -264,7 +270,7 @@ def _walk(
 
 
 def _scanned(data: memoryview, start: int, expect_row: int) -> Iterator[Found | Damage]:
-    """The records behind start, with their places in data."""
+    """Yield the records and damage from start on, with offsets into data."""
     for item in scan(data[start:], expect_row, is_end=True):
         yield item._replace(offset=item.offset + start, end=item.end + start)
 
@@ -288,8 +294,11 @@ def _learn(state: Recovered, item: Found) -> None:
 
 
 def _set_aside(directory: Path, segment: SegmentFile, data: bytes) -> None:
-    """Take away a segment whose creation was cut short: nothing in it was ever
-    acknowledged, and under its name it would hide the rows of the one before."""
+    """Move a segment away whose creation was cut short by a crash.
+
+    Nothing in it was ever acknowledged, and under its name it would hide rows of the
+    segment before it.
+    """
     _save_tail(directory, segment, data, 0)
     segment.path.unlink()
     sync_directory(directory)
@@ -302,7 +311,7 @@ def _cut(directory: Path, segment: SegmentFile, data: bytes, end: int) -> None:
 
 
 def _save_tail(directory: Path, segment: SegmentFile, tail: bytes, offset: int) -> None:
-    """Keep the bytes that are about to be cut, in `quarantine/` beside the journal."""
+    """Save the bytes that are about to be cut to `quarantine/` beside the journal."""
     if not tail:
         return
     quarantine = directory.parent / "quarantine"

@@ -1,6 +1,6 @@
-"""Scanning: the records in a stretch of a segment, and what is wrong between them.
+"""Scan: the records in a stretch of a segment, and the damage between them.
 
-In: bytes, and the row that should come first.
+In: bytes, and the row number expected first.
 Out: whole records and damage, in order.
 Never: opens a file, or stops at the first bad byte.
 """
@@ -39,8 +39,10 @@ class Found(NamedTuple):
 
 
 class Damage(NamedTuple):
-    """A stretch that gives no events. Rows first_row to next_row - 1 are gone with
-    it; next_row is None where nobody can tell."""
+    """A stretch of bytes that gives no events.
+
+    Rows first_row to next_row - 1 are lost with it; next_row is None if that is unknown.
+    """
 
     kind: str
     offset: int
@@ -51,11 +53,11 @@ class Damage(NamedTuple):
 
 
 def scan(buf: memoryview, expect_row: int, is_end: bool) -> Iterator[Found | Damage]:
-    """Walk the records of buf, the first of which should hold expect_row.
+    """Yield the records of buf, and the damage between them; expect_row should come first.
 
-    With is_end, buf ends where the segment ends, and a record that is cut
-    short is a torn tail. Otherwise the walk stops before a record (or a
-    search for one) that may need bytes behind buf.
+    With is_end, buf ends where the segment ends, and a record that is cut short is a
+    torn tail. Otherwise the scan stops before a record, or a search for one, that may
+    need bytes behind buf.
     """
     offset = 0
     while offset < len(buf):
@@ -91,10 +93,10 @@ def _next(buf: memoryview, offset: int, expect_row: int, is_end: bool) -> Found 
 
 
 def _cut_short(buf: memoryview, offset: int, expect_row: int, is_end: bool) -> Damage | None:
-    """The record at offset needs more than buf has: a torn tail, or only not read yet."""
+    """Judge a record that is longer than buf: return its damage, or None if not read yet."""
     if not is_end:
         return None
-    # A length that was damaged together with its crc looks like this, too.
+    # A damaged length field looks the same: then whole records follow.
     at = find_record(buf, offset + 1, expect_row)
     if at is not None:
         return Damage(HEADER, offset, at, expect_row, _row_at(buf, at), "record is cut short")

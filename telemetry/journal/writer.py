@@ -1,7 +1,7 @@
-"""Writing a journal: frames become records, and records become durable, in order.
+"""Writer: turns frames into records of a journal, and makes them durable in order.
 
 In: frames of events with their stream and sequence numbers.
-Out: row numbers; and after `sync`, the promise that they are on disk.
+Out: row numbers; after `sync` the rows are on disk.
 Never: decodes an event, deletes anything, or writes after a failed sync.
 
 Not thread-safe: the ingest thread owns it.
@@ -46,20 +46,20 @@ SEGMENT_MAX_BYTES: Final = 64 * 1024 * 1024
 NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 LOCK_TRIES: Final = 5
+"""A reader that checks for a writer holds the lock for a moment, so one try is not enough."""
 LOCK_RETRY_S: Final = 0.01
-"""A reader that asks whether somebody writes here has the lock for a moment."""
 
 
 class JournalLocked(Exception):
-    """Another process writes this journal."""
+    """Error: another process writes this journal."""
 
 
 class JournalFull(Exception):
-    """No room: nothing of what was pending is durable, and nothing of it is lost."""
+    """Error: the disk is full. Pending records are not durable, but are kept in memory."""
 
 
 class JournalFault(Exception):
-    """The disk failed. This journal takes nothing more until it was opened anew."""
+    """Error: the disk failed. The journal must be opened again before it takes more."""
 
 
 @dataclass
@@ -75,7 +75,7 @@ class JournalWriter:
     """The one writer of a journal, from recovery to close."""
 
     def __init__(self, directory: Path, segment_max_bytes: int = SEGMENT_MAX_BYTES) -> None:
-        """Open or create the journal, recovering from whatever a crash left.
+        """Open or create the journal, and recover it after a crash.
 
         Raises:
             JournalLocked: another process writes it.
@@ -83,7 +83,7 @@ class JournalWriter:
             JournalFault: the disk fails.
             OSError: the directory can't be made, read or written.
         """
-        # The run's own directory may be there, and its name not be on disk yet.
+        # The run's directory may exist without its name being on disk yet.
         make_durably(directory.parent)
         make_durably(directory)
         self.directory = directory
@@ -100,11 +100,11 @@ class JournalWriter:
         self._numbers: dict[tuple[str, str, str], int] = {}
         self._streams: dict[int, _Stream] = {}
         self._unsynced: set[int] = set()
-        """Streams with events that are not on disk."""
+        """Numbers of the streams with events that are not on disk yet."""
         self._ended: set[int] = set()
-        """Streams that the next segment's header need not name."""
+        """Numbers of the streams that have ended; the next segment's header need not name them."""
         self._unlisted: set[int] = set()
-        """Streams that have ended and that the segment being written does not name."""
+        """Numbers of the ended streams that the segment being written does not name."""
         self._closed_size = 0
         try:
             self.recovered = recover(directory)
@@ -115,26 +115,26 @@ class JournalWriter:
 
     @property
     def next_row(self) -> int:
-        """Row of the next event that is appended."""
+        """Row number that the next appended event gets."""
         return self._next_row
 
     @property
     def durable_row(self) -> int:
-        """Rows before this one are on disk."""
+        """First row that is not on disk yet; all rows before it are."""
         return self._durable_row
 
     def appended_seq(self, run_id: str, session: str, source: str) -> int:
-        """Seq of the last event of this stream that was appended, -1 before the first."""
+        """Return the seq of the last appended event of a stream, -1 before the first."""
         number = self._numbers.get((run_id, session, source))
         return -1 if number is None else self._streams[number].appended_seq
 
     def durable_seq(self, run_id: str, session: str, source: str) -> int:
-        """Seq of the last event of this stream that is on disk, -1 before the first."""
+        """Return the seq of the last event of a stream that is on disk, -1 before the first."""
         number = self._numbers.get((run_id, session, source))
         return -1 if number is None else self._streams[number].durable_seq
 
     def end_stream(self, run_id: str, session: str, source: str) -> None:
-        """Note that nothing more is expected of a stream: the next segment need not name it."""
+        """Record that a stream has ended, so that the next segment need not name it."""
         number = self._numbers.get((run_id, session, source))
         if number is not None and number not in self._unlisted:
             self._ended.add(number)
@@ -150,10 +150,10 @@ class JournalWriter:
         *,
         is_late: bool = False,
     ) -> int:
-        """Add a frame behind the last one, in memory, and return its first row.
+        """Append a frame in memory, and return the row of its first event.
 
-        is_late: its session is over, and somebody else sends what it left.
-        Frames of one stream come in the order of their seq; that is the caller's part.
+        is_late: the session has ended, and another process sends the events it left.
+        The caller has to append the frames of one stream in the order of their seq.
 
         Raises:
             ValueError: more, or fewer, events or bytes than a record may have.
@@ -170,18 +170,18 @@ class JournalWriter:
         return row
 
     def sync(self) -> None:
-        """Write what is pending, make it durable, and publish that it is.
+        """Write the pending records, make them durable, and publish the new mark.
 
         Raises:
             JournalFull: nothing changed; try again when there is room.
-            JournalFault: nothing pending may be called durable, now or later.
+            JournalFault: pending records must not be acknowledged, now or later.
         """
         if self._is_faulty:
             raise JournalFault(f"{self.directory}: closed after a failed sync")
         if self._pending:
             self._sync_pending()
             if self._is_segment_full:
-                # Without room for a new segment the old one goes on growing.
+                # If there is no room for a new segment, the old one keeps growing.
                 with contextlib.suppress(JournalFull):
                     self._start_segment()
         if not self._is_published:
@@ -201,7 +201,7 @@ class JournalWriter:
         self._is_published = False
 
     def close(self) -> None:
-        """Let go of the files; what was not synced is forgotten. May be called twice."""
+        """Close the files; unsynced records are lost. May be called twice."""
         fds = (self._fd, self._mark_fd, self._lock_fd)
         self._fd = self._mark_fd = self._lock_fd = -1
         for fd in fds:
@@ -220,6 +220,8 @@ class JournalWriter:
         self.close()
 
     def _resume(self, recovered: Recovered) -> None:
+        """Continue at the recovered end of the journal, or in a new segment."""
+        # 1. Take over rows and streams from recovery.
         self._mark_fd = os.open(
             self.directory / MARK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
         )
@@ -233,9 +235,11 @@ class JournalWriter:
             )
             self._numbers[entry.run_id, entry.session, entry.source] = number
         self._next_stream = recovered.next_stream
-        # What recovery accepted may never have been synced; all that follows relies on it.
+        # 2. Sync what recovery accepted: it may never have been synced, and everything
+        # written from here on relies on it.
         for segment in segments(self.directory)[-2:]:
             self._sync_file(segment.path)
+        # 3. Open the segment to continue in.
         if recovered.segment is None:
             self._start_segment()
         else:
@@ -243,14 +247,14 @@ class JournalWriter:
             self._offset = recovered.offset
             self._fd = os.open(recovered.segment.path, os.O_WRONLY | os.O_CLOEXEC)
         self._publish()
-        # Once: from here on recovery knows that damage behind it is of a write that was
-        # never promised. Later marks need no sync, an older one says the same.
+        # 4. Sync the mark this once: damage behind it then belongs to a write that was
+        # never promised. Later marks need no sync, because an older mark stays true.
         self._fdatasync(self._mark_fd)
         sync_directory(self.directory)
 
     @property
     def _is_segment_full(self) -> bool:
-        """Never without a row: the next segment is named by its first."""
+        """True if the segment is large enough, and has a row: segments are named by their first."""
         is_large = self._offset >= self._segment_max_bytes
         return is_large and self._durable_row > self._segment
 
@@ -270,16 +274,16 @@ class JournalWriter:
             self._streams[number] = _Stream(run_id, session, source)
             self._announce(number)
         elif number in self._unlisted:
-            # It had ended, and speaks again.
+            # The stream had ended, and sends again.
             self._unlisted.discard(number)
             self._announce(number)
         self._ended.discard(number)
         return number
 
     def _announce(self, number: int) -> None:
-        """Name a stream in the segment that is being written."""
+        """Append the table record of a stream to the segment that is being written."""
         table = encode_table({number: self._entry(number)})
-        # Twice: without it every record of the stream would be lost with one bad bit.
+        # Written twice: with a bad bit in a single copy, all records of the stream are lost.
         for _ in range(2):
             self._push(encode_record(STREAMS, number, self._next_row, 0, 0, table))
 
@@ -295,7 +299,7 @@ class JournalWriter:
         try:
             _write_all(self._fd, data, self._offset)
         except OSError as exc:
-            # Nothing torn may stay in the middle: the next write begins at the same place.
+            # Remove a partly written record: the next write begins at the same offset.
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, self._offset)
             if exc.errno in NO_ROOM:
@@ -315,12 +319,13 @@ class JournalWriter:
         return JournalFault(f"{self.directory}: {exc.strerror}")
 
     def _start_segment(self) -> None:
-        """Begin the next segment; it exists durably before anything refers to it."""
+        """Begin the next segment; its file is durable before anything refers to it."""
         retired = self._unlisted | self._retire()
         table = {n: self._entry(n) for n in self._streams if n not in retired}
         header = encode_segment_header(self._uuid, self._durable_row, table)
         path = segment_path(self.directory, self._durable_row)
-        # Its header is on disk before it has its name: none is ever found half made.
+        # The header is on disk before the file gets its name, so that recovery never finds
+        # a half-made segment.
         making = path.with_suffix(".making")
         fd = -1
         try:
@@ -344,7 +349,7 @@ class JournalWriter:
         self._is_published = False
 
     def _retire(self) -> set[int]:
-        """Close the streams that have ended, and return which may leave the headers."""
+        """Save the ended streams to the closed file; return those that headers need not name."""
         if not self._ended:
             return set()
         entries = {number: self._entry(number) for number in sorted(self._ended)}
@@ -353,11 +358,11 @@ class JournalWriter:
         except OSError as exc:
             if exc.errno not in NO_ROOM + NO_DESCRIPTOR:
                 raise self._fault(exc) from exc
-            return set()  # the header names them once more
+            return set()  # no room: the next header names them once more
         return set(entries)
 
     def _unmake(self, fd: int, *paths: Path) -> None:
-        """Take a segment away that could not be begun: rows of its name go elsewhere."""
+        """Remove the files of a segment that could not be begun."""
         if fd < 0:
             return
         os.close(fd)
@@ -369,7 +374,7 @@ class JournalWriter:
             raise self._fault(exc) from exc
 
     def _publish(self) -> None:
-        """Write the mark. Where there is no room for it now, the next sync does it."""
+        """Write the durable mark. If the disk is full, the next sync tries again."""
         mark = Mark(self._segment, self._offset, self._durable_row)
         try:
             _write_all(self._mark_fd, encode_mark(mark), 0)

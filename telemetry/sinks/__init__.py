@@ -1,1 +1,1 @@
-"""Sinks: readers of a journal that show it somewhere else."""
+"""Sinks: readers of a journal that write it to TensorBoard, W&B or a console."""

@@ -1,12 +1,12 @@
-"""Account: what is held against single rows by one sink of one run.
+"""Account: the rows that one sink of one run skips, and the crashes counted per row.
 
-In: the rows that a sink is given, and how its processes end.
-Out: the rows without those that it steps over.
-Never: holds against a row what came from outside: a kill, a full disk, no memory.
+In: the rows that a sink is given, and the crashes of its processes.
+Out: the rows without those that are skipped.
+Never: blames a row for an outside cause: a kill, a full disk, no memory.
 
-A row at which the process has died twice of its own doing (an exception that nobody
-expects, SIGSEGV, SIGABRT, SIGBUS) is stepped over. One that the sink itself refuses is
-stepped over at once.
+A row at which the sink's process has crashed twice by its own fault (an unexpected
+exception, SIGSEGV, SIGABRT, SIGBUS) is skipped. A row that the sink itself refuses is
+skipped at once.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ class Account:
     """The slot and the skips of one sink of one run. Not thread-safe."""
 
     def __init__(self, directory: Path, recorded: Path, sink: str, run_id: str) -> None:
-        """Open it; a row that has cost two processes is stepped over from here on.
+        """Open the account; a row at which two processes crashed is skipped from here on.
 
-        directory: where the cursor is. recorded: that of the live run, of a replay.
+        directory: the cursor directory of this sink. recorded: the cursor directory of the
+        live run; in a replay it is another one.
 
         Raises:
             SinkUnavailable: the disk refuses.
@@ -55,7 +56,7 @@ class Account:
             self.slot = Slot(slot_path(directory, sink))
         except OSError as exc:
             raise SinkUnavailable(f"the account of sink {sink} can't be opened: {exc}") from exc
-        # What the last process announced is no longer so.
+        # Clear the phase that the last process left behind.
         self.slot.enter(OPENING)
         suspect = self.slot.suspect
         if suspect is not None and suspect.deaths >= DEATHS_MAX:
@@ -63,7 +64,7 @@ class Account:
             self.slot.forget()
 
     def skip(self, row: int, reason: str) -> None:
-        """Step over a row for good; said once, and on disk when this returns.
+        """Skip a row for good, logged once; the skip is on disk when this returns.
 
         Raises:
             SinkUnavailable: the disk refuses.
@@ -80,13 +81,13 @@ class Account:
         )  # fmt: skip
 
     def kept(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """Return the rows that are not stepped over."""
+        """Return the rows that are not skipped."""
         if not len(self.skips):
             return rows
         return [row for row in rows if row.row not in self.skips]
 
     def note_crash(self, exc: Exception) -> str:
-        """Hold an exception against the row that was announced; says and returns it in one line."""
+        """Count a crash against the current row; log it, and return it as one line."""
         why = clean(f"{type(exc).__name__}: {exc}", 300)
         suspect = None if _is_no_rows_fault(exc) else self.slot.note_death(why)
         where = f" at row {suspect.row}" if suspect else ""
@@ -97,19 +98,21 @@ class Account:
         return why
 
     def close(self) -> None:
-        """Let go of the slot. May be called twice."""
+        """Close the slot. May be called twice."""
         self.slot.close()
 
 
 def _places(exc: Exception) -> str:
-    """Return where an exception came from, innermost first: a line, where a traceback of a
-    library's depth is a hundred pages."""
+    """Return the innermost frames of an exception as one line, innermost first.
+
+    A full traceback through a deep library could fill pages of log.
+    """
     frames = traceback.extract_tb(exc.__traceback__)[-FRAMES_SHOWN:]
     return ", ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in reversed(frames))
 
 
 def _is_no_rows_fault(exc: Exception) -> bool:
-    """Return True for what the machine lacks: any other row would have met it as well."""
+    """True if the machine, not the row, caused the error: no memory, a full disk, no access."""
     return isinstance(exc, MemoryError) or (
         isinstance(exc, OSError) and exc.errno in _NO_ROWS_FAULT
     )

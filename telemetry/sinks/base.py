@@ -1,8 +1,8 @@
-"""What a sink is: a reader of one run's journal with a durable position.
+"""Sink interface: a reader of one run's journal with a durable position.
 
-A sink makes exactly-once out of three promises: rows come in order, `open`
-undoes or recognizes what a crash left behind the last position, and a
-position names only what is safely in the sink.
+A sink writes each row exactly once because of three promises: rows come in order;
+`open` undoes or recognizes what a crash left behind the last position; and a position
+covers only rows that are safely in the sink.
 """
 
 from __future__ import annotations
@@ -16,20 +16,23 @@ from telemetry.rows import Row
 
 
 class SinkUnavailable(Exception):
-    """The sink can't be had now; try again later. The position has not moved."""
+    """Error: the sink is not available now; try again later. The position has not moved."""
 
 
 class SinkBehind(SinkUnavailable):
-    """The sink can't be had now, which it has said itself: it needs saying no second time."""
+    """Error: the sink is not available now, and has logged the reason itself already."""
 
 
 class SinkRejected(Exception):
-    """The sink will never take this; trying again is pointless. The message says why."""
+    """Error: the sink will never accept this, so do not try again. The message says why."""
 
 
 class Position(NamedTuple):
-    """How far a sink has got: the row after the last one it holds, and what it
-    needs to go on from there (JSON values; {} at the start)."""
+    """Progress of a sink in a journal.
+
+    row: the row after the last one that the sink holds. state: JSON values that the
+    sink needs to continue from there; {} at the start.
+    """
 
     row: int
     state: dict[str, Any]
@@ -39,36 +42,36 @@ START = Position(0, {})
 
 
 def left_out_of(position: Position) -> int:
-    """Return how many values a sink left out because it has no place for them."""
+    """Return the number of values that a sink left out because it has no place for them."""
     count = position.state.get("left_out", 0)
     return count if type(count) is int else 0
 
 
 def sleep(seconds: float) -> bool:
-    """Wait where nobody watches, and nobody asks to stop."""
+    """Wait, for a sink without a supervisor; returns False, as nothing asks it to stop."""
     time.sleep(seconds)
     return False
 
 
 def keep_going(row: int, reason: str) -> None:
-    """Step over a row where nobody keeps account of it."""
+    """Skip a row without recording it, for a sink that has no account."""
 
 
 class SinkContext(NamedTuple):
-    """What every sink is told.
+    """The run and the services that a sink is created with.
 
-    `out_dir` is where its files go: RUN_DIR live, another directory in a
-    replay. `run` is the run's run.json: run_id, project, name, tags, notes,
+    `out_dir` is the directory for its files: RUN_DIR live, another directory in a
+    replay. `run` is the content of the run's run.json: run_id, project, name, tags, notes,
     group, wandb_mode, config, host, gpu_uuids, started_wall_ns.
 
-    `wait` is for a sink that has to be long about something: it waits so many
-    seconds (0: not at all), says that the sink lives, and returns True as soon as
-    the sink is to stop. A sink that is silent for sink_timeout_s is killed.
+    `wait` is for a sink that needs long for something: it reports that the sink is
+    alive, waits so many seconds (0: not at all), and returns True as soon as the sink
+    has to stop. A sink that is silent for sink_timeout_s is killed.
 
-    `journal` is the uuid of the journal that the rows come from, empty where that is not
-    known. `skipped` holds the rows that are withheld. `skip` withholds one more, for a
-    reason: a row that the library behind the sink does not take; it is on disk when it
-    returns, and the sink goes on with the next row.
+    `journal` is the uuid of the journal that the rows come from, empty if unknown.
+    `skipped` holds the rows that the sink is not given. `skip` adds a row that the
+    library behind the sink refuses, with the reason; the skip is on disk when the call
+    returns, and the sink continues with the next row.
     """
 
     run_id: str
@@ -82,23 +85,23 @@ class SinkContext(NamedTuple):
 
 
 class Sink(Protocol):
-    """One run in one place. Runs on the main thread of a process of its own."""
+    """A writer of one run to one destination. Runs on the main thread of its own process."""
 
     def open(self, position: Position) -> int:
-        """Recover from whatever a crash left, and return the first row to write.
+        """Recover from a crash, and return the first row to write.
 
-        position is what `commit` or `finish` last returned (START at first).
-        The row returned may lie before position.row, where the sink has to see
-        rows again to rebuild what it knows; `write` then recognizes them.
+        position: the last result of `commit` or `finish` (START at first). The row
+        returned may lie before position.row if the sink needs earlier rows to rebuild
+        its state; `write` then recognizes them and does not write them twice.
 
         Raises:
             SinkUnavailable: try again later.
-            SinkRejected: this run will never be taken.
+            SinkRejected: the sink will never accept this run.
         """
         ...
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Take rows, in order and without repetition since `open`.
+        """Write rows, which come in order and without repetition since `open`.
 
         Raises:
             SinkUnavailable, SinkRejected: as for open.
@@ -106,21 +109,21 @@ class Sink(Protocol):
         ...
 
     def commit(self) -> Position:
-        """Make durable what can be, and say how far the sink safely is.
+        """Make rows durable, and return the position up to which they safely are.
 
-        Called about once a second after writes. May return an older position
-        than was written, where the sink can't yet vouch for the rest.
+        Called about once a second after writes. The position may be older than the last
+        row written, if the sink can't be sure of the rest yet.
         """
         ...
 
     def finish(self, status: str | None, exit_code: int | None) -> Position:
-        """All rows were written and the run has ended (status of its RunFinished).
+        """Finish the run after its last row, and return the final position.
 
-        Returns the final position; until finish returns, the run does not
-        count as done here.
+        status and exit_code are those of its RunFinished. Until this returns, the sink
+        does not count as done with the run.
         """
         ...
 
     def close(self) -> None:
-        """Let go without finishing: the run goes on, or will later. May be called twice."""
+        """Release everything without finishing the run. May be called twice."""
         ...

@@ -3,12 +3,12 @@
 In: rows of one run.
 Out: a line for each start, end, training or validation point, message and gap,
     and one for a host's hardware every 10 s of event time.
-Never: colours, moves the cursor, or lets through what would move it.
+Never: prints colours, or characters that control the terminal.
 
     2026-07-31 12:00:00.250  rank0           train  step 1,200  loss 2.25  learning_rate 0.0003
 
-A run that nobody has introduced begins with a line of its id. What is missing of
-an event is said once a reason.
+A run without a RunStarted begins with a line of its id. Parts that are missing from
+events are printed once for each reason.
 
 Times are UTC. Lines are printed at least once: after a crash, what was printed
 since the last commit is printed again.
@@ -53,7 +53,7 @@ class ConsoleSink:
         self._stream = stream or sys.stdout
         self._next_row = 0
         self._hardware_shown_ns: dict[str, int] = {}
-        # Why values were left out, as far as it was said.
+        # Reasons for which a line "left out" was printed already.
         self._told: set[str] = set()
 
     def open(self, position: Position) -> int:
@@ -79,7 +79,7 @@ class ConsoleSink:
         return self.commit()
 
     def close(self) -> None:
-        """The stream is not this sink's to close."""
+        """Do nothing: the stream belongs to the caller."""
 
     def _lines(self, row: Row) -> Iterator[str]:
         try:
@@ -95,7 +95,7 @@ class ConsoleSink:
             yield _line(row, "left out", text)
 
     def _left_out(self, event: Event) -> Iterator[str]:
-        """The parts that an event lacks, for each reason that was not said before."""
+        """Yield a text on the missing parts of an event for each reason not printed before."""
         if not isinstance(event, PartialEvent):
             return
         for reason in dict.fromkeys(event.left_out.values()):
@@ -105,12 +105,12 @@ class ConsoleSink:
                 yield f"{', '.join(names)}: {reason}"
 
     def _is_too_soon(self, row: Row, event: Event) -> bool:
-        """True if the host's hardware was shown less than an interval ago, or later than this."""
+        """True if the host's hardware was printed less than an interval before or after this."""
         if not (isinstance(event, MetricsLogged) and event.kind == HARDWARE):
             return False
         now_ns = row.envelope.wall_ns
         shown_ns = self._hardware_shown_ns.get(row.source)
-        # A clock that was set back far starts over.
+        # If the clock was set back by more than an interval, printing starts again.
         if shown_ns is not None and abs(now_ns - shown_ns) < HARDWARE_INTERVAL_NS:
             return True
         self._hardware_shown_ns[row.source] = now_ns
@@ -138,7 +138,7 @@ def _line(row: Row, kind: str, text: str) -> str:
 
 
 def words(row: Row, event: Event) -> tuple[str, str] | None:
-    """The kind and the text of an event, or None for what is too much for a console."""
+    """Return (kind, text) of an event; None for events that the console does not print."""
     match event:
         case RunStarted():
             return "start", _started(event)
@@ -156,7 +156,7 @@ def words(row: Row, event: Event) -> tuple[str, str] | None:
 
 
 def utc(wall_ns: int) -> str:
-    """`2026-07-31 12:00:00.250`"""
+    """Return a wall time as UTC text, like `2026-07-31 12:00:00.250`."""
     moment = datetime.fromtimestamp(wall_ns // 10**9, UTC)
     return f"{moment:%Y-%m-%d %H:%M:%S}.{wall_ns // 10**6 % 1000:03d}"
 
@@ -185,7 +185,7 @@ def _shown(value: Scalar) -> str:
 
 
 def _hardware(values: Mapping[str, Any]) -> Iterator[str]:
-    """CPU, memory and each GPU, as far as they are known."""
+    """Yield the readings of the CPU, the memory and each GPU that are known."""
     for label, name in (("cpu", "cpu_percent"), ("memory", "memory_percent")):
         if name in values:
             yield f"{label} {_number(values[name], 0)}%"
@@ -215,7 +215,7 @@ def _number(value: Any, digits: int, unit_size: int = 1) -> str:
 
 
 def _translated(exc: Exception) -> SinkRejected | SinkUnavailable:
-    """A reader that went away won't come back; a full disk may have room again."""
+    """Return the sink error for a failed write: a closed pipe is final, a full disk is not."""
     if isinstance(exc, BrokenPipeError | ValueError):
         return SinkRejected(f"the console is closed: {exc}")
     return SinkUnavailable(f"the console can't be written to: {exc}")

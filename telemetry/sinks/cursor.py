@@ -1,8 +1,23 @@
-"""Cursors: how far each sink has got, kept across restarts.
+"""Cursor: the durable position of one sink in a run's journal, kept across restarts.
 
-In: the position that a sink vouches for.
-Out: the position to go on from.
-Never: reads the journal. One process at a time holds the cursor of a (run, sink).
+In: the position that a sink has made durable.
+Out: the position to continue from.
+Never: reads the journal.
+
+One process at a time holds the cursor of a (run, sink), by an exclusive flock on
+`<sink>.lock`. The file is replaced atomically and synced at each commit:
+
+    OUT_DIR/cursors/<sink>.json    one JSON object
+      run_id   str    the run; a cursor of another run is refused
+      journal  str    uuid of the journal whose rows are counted; empty if unknown
+      row      int    the row after the last one that is safely in the sink
+      state    dict   what the sink needs to continue there; its layout is the sink's own
+      done     bool   true if the sink has all of the run, as of the end numbered `ending`
+      ending   int    `endings` of run.json when the sink finished; 0 while it is at work
+      wall_s   float  time of the commit, in seconds since 1970
+
+A run can end more than once, because late events reopen it: the sink is done only while
+`ending` equals `endings` of run.json. OUT_DIR is the run's directory for a live sink.
 """
 
 from __future__ import annotations
@@ -23,40 +38,40 @@ def sink_is_done(cursor: dict[str, Any] | None, run_info: dict[str, Any]) -> boo
     """Return True if a sink has all of a run, as of the last time that the run ended.
 
     cursor: the content of the sink's cursor file, None where it can't be read.
-    run_info: the content of run.json. Late events reopen a run and it ends again: a
-    sink that was done with an earlier end has more to do.
+    run_info: the content of run.json. Late events reopen a run, which then ends again: a
+    sink that was done with an earlier end has more rows to write.
     """
     if cursor is None or cursor.get("done") is not True:
         return False
     if {"run_id"} <= cursor.keys() & run_info.keys() and cursor["run_id"] != run_info["run_id"]:
         return False
     ending, endings = cursor.get("ending", 0), run_info.get("endings", 0)
-    # Of a damaged file anything may be there, and True is equal to 1.
+    # A damaged file may hold any type here, and True would be equal to 1.
     return type(ending) is int and type(endings) is int and ending == endings
 
 
 class CursorLocked(Exception):
-    """Another process is this sink for this run."""
+    """Error: another process is running this sink for this run."""
 
 
 class OtherJournal(Exception):
-    """The cursor counts the rows of another journal than the one that is to be read."""
+    """Error: the cursor counts the rows of another journal than the one to be read."""
 
 
 class Cursor:
     """The cursor file of one sink, locked while it is held."""
 
     def __init__(self, out_dir: Path, sink: str, run_id: str, journal: str = "") -> None:
-        """Take hold of the cursor. journal is the uuid of what its rows are counted in.
+        """Lock and read the cursor. journal: uuid of the journal whose rows it counts.
 
         Raises:
-            CursorLocked: somebody else has it.
-            OtherJournal: it was moved by rows of another journal.
+            CursorLocked: another process has it.
+            OtherJournal: it counts rows of another journal.
             OSError: the directory can't be written.
-            ValueError: it is another run's, or damaged.
+            ValueError: it belongs to another run, or is damaged.
         """
         directory = out_dir / "cursors"
-        # A commit is on disk only where the names that lead to it are.
+        # A commit is durable only if the names of its directories are.
         make_durably(directory)
         self.path = directory / f"{sink}.json"
         self._run_id = run_id
@@ -77,9 +92,9 @@ class Cursor:
             raise
 
     def commit(self, position: Position, *, is_done: bool = False, ending: int = 0) -> None:
-        """Move to this position, durably; nothing is written where nothing changed.
+        """Store a position durably; nothing is written if nothing changed.
 
-        is_done: the sink has all of the run as of its ending of this number.
+        is_done: the sink has all of the run, as of the run's end numbered `ending`.
         """
         state = (position, is_done, ending)
         if state == (self.position, self.is_done, self._ending):
@@ -97,7 +112,7 @@ class Cursor:
         self.position, self.is_done, self._ending = state
 
     def close(self) -> None:
-        """Let go of the lock. May be called twice."""
+        """Release the lock. May be called twice."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -1,4 +1,4 @@
-"""Which sinks there are, each imported only where it is used."""
+"""Registry of the sinks by name; each is imported only when it is used."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ SINK_NAMES: Final = tuple(_SINKS)
 
 
 def make_sink(name: str, context: SinkContext) -> Sink:
-    """The sink of this name for one run.
+    """Make the sink of this name for one run.
 
     Raises:
-        KeyError: there is none.
-        ImportError: what it stands on is not installed.
+        KeyError: there is no sink of this name.
+        ImportError: the library that it needs is not installed.
     """
     module, _, attribute = _SINKS[name].partition(":")
     factory = getattr(importlib.import_module(module), attribute)

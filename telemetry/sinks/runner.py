@@ -1,8 +1,8 @@
-"""The runner: carries one run's journal into one sink, and commits how far it has got.
+"""Runner: carries one run's journal into one sink, and commits its position.
 
 In: the journal of a run, and the sink's cursor.
 Out: the sink, holding each event that its policy selects exactly once.
-Never: writes to the journal, or moves the cursor past what the sink vouches for.
+Never: writes to the journal, or moves the cursor past what the sink has made durable.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ log = logging.getLogger("telemetry.sink")
 POLL_S: Final = 0.2
 COMMIT_INTERVAL_S: Final = 1.0
 WRITE_ROWS: Final = 500
-"""Rows a call: a call that hangs is told from one that has much to do."""
+"""Rows at most in one call of write, so that a call with much to do does not seem to hang."""
 
 
 @dataclass(frozen=True)
 class SinkJob:
-    """What to carry where."""
+    """One run, one sink, and the directory that the sink writes to."""
 
     sink: str
     run_dir: Path
@@ -68,23 +68,23 @@ class SinkJob:
 
 
 class Reporter:
-    """Tells the supervisor, a JSON line at a time, that this process is alive and where it is."""
+    """Reports to the supervisor, in JSON lines, that this process is alive and at which row."""
 
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
         self._skips: Sized = ()
         self.left_out = 0
-        """Values that the sink has no place for, as its position says."""
+        """Number of values that the sink has no place for, from its position."""
         self.is_said = False
-        """The detail of what is told next was in a log line already."""
+        """True if the detail of the next report was logged already."""
 
     @property
     def is_heard(self) -> bool:
-        """True if there is a supervisor, who says what is new."""
+        """True if a supervisor reads the reports, and logs changes of state."""
         return self._fd is not None
 
     def count_skips(self, skips: Sized) -> None:
-        """Tell of these, too: the rows that the sink steps over."""
+        """Include the number of skipped rows in the reports."""
         self._skips = skips
 
     def __call__(self, state: str, row: int, detail: str = "") -> None:
@@ -102,14 +102,14 @@ class Reporter:
 
 
 def run_sink(job: SinkJob, stop: threading.Event, report: Reporter) -> int:
-    """Carry rows until the run is over (or, without follow, to the end of its journal).
+    """Carry rows until the run has ended (or, without follow, to the end of its journal).
 
     Returns the exit code of the command: 0 done, 1 crashed, 3 try again later, 4 never.
 
     Raises:
-        CommandError: not a run, or the sink is at work already.
+        CommandError: not a run, or another process runs this sink.
     """
-    # Absolute, since the sink works in a directory of its own.
+    # Absolute, because the sink runs in a working directory of its own.
     run_dir, out_dir = job.run_dir.absolute(), job.out_dir.absolute()
     job = replace(job, run_dir=run_dir, out_dir=out_dir)
     info = _await_run(job, stop)
@@ -137,7 +137,7 @@ def _guarded(
     stop: threading.Event,
     report: Reporter,
 ) -> int:
-    """Carry, and turn whatever goes wrong into an exit code and one line that says so."""
+    """Carry rows; turn every failure into an exit code, a report and one log line."""
     report("opening", cursor.position.row)
     run_id = str(info["run_id"])
     account = None
@@ -157,12 +157,12 @@ def _guarded(
         report.is_said = True
         report("crashed", cursor.position.row, str(exc))
         return EXIT_CRASHED
-    # Who follows is stopped when it has come to the end of what is on disk.
+    # With follow, the runner stops only at the end of what is on disk: that is no backlog.
     return EXIT_OK if is_done or job.follow else EXIT_BACKLOG
 
 
 class _Crashed(Exception):
-    """The sink raised what nobody expects, which has been said. The message is one line."""
+    """Error: the sink raised something unexpected, logged already. The message is one line."""
 
 
 def _account(job: SinkJob, cursor: Cursor, run_id: str) -> Account:
@@ -183,11 +183,11 @@ def _opened(
     stop: threading.Event,
     report: Reporter,
 ) -> bool:
-    """Make the sink, carry, and let go of it. True if it has all of the run.
+    """Make the sink, carry rows, and close it. Return True if it has all of the run.
 
     Raises:
-        SinkUnavailable, SinkRejected: as the sink says.
-        _Crashed: it raised anything else.
+        SinkUnavailable, SinkRejected: raised by the sink.
+        _Crashed: the sink raised anything else.
     """
 
     def wait(seconds: float) -> bool:
@@ -219,20 +219,23 @@ def _carry(
     stop: threading.Event,
     report: Reporter,
 ) -> bool:
-    """Carry rows until the run is over, or until stop. True if the sink has all of it.
+    """Carry rows until the run has ended, or until stop. Return True if the sink has all.
 
-    Whoever follows a run goes on to the end of what is on disk before it stops.
+    With follow, a stop takes effect only at the end of what is on disk.
     """
+    # Open the sink: it says from which row on it needs the journal.
     first_row, slot = sink.open(cursor.position), account.slot
     report.left_out = left_out_of(cursor.position)
     committed_s = time.monotonic()
     journal = job.run_dir / "journal"
     with JournalReader(journal, first_row, is_recorded=not job.follow) as reader:
         while True:
+            # 1. Read run.json before the journal: if it says "ended", the read sees all rows.
             if job.follow:
                 info = read_json(job.run_dir / RUN_FILE) or {}
             is_stopping = stop.is_set()
             batch = reader.read()
+            # 2. Write the rows, without the skipped ones.
             for rows in _chunks(batch.rows):
                 sink.write(slot.announced(account.kept(rows)))
                 slot.enter(IDLE)
@@ -246,6 +249,7 @@ def _carry(
                 and time.monotonic() - committed_s < (COMMIT_INTERVAL_S)
             ):
                 continue
+            # 3. At the end of an ended run: finish, and mark the sink as done.
             if batch.is_end and not reader.is_blind and _is_over(job, info):
                 report("finishing", reader.next_row)
                 slot.enter(FINISHING)
@@ -255,12 +259,14 @@ def _carry(
                 report.left_out = left_out_of(position)
                 report("done", position.row)
                 return True
+            # 4. Commit, about once a second.
             if time.monotonic() - committed_s >= COMMIT_INTERVAL_S or is_stopping:
                 slot.enter(COMMITTING)
                 cursor.commit(sink.commit())
                 report.left_out = left_out_of(cursor.position)
                 slot.enter(IDLE)
                 committed_s = time.monotonic()
+            # 5. Report; at the end of what is on disk, stop or wait for more.
             report("running", reader.next_row)
             if batch.is_end:
                 if is_stopping:
@@ -269,13 +275,13 @@ def _carry(
 
 
 def _behind_skips(position: Position, next_row: int, account: Account) -> Position:
-    """Move a final position behind the rows at its end that the sink has not seen."""
+    """Move a final position behind skipped rows at the end, which the sink was not given."""
     is_rest_skipped = all(row in account.skips for row in range(position.row, next_row))
     return position._replace(row=max(position.row, next_row)) if is_rest_skipped else position
 
 
 def _is_over(job: SinkJob, info: dict[str, Any]) -> bool:
-    """Nothing will be added: asked before the read that found the end."""
+    """True if the journal will not grow. info must be older than the read that found its end."""
     return not job.follow or info.get("state") == "ended"
 
 
@@ -284,9 +290,9 @@ def _chunks(rows: Sequence[Row]) -> list[Sequence[Row]]:
 
 
 def _await_run(job: SinkJob, stop: threading.Event) -> dict[str, Any] | None:
-    """Return run.json, once it says what the run is called; None where that was not to be.
+    """Wait for run.json to name the run, and return it; None if stopped before.
 
-    Of a run that nobody writes, the journal alone says it as well.
+    Without follow the run is recorded already, and its journal alone is enough.
     """
     if not job.follow:
         return open_recorded(job.run_dir).info

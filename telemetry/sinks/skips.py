@@ -1,12 +1,12 @@
-"""Skips: the rows that a sink steps over, because it can't get past them.
+"""Skips: the rows that a sink leaves out, because it crashes at them or refuses them.
 
-In: a row, why, and which program found that.
-Out: the rows that are withheld from the sink, live and in every replay.
-Never: loses one: each is on disk before the sink goes on behind its row.
+In: a row, the reason, and the version of the program.
+Out: the rows that the sink is not given, live and in every replay.
+Never: loses a skip: each is on disk before the sink continues behind its row.
 
 `cursors/<sink>.skipped` holds a line of JSON for each: row, reason, version, wall_s.
-It is part of what decides about the sink's content, like the journal, and is copied with
-the run. A line that a crash has cut short was not acted upon, and counts for nothing.
+The file decides about the content of the sink, as the journal does, and is copied with
+the run. A line cut short by a crash had no effect yet, and is ignored.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REASON_MAX_CHARS: Final = 300
 
 
 class Skip(NamedTuple):
-    """A row that a sink steps over."""
+    """A skipped row, the reason, and the version of the program that skipped it."""
 
     row: int
     reason: str
@@ -33,16 +33,17 @@ class Skip(NamedTuple):
 
 
 class Skips:
-    """The rows to step over: those of the recorded run, and those found at this destination."""
+    """The rows to skip: those of the recorded run, and those found at this destination."""
 
     def __init__(self, path: Path, recorded: Path | None = None) -> None:
-        """Read them. path is where more are added.
+        """Read the skips of both files. path: the file that new skips are added to.
 
         Raises:
-            OSError: a file is there that can't be read, or not be synced.
+            OSError: a file exists and can't be read or synced.
         """
         self.path = path
-        # Read is not synced: who wrote the last line may have been killed at that.
+        # Sync before relying on it: the writer of the last line may have been killed before
+        # its sync.
         if path.exists():
             _sync(path)
         found = [*read_skips(recorded), *read_skips(path)] if recorded else read_skips(path)
@@ -55,10 +56,10 @@ class Skips:
         return len(self._by_row)
 
     def add(self, row: int, reason: str) -> None:
-        """Step over a row from now on; on disk when this returns.
+        """Skip a row from now on; the skip is on disk when this returns.
 
         Raises:
-            OSError: it can't be written. The row is not stepped over then.
+            OSError: it can't be written; the row is then not skipped.
         """
         skip = Skip(row, clean(reason, REASON_MAX_CHARS), program_version())
         value = {**skip._asdict(), "wall_s": round(time.time(), 3)}
@@ -66,14 +67,14 @@ class Skips:
         with self.path.open("ab+") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
             if file.read(1) not in (b"", b"\n"):
-                line = b"\n" + line  # behind what a crash has cut short
+                line = b"\n" + line  # a crash has cut the last line short
             file.write(line)
         _sync(self.path)
         self._by_row[row] = skip
 
 
 def skipped_rows(run_dir: Path, sink: str) -> list[Skip]:
-    """Return the rows of a run that a sink has stepped over, in the order of the rows.
+    """Return the skips of one sink of a run, in the order of the rows.
 
     Raises:
         OSError: their file can't be read.
@@ -82,15 +83,15 @@ def skipped_rows(run_dir: Path, sink: str) -> list[Skip]:
 
 
 def skips_path(directory: Path, sink: str) -> Path:
-    """Return where a sink's skips are; directory is where its cursor is."""
+    """Return the path of a sink's skips; directory is that of its cursor."""
     return directory / f"{sink}.skipped"
 
 
 def read_skips(path: Path) -> list[Skip]:
-    """Return the skips in a file, none without one; lines that are none are passed over.
+    """Return the skips in a file, none if it does not exist; invalid lines are ignored.
 
     Raises:
-        OSError: it is there, and can't be read.
+        OSError: the file exists and can't be read.
     """
     try:
         data = path.read_bytes()

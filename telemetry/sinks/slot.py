@@ -1,14 +1,14 @@
-"""Slot: what a sink process is at, told to whoever outlives it.
+"""Slot: a page of memory that says which row a sink process is at, also after it dies.
 
 In: the phase and the row, before each is begun.
-Out: the same after any death of the process; how often it died of its own doing at one row.
-Never: counts a death that came from outside, or is synced: a power cut kills no sink.
+Out: the same after any death of the process; the number of its crashes at one row.
+Never: counts a death with an outside cause, such as a power cut, so the page needs no sync.
 
 One page, `cursors/<sink>.slot`, mapped by the process and read by its supervisor:
 
     magic 4 | phase u8 | 3 unused | row i64 | suspect row i64 | deaths u32 | length u16 | reason
 
-Runs of the same file: the sink while it lives, then its supervisor, then the next sink.
+One process at a time uses the page: the sink, then its supervisor, then the next sink.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _NOBODY: Final = -1
 
 
 class Suspect(NamedTuple):
-    """A row at which a sink has died, how often, and of what the last time."""
+    """A row at which a sink has crashed, the number of crashes, and the last reason."""
 
     row: int
     deaths: int
@@ -46,13 +46,13 @@ class Suspect(NamedTuple):
 
 
 class Slot:
-    """The page of one sink of one run. Not thread-safe."""
+    """The slot page of one sink of one run. Not thread-safe."""
 
     def __init__(self, path: Path) -> None:
         """Map the page; a new or a damaged one begins empty.
 
         Raises:
-            OSError: it can't be made.
+            OSError: the file can't be made.
         """
         self._page = _mapped(path)
         if self._page[:_AT_OFFSET] != MAGIC:
@@ -61,17 +61,17 @@ class Slot:
             self.forget()
 
     def enter(self, phase: int, row: int = _NOBODY) -> None:
-        """Say what is begun now."""
+        """Record the phase, and the row, that begins now."""
         _AT.pack_into(self._page, _AT_OFFSET, phase, row)
 
     def announced(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """Return the rows; each is announced while the loop over them is at it."""
+        """Return the rows; iterating over them records each as the current row."""
         return _Announced(rows, self)
 
     def note_death(self, reason: str) -> Suspect | None:
-        """Count a death of the process's own doing, where it was at a row; returns what is known.
+        """Count a crash against the current row, and return the suspect; None between rows.
 
-        What was announced is cleared: nothing is counted twice.
+        Clears the current row, so that no crash is counted twice.
         """
         phase, row = _AT.unpack_from(self._page, _AT_OFFSET)
         self.enter(IDLE)
@@ -86,7 +86,7 @@ class Slot:
 
     @property
     def suspect(self) -> Suspect | None:
-        """The row of the last death that counted."""
+        """The row of the last crash that was counted; None if there is none."""
         row, deaths, length = _SUSPECT.unpack_from(self._page, _SUSPECT_OFFSET)
         if row == _NOBODY:
             return None
@@ -94,11 +94,11 @@ class Slot:
         return Suspect(row, deaths, text.decode(errors="replace"))
 
     def forget(self) -> None:
-        """Hold nothing against any row."""
+        """Clear the counted crashes."""
         _SUSPECT.pack_into(self._page, _SUSPECT_OFFSET, _NOBODY, 0, 0)
 
     def close(self) -> None:
-        """Let go of the page. May be called twice."""
+        """Unmap the page. May be called twice."""
         self._page.close()
 
 
@@ -112,7 +112,7 @@ class _Announced(Sequence[Row]):
         for row in self._rows:
             enter(AT_ROW, row.row)
             yield row
-        # What a sink does behind its loop is about all of them, and held against none.
+        # After its loop a sink works on all rows together: a crash there blames no row.
         enter(COMMITTING)
 
     def __len__(self) -> int:
@@ -129,7 +129,7 @@ class _Announced(Sequence[Row]):
 
 
 def slot_path(directory: Path, sink: str) -> Path:
-    """Return where a sink's page is; directory is where its cursor is."""
+    """Return the path of a sink's page; directory is that of its cursor."""
     return directory / f"{sink}.slot"
 
 
@@ -137,8 +137,8 @@ def _mapped(path: Path) -> mmap.mmap:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
         if os.fstat(fd).st_size != SIZE:
-            # Written, not only made longer: a hole that the disk has no room to fill
-            # would kill the process by SIGBUS when it is touched.
+            # Written, not only extended: on a full disk, touching a hole in the file would
+            # kill the process with SIGBUS.
             os.ftruncate(fd, 0)
             os.pwrite(fd, bytes(SIZE), 0)
         return mmap.mmap(fd, SIZE)

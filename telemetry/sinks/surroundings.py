@@ -1,13 +1,13 @@
-"""Surroundings: the environment and the working directory of a sink, of our own making.
+"""Surroundings: the environment and the working directory that a sink process gets.
 
 In: the environment that the sidecar, or a command, was started with.
-Out: what a sink process gets of it.
-Never: lets a library read what was meant for other programs, or for another run of it.
+Out: the part of it that a sink process gets.
+Never: passes on variables that were meant for other programs, or for another run.
 
-Everything passes but `WANDB_*`, `TELEMETRY_*` and what Python does at its start by a
-variable. Of W&B's variables only those pass that say how its server is reached and where
-wandb keeps what it needs itself. WANDB_MODE and WANDB_ENTITY are read once, as the
-sidecar's word for runs that say nothing of it.
+All variables are passed on except `WANDB_*`, `TELEMETRY_*` and those that change how
+Python starts. Of W&B's variables only those are passed on that say how to reach its server
+and where wandb keeps its own files. WANDB_MODE and WANDB_ENTITY are read once, as defaults
+for runs that do not set them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PATHS: Final = frozenset(
         "CURL_CA_BUNDLE",
     }
 )
-"""Variables that name a file: made absolute, since a sink runs in another directory."""
+"""Variables that name a file; made absolute, because a sink runs in another directory."""
 
 PYTHON_HOOKS: Final = frozenset(
     {
@@ -64,11 +64,11 @@ PYTHON_HOOKS: Final = frozenset(
     }
 )
 DEFAULTS: Final = {"mode": "wandb_mode", "entity": "entity"}
-"""Options of a sink by the field of RunStarted that they stand in for."""
+"""Sink options, each with the field of RunStarted that it is a default for."""
 
 
 def sink_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a sink process, in which it finds this package."""
+    """Return the environment for a sink process, which also finds this package in it."""
     kept = {name: value for name, value in environ.items() if _passes(name)}
     for name in PATHS & kept.keys():
         if kept[name]:
@@ -81,7 +81,7 @@ def sink_environ(environ: Mapping[str, str]) -> dict[str, str]:
 def sink_defaults(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the options that the sidecar's own W&B variables give to sinks.
 
-    They rank below all that a run says of itself.
+    A run's own values take precedence over them.
     """
     said = said_of_run(environ)
     return {f"default_{name}": said[field] for name, field in DEFAULTS.items() if field in said}
@@ -89,10 +89,10 @@ def sink_defaults(environ: Mapping[str, str]) -> dict[str, str]:
 
 @contextmanager
 def own_surroundings(directory: Path) -> Iterator[dict[str, str]]:
-    """Give this process a sink's surroundings for the length of a context; its defaults.
+    """Give this process a sink's surroundings for a while; yields the default options.
 
-    For a sink that was started by hand, or by a replay. directory exists, and holds
-    nothing that a library would read as its own configuration.
+    For a sink that was started by hand, or by a replay. directory must exist, and hold
+    no file that a library would read as its configuration.
     """
     before, cwd = dict(os.environ), _open_cwd()
     wanted = sink_environ(before)
@@ -108,7 +108,7 @@ def own_surroundings(directory: Path) -> Iterator[dict[str, str]]:
 
 
 def _open_cwd() -> int | None:
-    """Return a descriptor of the working directory; None where it was removed under us."""
+    """Return a descriptor of the working directory; None if it was removed."""
     try:
         return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:

@@ -1,4 +1,4 @@
-"""A run's configuration for people: flat names, values that any tab can show.
+"""Configuration of a run for display: flat names, values that any tab can show.
 
 In: the nested configuration of an event.
 Out: flat names and scalars, or a Markdown table of them.
@@ -31,7 +31,7 @@ _TOO_DEEP: Final = "…"
 
 
 def flat_config(config: Mapping[str, Any]) -> dict[str, Scalar]:
-    """Nested names joined by dots, and whatever is no scalar as text."""
+    """Flatten a configuration: nested names joined by dots, non-scalars as text."""
     return dict(_flat("", config, 0))
 
 
@@ -41,13 +41,13 @@ def hparams_of(flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
 
 
 def table(values: Mapping[str, Any]) -> str:
-    """A Markdown table of names and values."""
+    """Return a Markdown table of names and values."""
     lines = [f"| {_cell(name)} | {_cell(_shown(value, 0))} |" for name, value in values.items()]
     return "\n".join(["| name | value |", "| --- | --- |", *lines])
 
 
 def _is_identity(name: str, value: Scalar) -> bool:
-    """True for names, ids, hashes, addresses and places in a file system."""
+    """True if a value is an id, a hash, an address or a path, which differs in every run."""
     if _IDENTITY_NAME.search(name):
         return True
     if not isinstance(value, str):

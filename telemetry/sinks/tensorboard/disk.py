@@ -1,11 +1,11 @@
-"""Disk calls that the TensorBoard files share: whole writes, and directories that last.
+"""Disk calls of the TensorBoard files: whole writes, and durable directories.
 
 In: paths and bytes.
 Out: the same on disk.
 Never: follows a symbolic link below a run's directory.
 
-All of it goes through `os`, so that a test can put a disk behind it that
-forgets what was not synced.
+All calls go through `os`, so that a test can replace it by a disk that forgets
+what was not synced.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 def write_fully(descriptor: int, data: bytes | bytearray) -> None:
-    """Write all of data, however little the disk takes at a time."""
+    """Write all of data, in several calls if one writes only a part."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
@@ -35,7 +35,7 @@ def sync_directory(path: Path) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Create a directory and its parents, so that a power cut leaves none of them out."""
+    """Create a directory and its parents, with their names durable after a power cut."""
     if path.is_dir():
         return
     make_directory(path.parent)
@@ -44,7 +44,7 @@ def make_directory(path: Path) -> None:
 
 
 def make_own_directory(path: Path) -> None:
-    """As make_directory, where a symbolic link in its place is removed and not followed."""
+    """Make a directory as make_directory does; a symbolic link in its place is removed."""
     if is_link(path):
         _log.warning("%s is a symbolic link: it is replaced by a directory", path)
         path.unlink()

@@ -1,4 +1,4 @@
-"""Entries: what one row becomes in one subdirectory, before it is encoded.
+"""Entries: plain tuples for the values of one row in one subdirectory, not yet encoded.
 
 In: values that the policy chose.
 Out: plain tuples, to be encoded and written.
@@ -32,13 +32,13 @@ class ConfigStart(NamedTuple):
 
 
 class ConfigEnd(NamedTuple):
-    """The end of the session of a ConfigStart."""
+    """The status with which the session of a ConfigStart ended."""
 
     status: str
 
 
 class PanelLayout(NamedTuple):
-    """The panels of the Custom Scalars tab; every run has the same."""
+    """A mark for the panels of the Custom Scalars tab, which are the same for every run."""
 
 
 Extra = Text | Histogram | ConfigStart | ConfigEnd | PanelLayout
@@ -47,8 +47,8 @@ Extra = Text | Histogram | ConfigStart | ConfigEnd | PanelLayout
 class Entry(NamedTuple):
     """One event of an event file: values that share a step and a time.
 
-    scalars and extras are keyed by tag, except that what the HPARAMS and the
-    Custom Scalars tab read has the fixed tags of those tabs.
+    scalars and extras are keyed by tag. Extras for the HPARAMS and the Custom Scalars
+    tab have the fixed tags of those tabs.
     """
 
     directory: str

@@ -1,9 +1,9 @@
-"""Event files: framed events on disk, and what a crash leaves of them.
+"""Event files: framed events on disk, committed by length and cut back after a crash.
 
 In: serialized events with the subdirectory and row that they belong to.
-Out: event files, and how much of each is safe.
+Out: event files, and the length of each that is on disk.
 Never: appends to a file of an earlier process, gives a file a name that was
-used before, or touches files of others.
+used before, or touches files that the sink did not write.
 
 A file is named by its first row and the start of the sink that wrote it, so
 TensorBoard, which takes the files of a subdirectory in the order of their
@@ -19,9 +19,9 @@ of records, little-endian, with masked crc32c:
     length u64 | crc of length u32 | event | crc of event u32
 
 A commit is the lengths of the files that may still grow, taken after they
-were synced. Whatever stands behind a commit is cut off, and rows go on in new
-files: a reader that had seen more than was committed sees those points again,
-and takes them for the same.
+were synced. After a crash, bytes behind the commit are cut off, and rows continue
+in new files: a reader that had seen more than was committed sees those points
+again with the same tags, steps and values.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _CRC: Final = struct.Struct("<I")
 
 
 class DamagedFiles(Exception):
-    """A file holds less than was committed; the message names it."""
+    """Error: a file holds less than was committed; the message names it."""
 
 
 def file_name(first_row: int, start: int) -> str:
@@ -60,7 +60,7 @@ def file_name(first_row: int, start: int) -> str:
 
 
 def frame(event: bytes) -> bytes:
-    """One event as a record."""
+    """Frame one serialized event as a record of the file."""
     length = _LENGTH.pack(len(event))
     return b"".join((length, _masked_crc(length), event, _masked_crc(event)))
 
@@ -68,8 +68,8 @@ def frame(event: bytes) -> bytes:
 class EventFiles:
     """The event files of one run under root. Not thread-safe.
 
-    Files are open only while they are written to, so that many ranks cost
-    buffers and not descriptors.
+    Files are open only while they are written to, so that many ranks need many
+    buffers, but not many descriptors.
     """
 
     def __init__(self, root: Path, starts: Starts) -> None:
@@ -81,10 +81,10 @@ class EventFiles:
         self._buffered_bytes = 0
 
     def recover(self, row: int, lengths: dict[str, int]) -> None:
-        """Cut what was written behind the commit of the rows before row.
+        """Cut back all files to the commit of the rows before row, and remove later files.
 
         Raises:
-            DamagedFiles: some of what was committed is gone; nothing was cut.
+            DamagedFiles: committed bytes are missing; nothing was cut.
             OSError: as from the disk.
         """
         self.discard()
@@ -95,13 +95,13 @@ class EventFiles:
             matches = [match for name in names if (match := _NAME.fullmatch(name))]
             highest = max([highest, *(int(match[2] or 0) for match in matches)])
             self._remove(directory, [m.string for m in matches if int(m[1]) >= row])
-        # A count that is gone must not give a name away again.
+        # Start above the numbers in existing names: the file of the count may be lost.
         self._starts.begin(highest)
         for path, length in lengths.items():
             _cut(self._root / path, length)
 
     def append(self, directory: str, row: int, wall_ns: int, event: bytes) -> None:
-        """Take an event of a row; it reaches the disk with the next sync at the latest.
+        """Buffer an event of a row; it reaches the disk with the next sync at the latest.
 
         Raises:
             OSError: as from the disk; only recover helps then.
@@ -114,7 +114,7 @@ class EventFiles:
             self.sync()
 
     def sync(self) -> dict[str, int]:
-        """Bring everything to the disk; returns the lengths to commit.
+        """Write and sync all buffers; return the lengths to commit.
 
         Raises:
             OSError: as from the disk; only recover helps then.
@@ -126,7 +126,7 @@ class EventFiles:
         return dict(self._lengths)
 
     def discard(self) -> None:
-        """Forget what was not synced, and which files were this process's."""
+        """Drop the buffers and the list of this process's files."""
         for known in (self._paths, self._lengths, self._buffers):
             known.clear()
         self._buffered_bytes = 0
@@ -142,7 +142,7 @@ class EventFiles:
         if is_new:
             make_own_directory(self._root)
             make_own_directory(full.parent)
-            # O_EXCL, since a file of that name can only mean two writers.
+            # O_EXCL, because an existing file of that name means that there are two writers.
             flags |= os.O_CREAT | os.O_EXCL
         descriptor = os.open(full, flags, 0o644)
         try:
@@ -183,7 +183,7 @@ class EventFiles:
 
 
 def _masked_crc(data: bytes) -> bytes:
-    # TFRecord masks its crc, since a crc of data that holds crcs is weak.
+    # TFRecord masks its crc, because the crc of data that contains crcs is weak.
     crc = google_crc32c.value(data)
     return _CRC.pack((((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
 

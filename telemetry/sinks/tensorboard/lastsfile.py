@@ -1,14 +1,14 @@
-"""The file of last steps: what the placement remembers, beside the cursor and not in it.
+"""Lasts file: the last step and value of each tag, on disk beside the cursor.
 
-In: what changed of each session since the last commit.
-Out: the same on disk, and after a restart all that was remembered at a commit.
+In: the changes of each session since the last commit.
+Out: the same on disk; after a restart, the last steps as of a commit.
 Never: writes into a file of an earlier process, or removes one that a cursor may name.
 
 A commit is the name and length of the file, taken after it was synced; the
 position that names it is durable later. So at any moment the file that the
 durable position names is on disk with at least that length, and its bytes up
-to there say exactly what was remembered at that position: they are only ever
-appended to, and a file goes only when neither of the last two positions names it.
+to there are exactly the last steps as of that position: files are only appended
+to, and a file is removed only when neither of the last two positions names it.
 
     <out dir>/cursors/tensorboard.lasts.<start, 6 digits>.<number, 6 digits>
 
@@ -16,12 +16,12 @@ is a sequence of records, little-endian:
 
     length u32 | crc32c of payload u32 | payload
 
-and a payload is a MessagePack array, a change a line:
+and a payload is a MessagePack array with one item for each change:
 
     [session number, [level, is cleared, {tag: [step, value]}]]
 
-Each process begins with a record of everything; a file that has grown to four
-times that is followed by a further one.
+Each process begins a file with a record of everything. When the file has grown to
+four times that record, the process begins a new one.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ SessionChange = tuple[int, Change]
 
 
 class DamagedLasts(Exception):
-    """The file does not hold what was committed; the message names it."""
+    """Error: the file does not hold what was committed; the message names it."""
 
 
 class LastsCommit(msgspec.Struct, array_like=True, frozen=True):
-    """A file, and how much of it is meant. No name: nothing is remembered."""
+    """Name of a lasts file and the length that is committed. No name: nothing is stored."""
 
     name: str = ""
     length: int = 0
 
 
 class LastsFile:
-    """The present file of one run under out_dir/cursors. Not thread-safe."""
+    """The current lasts file of one run, in out_dir/cursors. Not thread-safe."""
 
     def __init__(self, out_dir: Path) -> None:
         self._directory = out_dir / "cursors"
@@ -71,10 +71,10 @@ class LastsFile:
         self._is_own = False
 
     def open(self, commit: LastsCommit) -> list[SessionChange]:
-        """Return what was remembered at a commit, oldest first, and remove what is of no use.
+        """Return the changes up to a commit, oldest first, and remove files that it does not name.
 
         Raises:
-            DamagedLasts: some of it is gone, or is something else.
+            DamagedLasts: committed bytes are missing or damaged.
             OSError: as from the disk.
         """
         self._commit, self._is_own, self._number = commit, False, 0
@@ -86,7 +86,7 @@ class LastsFile:
     def commit(
         self, changes: list[SessionChange], everything: Iterable[SessionChange], start: int
     ) -> LastsCommit:
-        """Bring changes to the disk; everything is taken instead where a file begins.
+        """Write and sync changes; a new file gets everything instead. Return the commit.
 
         Raises:
             OSError: as from the disk; only open helps then.
@@ -109,7 +109,7 @@ class LastsFile:
         record = _record(everything)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         _write(self._directory / name, record, flags)
-        # Its name has to be as durable as the position that will speak of it.
+        # The position will name this file, so the name has to be durable before it.
         sync_directory(self._directory)
         self._commit, self._is_own = LastsCommit(name, len(record)), True
         self._base_bytes = len(record)

@@ -1,12 +1,12 @@
-"""Names of tags: those of strangers, made such that TensorBoard shows each as one curve.
+"""Tag names: any name, changed so that TensorBoard shows it as one curve of its own.
 
 In: any name.
-Out: a tag that is one line of printable text, and never one that a tab has for itself.
+Out: a tag that is one line of printable text, and none that a tab reserves.
 Never: gives two names one tag.
 
-A name that is fine is its tag. In all others whatever is not printable is
-escaped (`\\x1b`), what is longer than TAG_MAX_CHARS is cut, and the name's hash
-is put behind, as in `loss\\x00-1f3b5a`, since two names may look alike then.
+A name that needs no change is its own tag. In all others unprintable characters
+are escaped (`\\x1b`), text beyond TAG_MAX_CHARS is cut, and a hash of the name is
+appended, as in `loss\\x00-1f3b5a`, because two names may then look the same.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TAG_MAX_CHARS: Final = 200
 NO_NAME: Final = "(no name)"
 LAYOUT_TAG: Final = "custom_scalars__config__"
 TABLE_TAG: Final = "_hparams_/experiment"
-"""Never written: without it TensorBoard compares the runs, and shows first what differs."""
+"""Tag that is never written: without it TensorBoard itself shows first the values that differ."""
 START_TAG: Final = "_hparams_/session_start_info"
 END_TAG: Final = "_hparams_/session_end_info"
 RESERVED: Final = frozenset({LAYOUT_TAG, TABLE_TAG, START_TAG, END_TAG})
@@ -29,7 +29,7 @@ RESERVED: Final = frozenset({LAYOUT_TAG, TABLE_TAG, START_TAG, END_TAG})
 
 @lru_cache(maxsize=4096)
 def cleaned_tag(name: str) -> str:
-    """The tag of a name."""
+    """Return the tag for a name."""
     shown = clean(name.strip("/ "), TAG_MAX_CHARS) or NO_NAME
     if shown == name and name not in RESERVED:
         return name

@@ -1,22 +1,22 @@
-"""Placement: the subdirectory that each value of a session goes to.
+"""Placement: chooses the subdirectory for each value of a session.
 
 In: the tags, steps and values of one session, in order.
 Out: for each value a level (the session's first subdirectory, its second, ...), or none.
 Never: changes a step, or knows of files.
 
-TensorBoard's fast loader takes a tag in a subdirectory for one curve: of equal
+TensorBoard's fast loader shows a tag in a subdirectory as one curve: of equal
 steps it shows the last, and a lower step wipes the higher ones (both measured).
-So a value goes to the first level whose last step of that tag is at or below its
-own, and below all of them to a further level. Two rules follow:
+So a value goes to the first level whose last step of that tag is not above its
+own step; if there is none, to a new level. Two rules follow:
 
     the same value again at a level's last step    is not written
-    a changed value at a level's last step         is written there: it is the one shown
+    a changed value at a level's last step         is written there, and is the one shown
 
-The last steps of a tag fall from level to level, so the first that fits is the
-highest that fits. Levels and tags are bounded; what finds no place is counted.
+The last steps of a tag fall from level to level, so the first that fits has the
+highest last step. Levels and tags are bounded; values beyond them are counted.
 
-A value is remembered as a number, or as a text that begins with its kind.
-Texts are written where they change, whatever their step.
+A value is remembered as a number, or as a text that begins with its kind. A text
+is written only if it differs from the last one, whatever its step.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ Last = tuple[int, Value]
 
 
 class LevelState(msgspec.Struct, array_like=True):
-    """A level without its tags: the steps that every tag is at or below.
+    """State of a level without its tags.
 
-    highest is of the numbers that are remembered; floor of all that was forgotten.
+    highest: the highest last step of the numbers remembered. floor: the highest last
+    step of all tags that were forgotten.
     """
 
     highest: int = NO_STEP
@@ -48,7 +49,7 @@ class LevelState(msgspec.Struct, array_like=True):
 
 
 class LeftOut(msgspec.Struct):
-    """Numbers of values that found no place: beyond LEVELS_MAX levels, or TAGS_MAX tags."""
+    """Counts of values left out: beyond LEVELS_MAX levels, or beyond TAGS_MAX tags."""
 
     levels: int = 0
     tags: int = 0
@@ -59,7 +60,7 @@ class LeftOut(msgspec.Struct):
 
 
 class Change(NamedTuple):
-    """News of a level: it forgot its tags, or these have another last step and value."""
+    """A change of a level: it forgot its tags, or these tags have a new last step and value."""
 
     level: int
     is_cleared: bool
@@ -84,13 +85,13 @@ class _Level:
 
 
 class Placement:
-    """The levels of one session. Not thread-safe."""
+    """Levels of one session, and the last step of each tag in them. Not thread-safe."""
 
     def __init__(self, levels: list[LevelState], left_out: LeftOut) -> None:
         self._levels = [_Level(state) for state in levels or [LevelState()]]
         self._left_out = left_out
         self.tags = 0
-        """The number of tags that are remembered, over all levels."""
+        """Number of tags that are remembered, over all levels."""
 
     @property
     def levels(self) -> list[LevelState]:
@@ -99,13 +100,13 @@ class Placement:
     def numbers(
         self, step: int, values: dict[str, float], *, is_sampled: bool = False
     ) -> Mapping[int, dict[str, float]]:
-        """Place numbers of one step; returns those to write, by level.
+        """Place the numbers of one step; return those to write, by level.
 
-        is_sampled: each is a reading of its own, written even if it repeats the last.
+        is_sampled: the numbers are readings, which are written even if they repeat.
         """
         first = self._levels[0]
         if step > first.state.highest and len(first.lasts) + len(values) <= TAGS_MAX:
-            # Every tag rises: most rows end here, in three calls of C.
+            # Fast path for most rows: the step is above that of every tag.
             before = len(first.lasts)
             first.lasts.update(zip(values, zip(repeat(step), values.values())))  # noqa: B905
             self.tags += len(first.lasts) - before
@@ -122,7 +123,7 @@ class Placement:
         return placed
 
     def other(self, tag: str, step: int, value: str) -> int | None:
-        """Place a text or a histogram; returns its level, or None where it is not to be written."""
+        """Place a text or a histogram; return its level, or None if it must not be written."""
         return self._place(tag, step, value)
 
     def rises(self, tag: str, step: int) -> bool:
@@ -132,9 +133,9 @@ class Placement:
         return step > (first.state.floor if last is None else last[0])
 
     def note(self, tag: str, value: str) -> bool:
-        """Remember that the first level has a tag whose steps always rise, such as a message's.
+        """Remember a tag of the first level whose steps always rise, such as a message's.
 
-        Returns False where there is no room for another tag.
+        Returns False if there is no room for another tag.
         """
         first = self._levels[0]
         if tag not in first.lasts:
@@ -145,7 +146,7 @@ class Placement:
         return True
 
     def kinds(self) -> dict[str, str]:
-        """The kind of each tag that holds no numbers."""
+        """Return the kind of each tag that holds no numbers."""
         return {
             tag: value.partition(":")[0]
             for level in reversed(self._levels)
@@ -154,17 +155,17 @@ class Placement:
         }
 
     def last_of(self, tag: str) -> Last | None:
-        """The last step and value of a tag in the first level, as far as it is remembered."""
+        """Return the last step and value of a tag in the first level, if it is remembered."""
         return self._levels[0].lasts.get(tag)
 
     def fold(self) -> None:
-        """Forget the tags: from here on a step fits all of them or none."""
+        """Forget all tags of all levels; a level then has one floor for every tag."""
         for level in self._levels:
             level.clear()
         self.tags = 0
 
     def take_changes(self) -> list[Change]:
-        """Return what is new since the last call."""
+        """Return the changes since the last call."""
         changes = []
         for number, level in enumerate(self._levels):
             if level.changed or level.is_cleared:
@@ -174,7 +175,7 @@ class Placement:
         return changes
 
     def everything(self) -> list[Change]:
-        """Return all that is remembered, as changes of nothing."""
+        """Return all that is remembered, as changes to an empty placement."""
         return [
             Change(number, True, level.lasts)
             for number, level in enumerate(self._levels)
@@ -182,10 +183,10 @@ class Placement:
         ]
 
     def restore(self, change: Change) -> None:
-        """Take in a change of an earlier process.
+        """Apply a change that an earlier process stored.
 
         Raises:
-            ValueError: of a level that is not there.
+            ValueError: it is about a level that does not exist.
         """
         if not 0 <= change.level < len(self._levels):
             raise ValueError(f"there is no level {change.level}")
@@ -223,7 +224,7 @@ class Placement:
 
 
 def _is_told(last: Last, step: int, value: Value) -> bool:
-    """True if the level shows this value already: a text until it changes, a number at its step."""
+    """True if the level shows this value already: a text at any step, others at this step."""
     last_step, last_value = last
     if isinstance(value, str):
         is_lasting = value.startswith(TEXT)
@@ -232,15 +233,15 @@ def _is_told(last: Last, step: int, value: Value) -> bool:
 
 
 def _is_same(one: float, other: float) -> bool:
-    """True if both are one number in an event file, which has 32 bits for it. NaN is itself."""
+    """True if both numbers are equal as 32-bit floats, as event files hold them; NaN equals NaN."""
     a, b = ctypes.c_float(one).value, ctypes.c_float(other).value
     return a == b or (a != a and b != b)
 
 
 def as_changes(decoded: Any) -> list[Change]:
-    """Changes, from what a file gave back.
+    """Convert decoded MessagePack to changes.
 
     Raises:
-        ValueError: they are none.
+        ValueError: it does not have the form of changes.
     """
     return msgspec.convert(decoded, list[Change])

@@ -1,24 +1,24 @@
-"""The policy: which rows become which entries, under which tag and step.
+"""Policy: turns each row into entries, with their tags and steps.
 
 In: rows of one run, in order from its first.
 Out: entries.
 Never: depends on anything but the rows, so live, resumed and replayed runs agree.
 
     row                            entry
-    metrics, gap                   a scalar a value; a text where the value is one and has changed
+    metrics, gap                   a scalar for each number; a text for each text that has changed
     histogram                      a histogram
     message, gap, run started,     a text `messages/<level>`
     run finished
     run started, config updated    a text `config`; for rank 0 also the panels of Custom Scalars
                                    and, with its first metrics, a line of the HPARAMS tab
-    whatever lacks a part          a text `messages/left_out`, once a reason
+    any event that lacks a part    a text `messages/left_out`, once for each reason
 
-The step is the training step, never another. The step of hardware is the second
-of the run, and of anything else without one its number in its session, or in the
-journal where a stream has several sessions. `train/global_step` says again what
-the step axis says, so it is written once a step. The same value again at the
-same step is not written; where else it goes is the placement's. What the
-telemetry counts of itself (`telemetry/...`) has a subdirectory of its own.
+The step of an entry is the training step of its row. Hardware has none: its step is
+the second of the run. For anything else without a training step it is the number of
+the row in its session, or in the journal if a stream has several sessions.
+`train/global_step` repeats the step axis, so it is written once a step. The same value
+again at the same step is not written; the placement decides that. The telemetry's own
+counts (`telemetry/...`) have a subdirectory of their own.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ _log = logging.getLogger(__name__)
 
 
 class PolicyState(msgspec.Struct):
-    """All that the policy knows of the rows before, as JSON can hold it."""
+    """State of the policy after the rows so far, without the tags, as JSON can hold it."""
 
     context: RunContext = RunContext()
     streams: StreamsState = msgspec.field(default_factory=StreamsState)
 
 
 class Policy:
-    """Entries of rows. Not thread-safe."""
+    """Chooses the entries for rows, in order. Not thread-safe."""
 
     def __init__(
         self,
@@ -70,10 +70,12 @@ class Policy:
         *,
         has_cores: bool = False,
     ) -> None:
-        """Go on from a state. has_cores: with a chart for each processor core.
+        """Continue from a state and the last steps stored with it.
+
+        has_cores: chart each processor core too.
 
         Raises:
-            ValueError: lasts are of another state.
+            ValueError: lasts belong to another state.
         """
         self._context = state.context
         self._streams = Streams(state.streams, lasts)
@@ -83,25 +85,25 @@ class Policy:
         return PolicyState(self._context, self._streams.state())
 
     def take_changes(self) -> list[SessionChange]:
-        """Return what is new of the last steps since the last call."""
+        """Return the changes of last steps since the last call."""
         return self._streams.take_changes()
 
     def everything(self) -> Iterator[SessionChange]:
-        """All that is remembered of last steps."""
+        """Yield all last steps that are remembered, as changes."""
         return self._streams.everything()
 
     @property
     def tags(self) -> int:
-        """The number of tags whose last steps are remembered."""
+        """Number of tags whose last steps are remembered."""
         return self._streams.tags
 
     @property
     def left_out(self) -> LeftOut:
-        """The values that found no place so far."""
+        """Counts of the values left out so far."""
         return self._streams.left_out
 
     def entries(self, row: Row) -> list[Entry]:
-        """Return what a row becomes; nothing for one that can't be understood here."""
+        """Return the entries for a row; none for an event of an unknown type."""
         event = _event_of(row)
         self._context = self._context.after(row, event)
         if event is None:
@@ -142,7 +144,8 @@ class Policy:
             entries += self._text(row, stream, step, name, text)
         if own:
             entries += self._own(row, own)
-        # What the telemetry counts of itself may come long before the model is built.
+        # The telemetry's own counts don't mean that training has begun: they may come long
+        # before the model is built and the configuration is complete.
         is_trained = bool(numbers or texts)
         return [*(said.config_start(row, stream) if is_trained else ()), *entries]
 
@@ -184,7 +187,7 @@ class Policy:
         return [Entry(directory, step, row.envelope.wall_ns, {}, [(tag, extra)])]
 
     def _own(self, row: Row, values: dict[str, float]) -> list[Entry]:
-        """Place what the telemetry counts of itself, whoever says it."""
+        """Place the telemetry's own counts, from any source."""
         stream = self._streams.of_own(row)
         tagged = {stream.tag(name, "scalar"): value for name, value in values.items()}
         return self._numbers(row, stream, stream.number_of(row), tagged, False)
@@ -193,7 +196,7 @@ class Policy:
 def _sorted_out(
     stream: Stream, values: Mapping[str, Scalar]
 ) -> tuple[dict[str, float], dict[str, str], dict[str, float]]:
-    """Numbers by tag, texts by name, and numbers that the telemetry counts of itself by name."""
+    """Split values into numbers by tag, texts by name, and the telemetry's own counts by name."""
     numbers: dict[str, float] = {}
     texts: dict[str, str] = {}
     own: dict[str, float] = {}
@@ -217,8 +220,8 @@ def _event_of(row: Row) -> Event | None:
     try:
         return row.envelope.event()
     except DecodeError as exc:
-        # Ingest refuses these, so this is a journal of some other version: its
-        # next rows are as good as ever.
+        # Ingest refuses such events, so another version wrote this journal: its other rows
+        # are not affected.
         _log.warning("row %d is left out: %s", row.row, exc)
         return None
 

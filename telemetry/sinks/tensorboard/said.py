@@ -1,8 +1,8 @@
-"""Said: what sources say of themselves and of the run, as entries.
+"""Said: entries for the starts, ends, messages and configurations of sources.
 
 In: events without values, with the stream that they belong to.
-Out: texts, and what the HPARAMS and the Custom Scalars tab read.
-Never: places a curve.
+Out: text entries, and the entries that the HPARAMS and the Custom Scalars tab read.
+Never: places a number.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RANK0: Final = "rank0"
 
 
 def _said(row: Row, stream: Stream, tag: str, extra: Extra) -> Entry:
-    """Something without a training step. Its tags are its own, so its number always rises."""
+    """Make an entry without a training step; its step is the row's number, which rises."""
     number = stream.number_of(row)
     return Entry(stream.directory, number, row.envelope.wall_ns, {}, [(tag, extra)])
 
@@ -41,12 +41,12 @@ def _said_text(row: Row, stream: Stream, name: str, text: str) -> list[Entry]:
 
 
 def message(row: Row, stream: Stream, level: str, text: str) -> list[Entry]:
-    """A line for people."""
+    """Return the entry of a line for people, with the tag `messages/<level>`."""
     return _said_text(row, stream, f"messages/{level}", text)
 
 
 def left_out(row: Row, stream: Stream, event: PartialEvent) -> list[Entry]:
-    """Say which parts of an event are missing, for each reason that was not told before."""
+    """Return a message for each new reason for which parts of an event are missing."""
     told = stream.state.reasons
     fresh = [each for each in dict.fromkeys(event.left_out.values()) if each not in told]
     fresh = fresh[: REASONS_MAX - len(told)]
@@ -59,7 +59,7 @@ def left_out(row: Row, stream: Stream, event: PartialEvent) -> list[Entry]:
 
 
 def started(row: Row, stream: Stream, event: RunStarted) -> list[Entry]:
-    """The start of a session; of rank 0 also the panels, and the beginning of its configuration."""
+    """Return the entries of a session's start; for rank 0 also its panels and configuration."""
     entries = message(row, stream, "run", words.started(event))
     if row.source == RANK0:
         stream.state.config = {}
@@ -68,7 +68,7 @@ def started(row: Row, stream: Stream, event: RunStarted) -> list[Entry]:
 
 
 def config_text(row: Row, stream: Stream, config: dict[str, Any]) -> list[Entry]:
-    """The configuration so far, as a text. Ranks above 0 would only repeat rank 0's."""
+    """Return the configuration so far as a text; none for ranks above 0, which repeat rank 0's."""
     if row.source.startswith("rank") and row.source != RANK0:
         return []
     flat = flat_config(config)
@@ -79,10 +79,10 @@ def config_text(row: Row, stream: Stream, config: dict[str, Any]) -> list[Entry]
 
 
 def config_start(row: Row, stream: Stream) -> list[Entry]:
-    """The line of the HPARAMS tab, once the configuration is whole.
+    """Return the line of the HPARAMS tab, once, when the configuration is complete.
 
-    The tab keeps the first one that a subdirectory states; what is known only
-    after the model is built would never get there.
+    The tab keeps the first line of a subdirectory: written at the start, it would lack
+    the values that are known only after the model is built.
     """
     if stream.state.config is None:
         return []
@@ -91,7 +91,7 @@ def config_start(row: Row, stream: Stream) -> list[Entry]:
 
 
 def finished(row: Row, stream: Stream, event: RunFinished) -> list[Entry]:
-    """The end of a session, for the HPARAMS tab too."""
+    """Return the entries of a session's end; for rank 0 also that of the HPARAMS tab."""
     entries = message(row, stream, "run", words.finished(event))
     if row.source == RANK0:
         entries += config_start(row, stream)

@@ -1,14 +1,13 @@
-"""The TensorBoard sink: policy, encoding and files behind the interface of every sink.
+"""TensorBoard sink: policy, encoding and files behind the sink interface.
 
 In: rows of one run.
-Out: event files under `tensorboard/`, and a position that they bear out.
-Never: holds a position that is not on disk.
+Out: event files under `tensorboard/`, and the position that they hold on disk.
+Never: returns a position whose files are not on disk.
 
-A position is made in this order, and each step is synced before the next: event
-files, the file of last steps, and then (by who holds the cursor) the position
-that names how much of both is meant. So after a crash at any point the position
-on disk names files that hold at least what it says, and `open` goes back to just
-that.
+A position is made in this order, and each step is synced before the next: the event
+files, the file of last steps, and then (by the owner of the cursor) the position with
+the lengths of both. So after a crash at any point the position on disk names files of
+at least those lengths, and `open` cuts them back to exactly those.
 """
 
 from __future__ import annotations
@@ -31,7 +30,8 @@ from telemetry.sinks.tensorboard.starts import Starts
 from telemetry.sinks.tensorboard.summaries import encode_entry
 
 POLICY_VERSION: Final = "2"
-"""Of what rows become; files of another version are written anew. The first had none."""
+"""Version of the rules from rows to entries; files of another version are written anew.
+The first version had no number."""
 CORES_OPTION: Final = "per_core"
 
 _log = logging.getLogger(__name__)
@@ -39,23 +39,24 @@ _T = TypeVar("_T")
 
 
 class OtherPolicy(Exception):
-    """The files were written by another policy, so their points are not these."""
+    """Error: the files were written by another version of the policy."""
 
 
 class SinkState(msgspec.Struct):
-    """Position.state: the commits of the files, and what the policy knows but for the tags."""
+    """Content of Position.state: the commits of the files, and the state of the policy."""
 
     version: str = ""
     files: dict[str, int] = {}
     lasts: LastsCommit = LastsCommit()
     policy: PolicyState = msgspec.field(default_factory=PolicyState)
-    # Rows or parts of them at which something broke; and the values of no place, with them.
+    # broken: rows or parts of rows whose encoding failed. left_out: these, and the values
+    # that found no place.
     broken: int = 0
     left_out: int = 0
 
 
 class TensorBoardSink:
-    """One run as event files. Not thread-safe."""
+    """Sink that writes one run as event files. Not thread-safe."""
 
     def __init__(self, context: SinkContext) -> None:
         self._context = context
@@ -71,10 +72,10 @@ class TensorBoardSink:
         self._is_open = False
 
     def open(self, position: Position) -> int:
-        """Cut what a crash left behind the position; the first row to write is its row.
+        """Cut the files back to the position, and return its row as the first to write.
 
-        Where committed files are damaged or gone, or were written by another
-        policy, everything is written anew from the first row.
+        If committed files are damaged or missing, or were written by another version of
+        the policy, everything is written anew from row 0.
         """
         with self._translated():
             try:
@@ -98,12 +99,13 @@ class TensorBoardSink:
     def commit(self) -> Position:
         self._require_open()
         with self._translated():
-            # 1. The points themselves.
+            # 1. Sync the event files.
             lengths = self._files.sync()
-            # 2. What is remembered of them. The position names both, so it comes last.
+            # 2. Sync the last steps.
             changes = self._policy.take_changes()
             start = self._starts.number() if changes else 0
             lasts = self._lasts.commit(changes, self._policy.everything(), start)
+        # 3. Return the position, which names both.
         self._tell_left_out()
         left_out = self._policy.left_out.total + self._broken
         policy = self._policy.state()
@@ -112,7 +114,7 @@ class TensorBoardSink:
         return Position(self._next_row, built)
 
     def finish(self, status: str | None, exit_code: int | None) -> Position:
-        """The run's end is a row like any other, so there is nothing to add to it."""
+        """Commit: the end of the run was a row like any other, so nothing is added."""
         return self.commit()
 
     def close(self) -> None:
@@ -120,7 +122,7 @@ class TensorBoardSink:
         self._files.discard()
 
     def _recover(self, position: Position) -> None:
-        # Of a later version all the rest may be something else: look at this first.
+        # Check the version first: in another version the other fields may differ.
         if position.state and position.state.get("version") != self._version:
             raise OtherPolicy("they are of another version of the sink")
         state = msgspec.convert(position.state, SinkState)
@@ -140,12 +142,12 @@ class TensorBoardSink:
         self._next_row = row.row + 1
 
     def _guarded(self, row: Row, make: Callable[[], _T]) -> _T | None:
-        """Call make; whatever breaks in it costs what it would have made, and is counted."""
+        """Call make and return its result; if it raises, count that and return None."""
         try:
             return make()
         except MemoryError:  # of the process, not of the value
             raise
-        except Exception:  # values are a stranger's, and the rows behind are as good as ever
+        except Exception:  # values may be anything; the rows behind are not affected
             self._broken += 1
             if self._broken == 1:
                 _log.warning(
@@ -174,7 +176,7 @@ class TensorBoardSink:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Disk errors as the sink's own. What reached the disk is then unknown until `open`."""
+        """Turn disk errors into SinkUnavailable; the sink has to be opened again after one."""
         try:
             yield
         except OSError as exc:

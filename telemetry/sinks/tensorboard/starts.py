@@ -1,6 +1,5 @@
-"""Starts: the number of each process of a sink that writes, which no other process has had.
+"""Starts: a unique, rising number for each process of the sink that writes files.
 
-In: nothing but the file of the count.
 Out: a number above that of every earlier process.
 Never: gives a number before it is on disk, or counts a process that writes nothing.
 """
@@ -14,7 +13,7 @@ from telemetry.sinks.tensorboard.disk import make_directory
 
 
 class Starts:
-    """The count of one sink of one run, in out_dir/cursors. Not thread-safe."""
+    """Counter of the processes of one sink of one run, in out_dir/cursors. Not thread-safe."""
 
     def __init__(self, out_dir: Path) -> None:
         self._path = out_dir / "cursors" / "tensorboard.starts"
@@ -22,11 +21,11 @@ class Starts:
         self._number: int | None = None
 
     def begin(self, least: int) -> None:
-        """Begin anew: the next number is above least, and above all that were counted."""
+        """Start over: the next number is above least and above all numbers counted before."""
         self._least, self._number = least, None
 
     def number(self) -> int:
-        """The number of this process, counted and synced when it is first asked for.
+        """Return the number of this process; the first call counts and syncs it.
 
         Raises:
             OSError: as from the disk; nothing was counted.

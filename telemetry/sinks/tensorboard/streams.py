@@ -1,19 +1,19 @@
-"""Streams: what is known of each session, and which subdirectories it writes to.
+"""Streams: the state of each session of a journal, and its subdirectories.
 
 In: the sessions, steps and tags of a journal's rows, in order.
 Out: subdirectories, a step and a tag for each value.
-Never: looks at files or clocks, so every reading of a journal is laid out alike.
+Never: looks at files or clocks, so that reading a journal again gives the same layout.
 
 Every (source, session) has subdirectories of its own, so that a restart from an
-earlier step leaves both curves whole. Where nothing is ever trained anew, the
-sessions of a source are one stream: those of workers (thousands may come and
-go), of a host's hardware, whose steps are seconds of the run, and of the sidecar.
-All subdirectories of a source are numbered in one row: `rank0`, `rank0.2`,
-`rank0.3`. Which of them a value goes to is the placement's.
+earlier step leaves both curves whole. Some sources never train a step again, and all
+their sessions are one stream: workers (thousands may come and go), a host's hardware,
+whose steps are seconds of the run, and the sidecar. The subdirectories of a source are
+numbered together: `rank0`, `rank0.2`, `rank0.3`. The placement chooses one of them for
+each value.
 
-What is remembered is bounded: the tags of the RECENT_SESSIONS last sessions of
-a source and of at most TAGS_TOTAL_MAX in all, and for everything older the one
-step that all tags are at or below.
+The memory is bounded: only the tags of the last RECENT_SESSIONS sessions of a source are
+kept, and at most TAGS_TOTAL_MAX in all. For everything older one step is kept, which no
+tag is above.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SHARED: Final = re.compile(r"rank\d+\.worker\d+|hardware:.*|sidecar(:.*)?")
 
 
 class StreamState(msgspec.Struct, array_like=True):
-    """One stream, without its tags, as JSON can hold it."""
+    """State of one stream, without its tags, as JSON can hold it."""
 
     number: int
     source: str
@@ -49,14 +49,14 @@ class StreamState(msgspec.Struct, array_like=True):
     levels: list[LevelState]
     # The time of the run at which hardware was first seen.
     first_elapsed_s: float | None = None
-    # Why values were left out, as far as it was told.
+    # Reasons for which a message "left out" was written already.
     reasons: list[str] = []
-    # Configuration that the HPARAMS tab has yet to be told.
+    # Configuration so far; None once the line of the HPARAMS tab is written.
     config: dict[str, Any] | None = None
 
 
 class Stream:
-    """One stream of values. Not thread-safe."""
+    """A stream of values: one session, or all sessions of a shared source. Not thread-safe."""
 
     def __init__(self, state: StreamState, left_out: LeftOut) -> None:
         self.state = state
@@ -67,23 +67,23 @@ class Stream:
 
     @property
     def directory(self) -> str:
-        """The subdirectory of whatever has no curve that could fall."""
+        """First subdirectory, for texts and other entries whose steps never go back."""
         return self.state.directories[0]
 
     @property
     def is_shared(self) -> bool:
-        """True if several sessions are this stream."""
+        """True if the stream holds several sessions of its source."""
         return not self.state.session
 
     def number_of(self, row: Row) -> int:
-        """A number that rises from row to row: its place in its session, or in the journal."""
+        """Return a number that rises from row to row: the seq, or the row in a shared stream."""
         return row.row if self.is_shared else row.seq
 
     def second_of(self, elapsed_s: float) -> int:
-        """The second of the run of a sample, at whole seconds from the first one seen.
+        """Return the second of the run of a sample, in whole seconds from the first sample.
 
-        Rounding the time of the run itself would give two samples one second, and
-        leave out the next, where they come near its half.
+        Rounding the run's time itself is not enough: samples near half a second could get
+        the same second twice, and the next second none.
         """
         if self.state.first_elapsed_s is None:
             self.state.first_elapsed_s = elapsed_s
@@ -91,7 +91,7 @@ class Stream:
         return int(first_s) + round(elapsed_s - first_s)
 
     def tag(self, name: str, kind: str) -> str:
-        """The name, with the kind behind it where that tag holds another kind already.
+        """Return the tag for a name; with the kind appended if the tag holds another kind.
 
         TensorBoard shows only the first kind of a tag.
         """
@@ -107,11 +107,11 @@ class Stream:
         return tag
 
     def restored(self) -> None:
-        """Take the kinds from the tags that an earlier process remembered."""
+        """Set the kinds of the tags that an earlier process stored."""
         self.kinds = self.placement.kinds()
 
     def fold(self) -> None:
-        """Forget the tags."""
+        """Forget all tags of the stream."""
         self.placement.fold()
         self.kinds, self.scalar_tags = {}, {}
         self.state.reasons = []
@@ -124,7 +124,7 @@ class Stream:
 
 
 class StreamsState(msgspec.Struct):
-    """All that Streams knows but for the tags, as JSON can hold it."""
+    """State of Streams without the tags, as JSON can hold it."""
 
     streams: list[StreamState] = []
     numbers: dict[str, int] = {}
@@ -134,13 +134,13 @@ class StreamsState(msgspec.Struct):
 
 
 class Streams:
-    """The streams of a journal. Not thread-safe."""
+    """All streams of a journal. Not thread-safe."""
 
     def __init__(self, state: StreamsState, lasts: list[SessionChange] | None = None) -> None:
-        """Go on from a state, and from what was remembered of its tags.
+        """Continue from a state and the last steps stored with it.
 
         Raises:
-            ValueError: the two don't fit together.
+            ValueError: the two do not belong together.
         """
         self._numbers = dict(state.numbers)
         self._next_number = state.next_number
@@ -156,7 +156,7 @@ class Streams:
         for stream in self._streams.values():
             stream.restored()
         self.tags = sum(stream.placement.tags for stream in self._streams.values())
-        """The number of tags that are remembered, over all streams."""
+        """Number of tags that are remembered, over all streams."""
 
     def state(self) -> StreamsState:
         for stream in self._streams.values():
@@ -167,7 +167,7 @@ class Streams:
         )
 
     def take_changes(self) -> list[SessionChange]:
-        """Return what is new of the tags since the last call."""
+        """Return the changes of tags since the last call."""
         return [
             (stream.state.number, change)
             for stream in self._streams.values()
@@ -175,13 +175,13 @@ class Streams:
         ]
 
     def everything(self) -> Iterator[SessionChange]:
-        """All that is known of the tags."""
+        """Yield everything that is remembered of the tags, as changes."""
         for stream in self._streams.values():
             for change in stream.placement.everything():
                 yield stream.state.number, change
 
     def of(self, row: Row, rank0_host: str | None) -> Stream:
-        """The stream of a row; its first row claims a subdirectory."""
+        """Return the stream of a row; the first row of a stream makes it, with a subdirectory."""
         stream = self._streams.get((row.source, row.session))
         if stream is None:
             session = "" if _SHARED.fullmatch(row.source) else row.session
@@ -189,18 +189,18 @@ class Streams:
         return stream or self._new(row.source, session, rank0_host)
 
     def of_own(self, row: Row) -> Stream:
-        """The stream of what the telemetry counts of itself, whoever says it."""
+        """Return the stream of the telemetry's own counts, from any source."""
         return self._streams.get((OWN, "")) or self._new(OWN, "", None)
 
     def directory(self, stream: Stream, level: int) -> str:
-        """The subdirectory of a level of a stream; the first value there claims it."""
+        """Return the subdirectory of a level of a stream, and assign one at its first value."""
         directories = stream.state.directories
         while len(directories) <= level:
             directories.append(self._next_directory(stream.state.stem))
         return directories[level]
 
     def grew(self, stream: Stream, tags: int) -> None:
-        """Take note of tags that are new in a stream; beyond the bound others forget theirs."""
+        """Count new tags of a stream; beyond the bound other streams forget their tags."""
         self.tags += tags
         if self.tags <= TAGS_TOTAL_MAX:
             return
@@ -221,7 +221,10 @@ class Streams:
         return stream
 
     def _stem(self, source: str, rank0_host: str | None) -> str:
-        """`hardware` is rank 0's host, or where nothing trains yet the first one seen."""
+        """Return the base name of a source's subdirectories.
+
+        `hardware` is for rank 0's host, or for the first host seen if nothing trains yet.
+        """
         host = host_of(source) if source.startswith("hardware:") else ""
         if not host:
             return source.replace(":", "-")
@@ -244,7 +247,7 @@ class Streams:
         )
 
     def _age(self, source: str) -> None:
-        """Remember less of a source's older sessions."""
+        """Forget the tags of a source's older sessions, and the oldest sessions themselves."""
         streams = [each for each in self._streams.values() if each.state.source == source]
         for stream in streams[:-RECENT_SESSIONS]:
             if stream.placement.tags:

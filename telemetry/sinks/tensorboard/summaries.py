@@ -1,12 +1,12 @@
-"""Summaries: an entry as the bytes of a TensorBoard event.
+"""Summaries: encodes entries as the bytes of TensorBoard events.
 
 In: entries.
 Out: serialized `Event` messages.
 Never: holds more than one event.
 
-A scalar is a `simple_value`, which is what every reader of event files takes,
-and a 32-bit float. Everything else is a tensor with the metadata of the plugin
-that shows it; what the HPARAMS tab reads is in the metadata alone.
+A scalar is a `simple_value`, a 32-bit float that every reader of event files accepts.
+Everything else is a tensor with the metadata of the plugin that shows it; the HPARAMS
+tab reads only the metadata.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ PANELS: Final = {
         "quantizers dropped": [r"quant/(.*/)?bypassed_ratio", r"train/qdrop_probability"],
     },
 }
-"""Category and panel to the tags it draws, as regular expressions of whole tags."""
+"""Categories of panels, each panel with regular expressions for the whole tags it draws."""
 
 _STATUSES: Final = {
     FINISHED: api_pb2.STATUS_SUCCESS,
@@ -59,18 +59,18 @@ _STATUSES: Final = {
 
 
 def version_event(wall_ns: int) -> bytes:
-    """The event that every file starts with."""
+    """Encode the event that every file starts with."""
     event = event_pb2.Event(wall_time=wall_ns / 1e9, file_version=FILE_VERSION)
     return bytes(event.SerializeToString())
 
 
 def encode_entry(entry: Entry) -> bytes:
-    """The event of an entry."""
+    """Encode an entry as one event."""
     if not entry.extras and entry.scalars:
         try:
             return encode_scalars(entry.wall_ns / 1e9, entry.step, entry.scalars)
         except OverflowError:
-            pass  # the library makes infinity of it
+            pass  # too large for 32 bits: the library below writes infinity
     event = event_pb2.Event(wall_time=entry.wall_ns / 1e9, step=entry.step)
     add = event.summary.value.add
     for tag, value in entry.scalars.items():
@@ -105,7 +105,7 @@ def _set_text(value: Any, plugin: str, content: bytes) -> None:
 
 
 def _set_histogram(value: Any, histogram: Histogram) -> None:
-    """A tensor of (left, right, count), one line a bin."""
+    """Set value to a tensor of (left, right, count), shape (bins, 3)."""
     value.metadata.plugin_data.plugin_name = "histograms"
     value.metadata.data_class = summary_pb2.DATA_CLASS_TENSOR
     tensor = value.tensor
@@ -120,10 +120,10 @@ def _set_histogram(value: Any, histogram: Histogram) -> None:
 def _set_hparams(value: Any, **content: Any) -> None:
     data = plugin_data_pb2.HParamsPluginData(version=0, **content)
     value.metadata.plugin_data.plugin_name = "hparams"
-    # A map has no order of its own; a replay is to be the live run, byte for byte.
+    # Maps have no fixed order, but a replay must equal the live run byte for byte.
     value.metadata.plugin_data.content = data.SerializeToString(deterministic=True)
     value.metadata.data_class = summary_pb2.DATA_CLASS_TENSOR
-    # No reader takes a value without a tensor, so here is an empty one.
+    # No reader accepts a value without a tensor, so an empty one is added.
     value.tensor.dtype = types_pb2.DT_FLOAT
     value.tensor.tensor_shape.dim.add(size=0)
 

@@ -1,8 +1,8 @@
-"""Hardware as TensorBoard shows it: after the charts of training, in units that can be read.
+"""Units: hardware values for TensorBoard, sorted behind training and in readable units.
 
 In: the hardware values of a row, with the names that every sink knows.
-Out: the values to chart, and those that the sampler counts of itself.
-Never: renames what pipelines have always charted, such as `cpu_percent`.
+Out: the values to chart, and the sampler's own counts.
+Never: renames the established names, such as `cpu_percent`.
 
     every sink                                   here
     hw/<host>/memory/used_bytes                  ~hw/<host>/memory/used_gib
@@ -31,7 +31,7 @@ GROUP: Final = "~hw/"
 OWN_PREFIX: Final = "telemetry/"
 _CORE: Final = re.compile(r"hw/[^/]+/cpu/\d+/percent")
 _SAMPLER: Final = re.compile(r"hw/([^/]+)/(sampler/.*)")
-# The longest end that fits is the one that counts.
+# In this order: the longest matching ending comes first.
 _UNITS: Final = (
     ("_bytes_per_second", "_mib_per_second", 1024.0**2),
     ("_bytes", "_gib", 1024.0**3),
@@ -41,14 +41,14 @@ _UNITS: Final = (
 
 
 class Shown(NamedTuple):
-    """A name and the unit that its values are divided by."""
+    """A name in TensorBoard, and the divisor of its values."""
 
     name: str
     divisor: float = 1.0
 
 
 def shown_hardware(values: Mapping[str, Scalar], *, has_cores: bool) -> dict[str, Scalar]:
-    """The values to chart. has_cores: those of each core as well."""
+    """Return the values to chart. has_cores: include those of each processor core."""
     shown: dict[str, Scalar] = {}
     for name, value in values.items():
         if name == ELAPSED or (not has_cores and _is_core(name)):

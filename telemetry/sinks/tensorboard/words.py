@@ -1,8 +1,8 @@
-"""Words: events that have no values, as lines for people.
+"""Words: lines of text for events that have no values.
 
 In: an event.
 Out: a line of text, or names and values to show.
-Never: leaves out a count.
+Never: omits a count.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ LINE_MAX_CHARS: Final = 10_000
 
 
 def shown(text: str) -> str:
-    """A stranger's text, in which nothing acts on who reads it; its lines stay lines."""
+    """Return a text with unprintable characters escaped, line by line."""
     return "\n".join(clean(line, LINE_MAX_CHARS) for line in text.split("\n"))
 
 
 def gap(event: Gap) -> str:
-    """`12 events missing (train 10, val 2): queue full; up to 30 ms unknown`"""
+    """Return a line like `12 events missing (train 10): queue full; up to 30 ms unknown`."""
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(event.by_kind.items()))
     text = f"{event.count:,} events missing{f' ({kinds})' if kinds else ''}: {event.reason}"
     return text if event.unknown_ms is None else f"{text}; up to {event.unknown_ms:g} ms unknown"
 
 
 def started(event: RunStarted) -> str:
-    """`started: rank 0 of 2 on node1, pid 4711, resumed from step 1,000`"""
+    """Return a line like `started: rank 0 of 2 on node1, pid 4711, resumed from step 1,000`."""
     text = f"started: rank {event.rank} of {event.world_size} on {event.host}, pid {event.pid}"
     if event.resumed_from_step is None:
         return text
@@ -37,14 +37,14 @@ def started(event: RunStarted) -> str:
 
 
 def finished(event: RunFinished) -> str:
-    """`failed, exit code 1; best_loss 2.5`"""
+    """Return a line like `failed, exit code 1; best_loss 2.5`."""
     code = "" if event.exit_code is None else f", exit code {event.exit_code}"
     summary = ", ".join(f"{name} {value}" for name, value in flat_config(event.summary).items())
     return f"{event.status}{code}{f'; {summary}' if summary else ''}"
 
 
 def left_out(names: list[str], reason: str, event: PartialEvent) -> str:
-    """`left out: loss, lr (None is not a number)`"""
+    """Return a line like `left out: loss, lr (None is not a number)`."""
     shown = ", ".join(names)
     unnamed = event.left_out_count - len(event.left_out)
     more = f", and {unnamed:,} more without their names" if unnamed > 0 else ""
@@ -52,7 +52,7 @@ def left_out(names: list[str], reason: str, event: PartialEvent) -> str:
 
 
 def description(event: RunStarted) -> dict[str, Any]:
-    """Return what a run is called, to stand above its configuration."""
+    """Return the names, tags and notes of a run, to show above its configuration."""
     about = {
         "project": event.project,
         "name": event.name,

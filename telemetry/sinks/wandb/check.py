@@ -1,7 +1,7 @@
-"""Check: whether the files of an offline run still hold all that its cursor vouches for.
+"""Check: compares the files of an offline run with the rows that its cursor covers.
 
 In: the directory of a run.
-Out: a sentence on what is gone, or nothing.
+Out: a sentence about missing rows, or an empty text.
 Never: changes anything, or asks a server.
 """
 
@@ -17,10 +17,10 @@ from telemetry.sinks.wandb.local import part_from
 
 
 def missing_rows(run_dir: Path) -> str:
-    """Say what the `.wandb` files of a run lack of what the wandb sink had written.
+    """Return a sentence about rows that are missing in the `.wandb` files of a run.
 
-    Empty where they lack nothing, where the run is not an offline one, or where its files
-    were moved out of the way because a server has the rows.
+    Empty if none are missing, if the run is not an offline one, or if its files were
+    moved away because a server has the rows.
 
     Raises:
         ImportError: wandb, which the files are read with, is not installed.
@@ -41,7 +41,7 @@ def missing_rows(run_dir: Path) -> str:
     skipped = Skips(skips_path(run_dir / "cursors", "wandb"))
     fragments = offline.read_fragments(directory, run_id)
     rows = [row for row in offline.rows_of(fragments) if row not in skipped]
-    # Behind its cursor a sink may have written more.
+    # Only rows before the cursor count: a sink may have written more behind it.
     held = offline.Ledger().plus(row for row in rows if row < part.spot.row)
     if held == part.ledger:
         return ""

@@ -1,8 +1,8 @@
-"""Client: starting a run in wandb, sending to it, ending it.
+"""Client: starts a run in wandb, sends rows to it, and ends it.
 
-In: who the run is, and what to send.
+In: the identity of the run, and the rows to send.
 Out: a run in wandb-core, or one of our exceptions.
-Never: decides what is sent, or retries.
+Never: decides which rows are sent, or retries.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ LOG_TAIL_BYTES: Final = 256 * 1024
 
 
 class Refused(SinkUnavailable):
-    """The server has refused rows, and wandb-core has given up on them."""
+    """Error: the server has refused rows, and wandb-core has given them up."""
 
 
 class RefusedSettings(Exception):
-    """wandb does not take what it was told of the run; online also: it has no usable key."""
+    """Error: wandb refuses the identity or config of the run or, online, has no usable key."""
 
 
 class Answer(NamedTuple):
-    """What the server says of the run: whether it has it, and its first free row."""
+    """The server's answer to a start: True if it has the run already, and the first free row."""
 
     resumed: bool
     first_row: int
 
 
 class Client:
-    """A live wandb run. Not thread-safe."""
+    """A live run in wandb. Not thread-safe."""
 
     def __init__(self, wandb: Any, run: Any, is_refused: Callable[[], bool]) -> None:
         self._wandb = wandb
@@ -73,7 +73,7 @@ class Client:
 
     @property
     def journal(self) -> str:
-        """The journal whose rows the run has, as its config says; empty where it does not."""
+        """Uuid of the journal whose rows the run has, from its config; empty if unknown."""
         return str(self._run.config.get(JOURNAL) or "")
 
     def answer(self) -> Answer:
@@ -84,8 +84,8 @@ class Client:
 
         Raises:
             Refused: the server has refused the upload.
-            RowRefused: wandb does not take this row.
-            SinkUnavailable: wandb-core is gone.
+            RowRefused: wandb refuses this row.
+            SinkUnavailable: wandb-core has ended.
         """
         self.check()
         with translated(of_row=True):
@@ -110,19 +110,19 @@ class Client:
             self._run.tags = (*(self._run.tags or ()), tag)
 
     def mark_preempting(self) -> None:
-        """Say that this run is interrupted: W&B shows it so once it ends."""
+        """Mark the run as interrupted: W&B shows it as preempted once it ends."""
         with translated():
             self._run.mark_preempting()
 
     def finish(self, exit_code: int, limit_s: float | None = None) -> None:
-        """Flush and end the run, online until the server has it all; at most for limit_s.
+        """Flush and end the run, within limit_s; online, wait until the server has all of it.
 
-        wandb's own finish_timeout bounds the upload of rows only: with a server
-        that answers 500 to all else, or a stopped wandb-core, it waits for ever.
+        wandb's own finish_timeout bounds only the upload of rows: if a server answers 500
+        to other requests, or wandb-core is stopped, wandb waits for ever.
 
         Raises:
             Refused: the server has refused the upload.
-            SinkUnavailable: it could not be flushed in time.
+            SinkUnavailable: the run could not be flushed in time.
         """
         with translated(), core_killed_after(limit_s or FINISH_LIMIT_S):
             self._run.finish(exit_code=held_exit_code(exit_code))
@@ -131,24 +131,24 @@ class Client:
             raise Refused("the W&B server has refused the run's last data")
 
     def abandon(self) -> None:
-        """End wandb-core at once, with all it has not sent."""
+        """Kill wandb-core at once; everything that it has not sent is lost."""
         kill_core()
         with suppress(SinkUnavailable):
-            # Fails, and ends the threads that wandb has for the run.
+            # This call fails, but it ends the threads that wandb has for the run.
             self.finish(1)
         let_go()
 
     def check(self) -> None:
-        """Notice what wandb says on its console only.
+        """Raise if wandb has reported a fatal error, which it otherwise only prints.
 
         Raises:
-            Refused: the server has refused the upload, or somebody has stopped the run there.
+            Refused: the server has refused the upload, or a user has stopped the run there.
         """
         if self._is_refused():
             raise Refused("the W&B server has refused the run's data, or asked to stop")
 
     def _gave_up(self) -> bool:
-        """Whether uploads ended early: wandb asks for that every 15 s only, and not at the end."""
+        """True if uploads ended early. wandb checks this only every 15 s, and not at the end."""
         path = Path(self._run.settings.sync_dir) / "logs" / "debug-internal.log"
         try:
             with path.open("rb") as file:
@@ -166,31 +166,31 @@ class Client:
         }
 
     def _define_new(self, values: Values) -> None:
-        """Give names that no glob covers their x axis when they are first seen."""
+        """Define the x axis of names that no glob covers, when they are first seen."""
         for name in values.keys() - self._known:
             self._known.add(name)
             if f"{name.partition('/')[0]}/*" not in AXES:
                 self._define(name, STEP)
 
     def _define(self, name: str, axis: str | None) -> None:
-        """Give a name its x axis, where wandb can: it takes a `*` for all names that follow."""
+        """Define the x axis of one name; not of a name with `*`, which wandb takes for a glob."""
         if name not in AXES and "*" in name:
             return
-        # step_sync=False: else wandb invents an x of 0, or the last one, for rows without.
+        # step_sync=False: otherwise wandb adds an x of 0, or the last x, to rows without one.
         self._run.define_metric(name, step_metric=axis, step_sync=False if axis else None)
 
 
 def start(
     context: SinkContext, mode: Mode, directory: Path | None = None, bare_for: str = ""
 ) -> Client:
-    """Begin, or begin again, the run in wandb; its files go below directory (out_dir).
+    """Start or resume the run in wandb; its files go below directory (default: out_dir).
 
-    bare_for: why wandb is told as little of the run as it can be called by.
+    bare_for: if not empty, the run is started with its id alone, and this is the reason.
 
     Raises:
-        SinkUnavailable: wandb is not installed, or the server not to be had.
+        SinkUnavailable: wandb is not installed, or the server can't be reached.
         SinkRejected: the server says that this run id can't be used any more.
-        RefusedSettings: wandb refuses what it was told of the run, or has no key.
+        RefusedSettings: wandb refuses the identity or config of the run, or has no key.
     """
     wandb = library()
     directory = directory or context.out_dir
@@ -206,13 +206,13 @@ def start(
                 settings=wandb.Settings(
                     **_SETTINGS,
                     sweep_id=context.run.get("wandb_sweep_id") or None,
-                    # The journal is the log. A second one could be synced a second time.
+                    # No transaction log online: `wandb sync` could upload it a second time.
                     x_skip_transaction_log=mode == "online",
                     stop_on_fatal_error=mode == "online",
                     stop_fn=functools.partial(refused.append, True),
                 ),
             )
-        # All that wandb checks itself, and what its code does with what it did not expect.
+        # wandb's own checks, then errors inside its code for values it did not expect.
         except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as exc:
             raise RefusedSettings(without_secrets(exc)) from exc
         except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as exc:
@@ -229,14 +229,14 @@ def start(
     return client
 
 
-# What a server says of an id that it will never take again.
+# Answers of a server for a run id that it will never accept again.
 _GONE: Final = re.compile(r"HTTP 409|HTTP 410|previously created and deleted")
 
 _SETTINGS: Final[dict[str, Any]] = {
     "console": "off",
     "silent": True,
     "disable_git": True,
-    # It would take the run's id from a training job's environment.
+    # On SageMaker, wandb would take the run id from the training job's environment.
     "sagemaker_disable": True,
     "save_code": False,
     "init_timeout": INIT_TIMEOUT_S,
@@ -247,6 +247,6 @@ _SETTINGS: Final[dict[str, Any]] = {
     "x_disable_meta": True,
     "x_disable_machine_info": True,
     "x_save_requirements": False,
-    # 15 s by default: commits would lag as far behind, and a crash repeat as much.
+    # The default is 15 s: commits would lag by that, and a crash would repeat as much.
     "x_transaction_log_flush_interval": FLUSH_INTERVAL_S,
 }

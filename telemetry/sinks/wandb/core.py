@@ -1,7 +1,7 @@
-"""The library and its wandb-core process: loading the one, ending the other.
+"""Core: loads the wandb library, translates its errors, and ends its wandb-core process.
 
-In: whatever state wandb is in.
-Out: wandb, or our exception in its place; wandb-core gone when it has to be.
+In: the library in any state, also broken or missing.
+Out: the library, or our exception in its place; wandb-core ended when it has to be.
 Never: waits for wandb-core without a limit, or lets a secret into a message.
 """
 
@@ -26,22 +26,23 @@ def check_installed() -> None:
     """Import wandb.
 
     Raises:
-        SinkUnavailable: it is not installed, or broken; the message says what to do.
+        SinkUnavailable: wandb is not installed, or broken; the message says what to do.
     """
     library()
 
 
 def let_go() -> None:
-    """End wandb-core in this process, whatever it is at.
+    """Kill this process's wandb-core, and reset the library.
 
-    Asked to end, it first waits for a server to take all it has, for ever, and a
-    failed start that is not let go of makes a second one say that the id is in use.
+    wandb-core is killed because, asked to end, it waits without limit for a server to
+    take its data. After a failed start the library has to be reset, or the next start
+    fails because the run id is in use.
     """
     setup = importlib.import_module("wandb.sdk.wandb_setup")
     service = getattr(getattr(setup, "_singleton", None), "_connection", None)
     core = getattr(service, "_proc", None)
     kill_core()
-    # SystemExit: so wandb takes it that its core has ended with a signal.
+    # wandb raises SystemExit when its core was ended by a signal.
     with suppress(SystemExit, SinkUnavailable), translated():
         library().teardown()
     if core is not None:
@@ -57,7 +58,7 @@ def kill_core() -> None:
 
 @contextmanager
 def core_killed_after(limit_s: float) -> Iterator[None]:
-    """Bound a call that waits for wandb-core: without it, it fails at once."""
+    """Bound a call that waits for wandb-core: kill the core after limit_s, so the call fails."""
     timer = threading.Timer(limit_s, kill_core)
     timer.daemon = True
     timer.start()
@@ -68,16 +69,18 @@ def core_killed_after(limit_s: float) -> Iterator[None]:
 
 
 class RowRefused(Exception):
-    """The library raised on what one row holds. Another row may be fine."""
+    """Error: the library raised for the content of one row. Other rows may be fine."""
 
 
 @contextmanager
 def translated(*, of_row: bool = False) -> Iterator[None]:
-    """Turn what wandb raises into SinkUnavailable; of a row's content, into RowRefused.
+    """Translate wandb's exceptions into SinkUnavailable or, with of_row, RowRefused.
+
+    of_row: the call hands over the content of a row.
 
     Raises:
-        SinkUnavailable: wandb-core is gone, too slow, or says no.
-        RowRefused: anything else was raised, and of_row says that a row was handed over.
+        SinkUnavailable: wandb-core has ended, is too slow, or refuses.
+        RowRefused: of_row is set, and wandb raised anything else.
     """
     failures = _failures()
     try:
@@ -95,7 +98,7 @@ def translated(*, of_row: bool = False) -> Iterator[None]:
 
 
 def without_secrets(exc: BaseException) -> str:
-    """An exception in one line, without what could be a key or a password."""
+    """Return an exception as one line, without anything that could be a key or a password."""
     text = f"{type(exc).__name__}: {' '.join(str(exc).split())}"
     text = re.sub(r"//[^/@\s]*@", "//", text)
     return re.sub(r"[A-Za-z0-9_-]{40,}", "[removed]", text)[:300]
@@ -107,13 +110,13 @@ def library() -> Any:
         return importlib.import_module("wandb")
     except ModuleNotFoundError as exc:
         raise SinkUnavailable(INSTALL if exc.name == "wandb" else without_secrets(exc)) from exc
-    # A broken installation raises whatever it likes, a protobuf mismatch TypeError.
+    # A broken installation may raise anything, a protobuf mismatch for example TypeError.
     except Exception as exc:
         raise SinkUnavailable(f"wandb can't be imported: {without_secrets(exc)}") from exc
 
 
 def api_failure() -> type[Exception]:
-    """What a question to the server ends in when it fails."""
+    """Return the class of the exception for a failed question to the server."""
     service = importlib.import_module("wandb.sdk.lib.service.service_connection")
     failure: type[Exception] = service.WandbApiFailedError
     return failure
@@ -121,7 +124,7 @@ def api_failure() -> type[Exception]:
 
 @functools.cache
 def _failures() -> tuple[type[BaseException], ...]:
-    """All that wandb raises for a service or a server that can't be had."""
+    """Return the exceptions that wandb raises if its core or a server can't be reached."""
     errors = importlib.import_module("wandb.errors")
     mailbox = importlib.import_module("wandb.sdk.mailbox.mailbox_handle")
     closed = importlib.import_module("wandb.sdk.mailbox.mailbox")

@@ -1,9 +1,9 @@
-"""Identity: who a run is in W&B, within the limits that W&B has.
+"""Identity: the id, names and config that a run gets in W&B, within W&B's limits.
 
-In: a run's run.json, and which journal its rows come from.
+In: a run's run.json, and the uuid of the journal that its rows come from.
 Out: the arguments of wandb.init.
-Never: lets the name of one run stand for another: the journal's uuid is in the config
-before the first row.
+Never: confuses two runs of the same name: the journal's uuid is in the config before the
+first row.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 
 JOURNAL: Final = "telemetry/journal_uuid"
 GIVEN: Final = "telemetry/given"
-"""In the config: what the run said, of what W&B got something else in its place."""
+"""Config key of the original values that were changed for W&B."""
 
 LEFT_OUT: Final = "telemetry/left_out"
 REFUSED: Final = "telemetry/refused_by_wandb"
 
 
 def identity(context: SinkContext) -> dict[str, Any]:
-    """Return who the run is, for wandb.init; what nobody said is left to wandb."""
+    """Return the arguments of wandb.init that identify the run; empty ones are left to wandb."""
     fields, changes = cleaned(said(context))
     return {
         **named(context, fields),
@@ -35,24 +35,24 @@ def identity(context: SinkContext) -> dict[str, Any]:
 
 
 def bare_identity(context: SinkContext, why: str) -> dict[str, Any]:
-    """Return as little as a run can be called by, for a wandb that does not take more."""
+    """Return only the run's id, and a config with the reason, if wandb refuses its names."""
     config = {**notes(context, []), REFUSED: why}
     return {"id": context.run_id, "config": config}
 
 
 def said(context: SinkContext) -> dict[str, Any]:
-    """Return what the run says of itself, and the sidecar where the run says nothing."""
+    """Return the run's own values, with the sidecar's default entity if the run has none."""
     entity = context.options.get("entity") or context.run.get("entity")
     return {**context.run, "entity": entity or context.options.get("default_entity")}
 
 
 def named(context: SinkContext, fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the id and all names that are not empty."""
+    """Return the id and all fields that are not empty."""
     return {"id": context.run_id} | {name: value for name, value in fields.items() if value}
 
 
 def notes(context: SinkContext, changes: list[Change]) -> dict[str, Any]:
-    """Return what is added to the run's config: which journal it is, and what was changed."""
+    """Return additions to the run's config: the journal's uuid, and the original values."""
     added: dict[str, Any] = {JOURNAL: context.journal} if context.journal else {}
     if changes:
         added[GIVEN] = {change.field: plain(change.said) for change in changes}
@@ -63,6 +63,6 @@ def notes(context: SinkContext, changes: list[Change]) -> dict[str, Any]:
 
 
 def say_changes(context: SinkContext) -> None:
-    """Say in one line each what W&B does not take as the run said it."""
+    """Log one line for each value that is changed for W&B."""
     for change in cleaned(said(context)).changes:
         log.warning("sink=wandb run=%s %s", context.run_id, change)

@@ -1,11 +1,11 @@
-"""Link: what is known of a run's server, beside what the run's cursor says.
+"""Link: the state of a run's connection to its W&B server, on disk beside the cursor.
 
-In: what the server has shown, and whether rows may be on their way to it.
+In: the rows that the server has shown, and a flag that rows may be on their way to it.
 Out: the same after any crash.
-Never: less than the truth: it says that rows may be on their way before the
-first is sent, and takes it back only when the server has stood still.
+Never: claims too little: the flag is set before the first row is sent, and cleared only
+when the answers of the server no longer change.
 
-The cursor can't hold this: it moves once a second, behind the rows.
+The cursor can't hold this, because it moves only once a second, after the rows.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ RETRY_MAX_S: Final = 600.0
 
 
 class Link(msgspec.Struct, frozen=True):
-    """One run and its server.
+    """State of one run on its server.
 
-    is_open: rows above last_row may have been sent. last_row, count: the last
-    row and the number of rows that the server has shown. why: what is wrong with
-    the server, once that was said; failures, retry_wall_ns: when to try again.
-    is_refused: it answers, and does not take the rows. mode: online or offline, as
-    it was decided when the sink first started; empty before. settled_row: the fragments
-    here hold all before this row, also what has no row of its own.
+    is_open: rows above last_row may have been sent.
+    last_row, count: the last row and the number of rows that the server has shown.
+    why: the problem with the server that was logged; empty if there is none.
+    failures, retry_wall_ns: number of failed tries, and the wall time of the next one.
+    is_refused: the server answers, but refuses the rows.
+    mode: online or offline, decided when the sink first started; empty before.
+    settled_row: the local fragments hold everything before this row, also effects
+    without a history row (config, summary).
     """
 
     is_open: bool = False
@@ -46,7 +48,7 @@ class Link(msgspec.Struct, frozen=True):
     settled_row: int = 0
 
     def failed(self, why: str, now_ns: int, *, is_refused: bool) -> Link:
-        """One more failure, and a later time for the next try."""
+        """Return the link after one more failure, with a later time for the next try."""
         delay_s = min(RETRY_FIRST_S * 2**self.failures, RETRY_MAX_S) * random.uniform(0.5, 1.0)
         return msgspec.structs.replace(
             self,
@@ -57,39 +59,39 @@ class Link(msgspec.Struct, frozen=True):
         )
 
     def put_off(self, by_ns: int) -> Link:
-        """The next try so much later: it took that long to be ready for anything."""
+        """Return the link with the next try later by by_ns, the time that opening took."""
         return msgspec.structs.replace(self, retry_wall_ns=self.retry_wall_ns + by_ns)
 
     def is_due(self, now_ns: int) -> bool:
-        """Whether to try the server again. A clock that was set back does not put it off."""
+        """True if the server should be tried again. A clock that was set back causes no delay."""
         return not now_ns < self.retry_wall_ns <= now_ns + int(RETRY_MAX_S * 1e9)
 
     def decided(self, mode: str) -> Link:
-        """The same with the mode that is kept from here on."""
+        """Return the link with the mode, which is kept from here on."""
         return msgspec.structs.replace(self, mode=mode)
 
     def settled(self, row: int) -> Link:
-        """The same with fragments that hold all before a row; 0 once they are moved away."""
+        """Return the link with settled_row set; 0 once the fragments are moved away."""
         return msgspec.structs.replace(self, settled_row=row)
 
     def worked(self) -> Link:
-        """The server has taken rows."""
+        """Return the link without failures, after the server has taken rows."""
         return Link(is_open=self.is_open, last_row=self.last_row, count=self.count, mode=self.mode)
 
     def shown(self, last_row: int, count: int, *, is_open: bool) -> Link:
-        """The server has shown so much."""
+        """Return the link with the rows that the server has shown."""
         return msgspec.structs.replace(self, is_open=is_open, last_row=last_row, count=count)
 
 
 class LinkFile:
-    """The link of one run, on disk."""
+    """The file with the link of one run."""
 
     def __init__(self, directory: Path, run_id: str) -> None:
         self.path = directory / f"online-{run_id}.json"
         self.value = self._read()
 
     def set(self, link: Link) -> None:
-        """Keep this, durably.
+        """Store the link durably.
 
         Raises:
             SinkUnavailable: the disk refuses.
@@ -109,5 +111,5 @@ class LinkFile:
         try:
             return msgspec.convert(read_json(self.path), Link)
         except ValueError:
-            # Damaged: then anything may be on its way.
+            # The file is damaged: rows may be on their way to the server.
             return Link(is_open=True)

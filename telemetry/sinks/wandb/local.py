@@ -1,12 +1,12 @@
 """LocalRun: a run in offline fragments on this disk, each selected row once.
 
-In: rows with what is selected for them, from where `open` says.
-Out: `.wandb` files, and how far they are safely on the disk.
-Never: vouches for a row that was not read back and synced, or asks a server.
+In: rows with the values selected for them, from the row that `open` returns.
+Out: `.wandb` files, and the position up to which they are on the disk.
+Never: covers a row that was not read back and synced, or asks a server.
 
-The files are their own cursor: rows that they hold are only counted. An effect
-without a row of its own (config, summary) counts as written when a row behind
-it is, so a crash repeats it and never loses it.
+The files are their own cursor: rows that they hold already are counted, not written.
+An effect without a row of its own (config, summary) counts as written when a row
+behind it is, so a crash repeats it and never loses it.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ log = logging.getLogger(__name__)
 
 PLACE: Final = "."
 UNRESOLVED: Final = "wandb-unresolved"
-"""Where fragments go that may hold rows which the server has too: `wandb sync` must not find
-them. Both are below the run's directory; wandb adds a `wandb/` of its own."""
+"""Directory for fragments with rows that the server may have too: `wandb sync` must not
+find them. Both are relative to the run's directory; wandb adds a `wandb/` of its own."""
 
 
 class Spot(msgspec.Struct, frozen=True):
-    """A row, and what the rows before it say about it."""
+    """A row, and the state of the policy after the rows before it."""
 
     row: int = 0
     policy: Policy = Policy()
 
 
 class LocalPart(msgspec.Struct, frozen=True):
-    """How far the fragments in one place safely are, for the cursor.
+    """Progress of the fragments in one place, for the cursor.
 
-    superseded: how many fragments had been moved away then; where more are now,
-    this part speaks of those.
+    superseded: number of fragments that were moved away before. If more are moved away
+    now, this part is about moved fragments and no longer valid.
     """
 
     spot: Spot
@@ -60,7 +60,7 @@ class _Snapshot(NamedTuple):
 
 
 class LocalRun:
-    """Not thread-safe."""
+    """A run written to offline fragments. Not thread-safe."""
 
     def __init__(
         self,
@@ -89,36 +89,40 @@ class LocalRun:
     def open(
         self, spot: Spot, part: LocalPart | None, first_row: int, settled_row: int = 0
     ) -> Spot:
-        """Find what is in the files, and say where to begin.
+        """Read the existing files, and return the spot to continue from.
 
-        spot: where to begin when the files say nothing. first_row: rows before
-        it are on the server and must not come into a file. settled_row: all before it is in
-        the files, unless they are superseded here.
+        spot: the spot to use if part is None or not valid. first_row: rows before it are
+        on the server and must not come into a file. settled_row: everything before it is
+        in the files, unless they are superseded here.
 
         Raises:
             SinkUnavailable: another process still writes, or the disk refuses.
             SinkRejected: the files hold rows of another journal.
         """
+        # 1. Wait until no other process writes the files, and read them.
         run_id = self._context.run_id
-        # A row that is vouched for must not go with the name of its directory.
+        # The directory's name has to be durable: a committed row must not be lost with it.
         make_durably(self._dir)
         paths = offline.fragment_paths(self._dir, run_id)
         offline.wait_for_writers(paths, self._clock, self._pause)
         fragments = self._read()
         self._check_journal(fragments)
         if offline.first_row(fragments) < first_row:
-            # The server has rows of these files by now: synced (again) they would be doubled.
+            # 2. The server has rows of these files: a `wandb sync` would double them.
             offline.supersede(self._dir, run_id)
             fragments, paths, settled_row = [], [], 0
         self._superseded = offline.superseded_count(self._dir, run_id)
         for fragment in fragments:
             offline.cut_torn(fragment)
-            # Read is not synced: another process wrote it, and may have just died.
+            # 3. Cut torn ends, and sync: the process that wrote the file may have died
+            # before its sync.
             offline.sync_file(fragment.path)
+        # 4. Continue from the part in the cursor, if it is about these files.
         if part is not None and (part.place, part.superseded) != (self._place, self._superseded):
             part = None
         if part is not None:
             spot, self._ledger, self._part = part.spot, part.ledger, part
+        # 5. Rows up to _first_new_row are in the files or on the server: not written again.
         self._last_row_in_files = offline.last_row(fragments)
         self._first_new_row = max(
             spot.row, first_row, self._last_row_in_files + 1, settled_row if fragments else 0
@@ -128,17 +132,17 @@ class LocalRun:
         return spot
 
     def take(self, row: int, selected: Selected) -> None:
-        """Count a row that is in the files, or write it.
+        """Write a row, or only count it if it is in the files already.
 
         Raises:
-            SinkUnavailable: wandb-core is gone.
-            SinkRejected: wandb does not take this run.
-            RowRefused: wandb does not take this row.
+            SinkUnavailable: wandb-core has ended.
+            SinkRejected: wandb refuses this run.
+            RowRefused: wandb refuses this row.
         """
         if row < self._first_new_row:
             self._count(row, selected)
             return
-        # History last: once the row is in the file, so is all that came with it.
+        # History last: if the row is in the file, everything sent with it is too.
         if selected.config is not None:
             self._running().update_config(selected.config)
         if selected.summary is not None:
@@ -152,7 +156,7 @@ class LocalRun:
             self._needed_row = row
         elif selected.config is not None or selected.summary is not None:
             self._needed_row = row + 1
-        # Only now: a row that wandb has refused is in no file, and not expected there.
+        # Counted only now: a row that wandb has refused is in no file.
         self._count(row, selected)
 
     def _count(self, row: int, selected: Selected) -> None:
@@ -160,7 +164,7 @@ class LocalRun:
             self._ledger = self._ledger.plus([row])
 
     def commit(self, here: Spot) -> LocalPart | None:
-        """How far the rows were read back and synced."""
+        """Return the part up to which rows were read back and synced; None before the first."""
         self._snapshots.append(_Snapshot(self._part_at(here), self._needed_row))
         safe_row = self._first_new_row - 1
         if self._confirmation is not None:
@@ -170,10 +174,10 @@ class LocalRun:
         return self._part
 
     def finish(self, here: Spot, ending: Ending) -> LocalPart:
-        """End the run, and read it all back.
+        """End the run, and read all of it back.
 
         Raises:
-            SinkUnavailable: rows are missing, or doubled.
+            SinkUnavailable: rows are missing or doubled in the files.
         """
         if self._client is not None or not self._is_ended(ending.code):
             running = self._running()
@@ -193,7 +197,7 @@ class LocalRun:
         return self._part
 
     def close(self) -> None:
-        """End wandb-core without a word on the run: what it has is flushed, nothing vouched for."""
+        """Flush and end wandb-core without ending the run; nothing more is committed."""
         running, self._client = self._client, None
         if running is None:
             return
@@ -205,7 +209,7 @@ class LocalRun:
             log.warning("sink=wandb run=%s closed unclean: %s", self._context.run_id, exc)
 
     def _is_ended(self, code: int) -> bool:
-        """Whether an earlier process has finished the run, and just could not say so."""
+        """True if an earlier process finished the run but could not commit that."""
         fragments = self._read()
         return bool(fragments) and wandb_file.exit_code(fragments[-1].path) == code
 
@@ -235,28 +239,27 @@ class LocalRun:
             self._dir,
             self._ledger.count,
         )
-        # Taken away by hand, or by `wandb clean` after a sync: sending them
+        # Files were removed by hand, or by `wandb clean` after a sync: writing these rows
         # again would double them.
         self._ledger = held
 
     def _rows_of(self, fragments: list[offline.Fragment]) -> Iterator[int]:
-        """Yield the rows in the files that are selected: one at which a process died may have
-        come into a file all the same."""
+        """Yield the rows in the files, without skipped ones, which a crash may have left there."""
         skipped = self._context.skipped
         return (row for row in offline.rows_of(fragments) if row not in skipped)
 
     def _running(self) -> client.Client:
-        """Return the run in wandb. It begins with the first thing to say, in a new fragment."""
+        """Return the run in wandb; the first call starts it, in a new fragment."""
         if self._client is None:
             self._client = self._started()
             self._confirmation = Confirmation(self._client.file)
         return self._client
 
     def _started(self) -> client.Client:
-        """Start the run; if wandb refuses what it is called, under its id alone.
+        """Start the run; if wandb refuses its names or config, start it with its id alone.
 
         Raises:
-            SinkRejected: wandb refuses that, too.
+            SinkRejected: wandb refuses the id alone too.
         """
         run_id = self._context.run_id
         try:
@@ -274,9 +277,9 @@ class LocalRun:
 
 
 def part_from(value: Any) -> LocalPart | None:
-    """The part in a cursor's state.
+    """Return the part in a cursor's state; None if there is none.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the value does not have the form of a part.
     """
     return None if value is None else msgspec.convert(value, LocalPart)

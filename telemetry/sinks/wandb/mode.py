@@ -1,13 +1,14 @@
 """Mode: online, offline or disabled, decided when a sink first starts on a run.
 
-In: what the run, the sidecar and a command say, and whether there is a key.
-Out: the mode, and a line for people where it is not the one that was asked for.
-Never: changes its mind: a key that is gone later means a server that is away, and one
-that comes later does not upload what was meant to stay.
+In: the settings of the run, the sidecar and a command, and the presence of an API key.
+Out: the mode, and a line for the user if it is not the one that was asked for.
+Never: changes a decision: if the key is missing later, the server counts as away; if a
+key comes later, a run that was meant to stay offline is not uploaded.
 
-A command's own word ranks above the run's, the run's above the sidecar's variables. Where
-nobody says anything, it is online with a key and offline without. A run whose producer is
-set up for another server than the sidecar stays offline: the key is not that server's.
+A command's own setting ranks above the run's, the run's above the sidecar's variables.
+Without any setting, a run is online if there is a key, and offline if not. If its producer
+is set up for another server than the sidecar, a run stays offline: the key is not for
+that server.
 """
 
 from __future__ import annotations
@@ -25,32 +26,32 @@ NO_KEY: Final = "there is no W&B API key: set WANDB_API_KEY or run `wandb login`
 
 
 AUTO: Final = "auto"
-"""Asked for by a command: as for a run that says nothing of it."""
+"""Value of a command's mode option that means: decide as if the run had no setting."""
 
 _USER: Final = re.compile(r"//[^/@]*@")
 
 
 class Account(NamedTuple):
-    """Where wandb would upload to, and whether it has a key for there."""
+    """The server that wandb would upload to; has_key is True if wandb has a key for it."""
 
     base_url: str
     has_key: bool
     canonical: Callable[[str], str] = str
-    """The one address of a server that wandb knows by several."""
+    """Function that returns the main address of a server that has several."""
 
 
 class Choice(NamedTuple):
-    """A mode, and why it is not the one that was asked for, or that might be expected."""
+    """A mode, and the reason if it is not the one that was asked for or expected."""
 
     mode: str
     why: str = ""
 
 
 def choose(context: SinkContext, account: Callable[[], Account]) -> Choice:
-    """Decide.
+    """Choose the mode of a run. account is called only if the choice depends on it.
 
     Raises:
-        SinkUnavailable: as account.
+        SinkUnavailable: raised by account.
     """
     options = context.options
     if context.run.get("is_introduced") is False and not options.get("mode"):
@@ -58,7 +59,7 @@ def choose(context: SinkContext, account: Callable[[], Account]) -> Choice:
     asked = options.get("mode") or context.run.get("wandb_mode") or options.get("default_mode")
     asked = "" if asked == AUTO else asked
     if asked and asked not in MODES:
-        # Offline: nothing is uploaded by mistake, and nothing is lost.
+        # Unknown mode: offline, so that nothing is uploaded by mistake and nothing is lost.
         why = f"wandb mode {clean(str(asked), 40)!r} is none of {', '.join(MODES)}"
         return Choice(OFFLINE, why)
     if asked in (OFFLINE, DISABLED):

@@ -1,12 +1,13 @@
 """Offline fragments: the `.wandb` files of one run, and the rows that are in them.
 
 In: the directory that wandb writes to, and the run's id.
-Out: which rows its files hold, each file's in order; how far the newest has got.
-Never: removes a fragment, or a byte of one without keeping it beside. A later
-fragment goes on where the last ends.
+Out: the rows in its files, ascending in each; the rows confirmed in the newest file.
+Never: removes a fragment, or cuts bytes without saving them beside it. A later
+fragment continues where the last one ends.
 
-wandb names a fragment by the second in which it began, local time, so names
-order neither across a clock set back nor in a shared second: rows do.
+wandb names a fragment by the second of local time in which it began. Names are in no
+reliable order if a clock was set back or two began in one second, so fragments are
+ordered by their rows.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Ledger(msgspec.Struct, frozen=True):
     crc: int = 0
 
     def plus(self, rows: Iterable[int]) -> Ledger:
-        """The ledger of the list with these rows behind it."""
+        """Return the ledger of the list with these rows appended."""
         count, crc = self.count, self.crc
         for row in rows:
             count, crc = count + 1, zlib.crc32(struct.pack("<q", row), crc)
@@ -57,10 +58,10 @@ class Ledger(msgspec.Struct, frozen=True):
 
 
 class Fragment(NamedTuple):
-    """One `.wandb` file, the rows in it, ascending, and where its last whole record ends.
+    """One `.wandb` file, its rows, ascending, and the offset behind its last whole record.
 
-    names_run: it has the record that says what run it is. `wandb sync` fails without.
-    journal: the uuid of the journal that its rows came from, empty where it does not say.
+    names_run: the file has the record that names its run; `wandb sync` fails without it.
+    journal: uuid of the journal that its rows came from; empty if the file has none.
     """
 
     path: Path
@@ -71,14 +72,14 @@ class Fragment(NamedTuple):
 
 
 def fragment_paths(wandb_dir: Path, run_id: str) -> list[Path]:
-    """The `.wandb` files of a run's offline fragments, by name."""
+    """Return the `.wandb` files of a run's offline fragments, sorted by name."""
     files = wandb_dir.glob(f"offline-run-*/run-{run_id}.wandb")
-    # The file's name tells the run: in a directory's, `a-b` could be run `a` or run `b`.
+    # Match the name of the file: a directory `...-a-b` could be of run `a-b` or `b`.
     return sorted(path for path in files if _FRAGMENT.fullmatch(path.parent.name))
 
 
 def online_files(wandb_dir: Path, run_id: str) -> list[Path]:
-    """The files that a wandb-core holds open which sends this run to a server."""
+    """Return the files that a wandb-core holds open while it sends this run to a server."""
     found = (path for path in wandb_dir.glob("run-*") if _ONLINE.fullmatch(path.name))
     own = [path for path in found if path.name.split("-", 2)[2] == run_id]
     return [path / "logs" / "debug-internal.log" for path in own]
@@ -87,9 +88,9 @@ def online_files(wandb_dir: Path, run_id: str) -> list[Path]:
 def read_fragments(
     wandb_dir: Path, run_id: str, pulse: Callable[[], object] = bool
 ) -> list[Fragment]:
-    """The fragments of a run in the order of their rows; those without rows last.
+    """Return the fragments of a run in the order of their rows; those without rows last.
 
-    pulse: called now and then, since large files take longer than a supervisor waits.
+    pulse: called now and then, because large files take longer than a supervisor waits.
     """
     found = [_read_fragment(path, pulse) for path in fragment_paths(wandb_dir, run_id)]
     return sorted(found, key=lambda f: (not f.rows, f.rows[0] if f.rows else 0, f.path))
@@ -106,7 +107,7 @@ def _read_fragment(path: Path, pulse: Callable[[], object]) -> Fragment:
             if number % PULSE_RECORDS == 0:
                 pulse()
     except DamagedFile:
-        pass  # What is behind it can't be reached by `wandb sync` either.
+        pass  # `wandb sync` can't read past the damage either
     return Fragment(path, rows, tail.offset, names_run, journal)
 
 
@@ -116,10 +117,10 @@ def _journal_of(run: Any) -> str:
 
 
 def cut_torn(fragment: Fragment) -> None:
-    """Cut what a crash has left of a last record, after saving it beside.
+    """Cut a partly written last record, after saving it beside the file.
 
-    `wandb sync` uploads a torn file, calls that a failure and sets no `.synced`
-    mark: synced once more, every row would be doubled. Nobody may write the file.
+    `wandb sync` uploads a torn file, reports a failure and sets no `.synced` mark: a
+    second sync would double every row. No process may be writing the file.
 
     Raises:
         SinkUnavailable: the disk refuses.
@@ -139,7 +140,7 @@ def cut_torn(fragment: Fragment) -> None:
 
 
 def supersede(wandb_dir: Path, run_id: str) -> int:
-    """Move a run's fragments out of sight of `wandb sync`; returns how many are there now.
+    """Rename a run's fragments so that `wandb sync` ignores them; return their number.
 
     Raises:
         SinkUnavailable: the disk refuses.
@@ -164,17 +165,17 @@ def rows_of(fragments: Iterable[Fragment]) -> Iterator[int]:
 
 
 def first_row(fragments: Iterable[Fragment]) -> int:
-    """The first row in any fragment, or one behind all rows without one."""
+    """Return the first row in any fragment; without rows, a number above every row."""
     return min((fragment.rows[0] for fragment in fragments if fragment.rows), default=1 << 62)
 
 
 def last_row(fragments: Iterable[Fragment]) -> int:
-    """The last row in any fragment, -1 without one."""
+    """Return the last row in any fragment; -1 without rows."""
     return max((fragment.rows[-1] for fragment in fragments if fragment.rows), default=-1)
 
 
 def writers_of(paths: Iterable[Path], proc: Path = Path("/proc")) -> list[int]:
-    """Other processes that hold one of these files open, where the system can tell."""
+    """Return the pids of other processes that hold one of these files open, if /proc tells."""
     wanted = {str(path.resolve()) for path in paths}
     holders = []
     for fd_dir in proc.glob("[0-9]*/fd"):
@@ -190,10 +191,10 @@ def wait_for_writers(
     pause: Callable[[float], object],
     writers: Callable[[Iterable[Path]], list[int]] = writers_of,
 ) -> None:
-    """Wait until the wandb-core of a killed sink has let go of its file.
+    """Wait until the wandb-core of a killed sink has closed its file.
 
-    It follows its parent within 0.1 s. One that is stopped doesn't, and could
-    still write rows behind those that are read back now.
+    It ends within 0.1 s after its parent. A stopped one does not, and could still write
+    rows after the file was read.
 
     Raises:
         SinkUnavailable: a file still has a writer after 5 s.
@@ -208,7 +209,7 @@ def wait_for_writers(
 
 
 class Confirmation:
-    """What of the rows sent to one fragment has been read back from it."""
+    """Compares the rows sent to one fragment with the rows read back from its file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -218,14 +219,14 @@ class Confirmation:
         self._sent: deque[int] = deque()
 
     def sent(self, row: int) -> None:
-        """A row has been handed to wandb."""
+        """Record that a row has been handed to wandb."""
         self._sent.append(row)
 
     def read_back(self) -> int:
-        """The last row that is in the file and on the disk; -1 before the first.
+        """Return the last row that is in the file and synced; -1 before the first.
 
         Raises:
-            SinkUnavailable: the file is damaged, or holds something else than was sent.
+            SinkUnavailable: the file is damaged, or holds other rows than were sent.
         """
         found = self.row
         try:
@@ -236,7 +237,7 @@ class Confirmation:
         except DamagedFile as exc:
             raise SinkUnavailable(f"wandb wrote a damaged file, {self.path.name}: {exc}") from exc
         if found != self.row:
-            # What was read may still be in memory only. After this it isn't.
+            # The bytes read may still be in the page cache only.
             sync_file(self.path)
             self.row = found
         return self.row
@@ -247,7 +248,7 @@ class Confirmation:
         wandb's finish returns before wandb-core has written the file to its end.
 
         Raises:
-            SinkUnavailable: it is not there after 10 s, or rows are missing.
+            SinkUnavailable: the record is not there after 10 s, or rows are missing.
         """
         deadline_ns = clock.monotonic_ns() + int(WRITTEN_S * 1e9)
         self.read_back()

@@ -1,12 +1,12 @@
 """OnlineRun: a run on a server, each selected row once as far as the server can tell.
 
-In: rows with what is selected for them, and what the server has shown of itself.
-Out: rows on the server, and how far the server has confirmed them.
-Never: takes anything that wandb returns for a confirmation. The position moves
-when the server, asked, shows the row, or with a clean finish.
+In: rows with the values selected for them, and the rows that the server shows.
+Out: rows on the server, and the position up to which the server has confirmed them.
+Never: takes a return value of wandb as a confirmation. The position moves only when the
+server, asked, shows the row, or with a clean finish.
 
-Before the first row is sent, the link says that rows may be on their way; it
-takes that back when the server has shown all that was sent.
+The link is set to open before the first row is sent, and to closed when the server has
+shown all that was sent.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ log = logging.getLogger(__name__)
 
 ASK_S: Final = 30.0
 AWAY_S: Final = 60.0
-"""A server that does not answer for so long is away."""
+"""A server that does not answer for so long counts as away."""
 
 CONFIRM_S: Final = 30.0
 CONFIRM_POLL_S: Final = 1.0
 CLOSE_LIMIT_S: Final = 15.0
-"""Below what a sidecar has for its own end."""
+"""Limit of the finish at close; less than the time that a sidecar has to shut down."""
 
 MAX_SNAPSHOTS: Final = 1000
 
 
 class Away(SinkUnavailable):
-    """The server has not answered for too long."""
+    """Error: the server has not answered for AWAY_S."""
 
 
 class _Snapshot(NamedTuple):
@@ -52,7 +52,7 @@ class _Snapshot(NamedTuple):
 
 
 class OnlineRun:
-    """Not thread-safe."""
+    """A run sent to a W&B server. Not thread-safe."""
 
     def __init__(
         self, context: SinkContext, clock: Clock, server: Server, link: LinkFile, spot: Spot
@@ -74,15 +74,17 @@ class OnlineRun:
         self._is_of_sweep = bool(context.run.get("wandb_sweep_id"))
 
     def start(self, view: View) -> None:
-        """Go on behind what the server shows, which has stood still.
+        """Start behind the last row that the server shows; view must no longer be changing.
 
         Raises:
-            SinkUnavailable: the server can't be had, or has more rows by now.
-            SinkRejected: it will never take this run.
-            RefusedSettings: wandb refuses what it was told of the run.
+            SinkUnavailable: the server can't be reached, or has more rows by now.
+            SinkRejected: the server will never accept this run.
+            RefusedSettings: wandb refuses the identity or config of the run.
         """
+        # 1. Record on disk that rows may be on their way.
         before = self._link.value
         self._link.set(before.shown(view.last_row, view.row_count, is_open=True))
+        # 2. Start the run; the server must not have more rows than it showed.
         has_more = False
         try:
             self._client = client.start(self._context, "online")
@@ -91,8 +93,9 @@ class OnlineRun:
             if has_more:
                 raise SinkUnavailable(f"the server has rows up to {first_row - 1} all of a sudden")
         except BaseException:
-            # We have sent nothing yet. Somebody has, where the server has more than it
-            # showed: then what is written offline meanwhile must not be synced beside it.
+            # This process has sent nothing yet. But if the server has more rows than it
+            # showed, another process is sending: the link stays open, so that fragments
+            # written meanwhile are not offered to `wandb sync`.
             self._client = None
             core.let_go()
             self._link.set(before.shown(view.last_row, view.row_count, is_open=has_more))
@@ -101,12 +104,12 @@ class OnlineRun:
         self._asked_ns = self._answered_ns = self._clock.monotonic_ns()
 
     def take(self, row: int, selected: Selected) -> None:
-        """Send what the server has not shown. What has no row of its own may be repeated.
+        """Send a row that the server has not shown; config and summary may be sent repeatedly.
 
         Raises:
             Refused: the server has refused the upload.
-            RowRefused: wandb does not take this row.
-            SinkUnavailable: wandb-core is gone.
+            RowRefused: wandb refuses this row.
+            SinkUnavailable: wandb-core has ended.
         """
         running = self._running()
         with self._losing():
@@ -125,11 +128,11 @@ class OnlineRun:
             self._needed_row = max(self._needed_row, row + 1)
 
     def commit(self, here: Spot) -> Spot:
-        """How far the server has confirmed the rows; it is asked every 30 s.
+        """Return the spot that the server has confirmed. The server is asked every 30 s.
 
         Raises:
             Refused: the server has refused the upload.
-            Away: it has not answered for AWAY_S.
+            Away: the server has not answered for AWAY_S.
         """
         with self._losing():
             self._running().check()
@@ -145,11 +148,11 @@ class OnlineRun:
         return self._spot
 
     def finish(self, here: Spot, ending: Ending) -> Spot:
-        """End the run on the server, and see that it has all of it.
+        """End the run on the server, and wait until the server shows all of it.
 
         Raises:
             Refused: the server refused something, or does not show the last rows.
-            SinkUnavailable: it could not be finished in time.
+            SinkUnavailable: the run could not be finished in time.
         """
         running = self._running()
         self._context.wait(0)
@@ -163,7 +166,7 @@ class OnlineRun:
         return here
 
     def close(self) -> None:
-        """End the session: the run goes on, and W&B shows it as preempted until it does."""
+        """End the session of a run that will continue; W&B shows it as preempted until then."""
         running, self._client = self._client, None
         if running is None:
             return
@@ -180,7 +183,7 @@ class OnlineRun:
 
     @contextmanager
     def _losing(self) -> Iterator[None]:
-        """A session that has failed once is not ended well any more: that only takes time."""
+        """Note a failure, so that close does not spend time on a clean end of a failed session."""
         try:
             yield
         except SinkUnavailable:
@@ -200,7 +203,7 @@ class OnlineRun:
         self._heed(view, is_open=True)
 
     def _heed(self, view: View, *, is_open: bool) -> None:
-        """Take note of what the server shows. It is never taken for less than it has shown."""
+        """Store the rows that the server shows, in the link too; a smaller answer is ignored."""
         if view.last_row <= self._last_row and is_open:
             return
         self._last_row = max(self._last_row, view.last_row)
@@ -226,12 +229,12 @@ class OnlineRun:
             self._spot = self._snapshots.popleft().spot
 
     def _confirm(self) -> None:
-        """Behind a clean finish, wait until the server shows the last row that was sent.
+        """Wait after a clean finish until the server shows the last row that was sent.
 
-        A server that shows no rows at all, as some do, is believed for its clean finish.
+        Some servers show no rows at all; for those a clean finish is enough.
 
         Raises:
-            Refused: it shows less, and goes on to.
+            Refused: the server still shows fewer rows after CONFIRM_S.
         """
         last_sent = self._sent[-1] if self._sent else self._base.last_row
         deadline_ns = self._clock.monotonic_ns() + int(CONFIRM_S * 1e9)

@@ -1,15 +1,15 @@
-"""Policy: what Weights & Biases gets to see of a journal, and at which row.
+"""Policy: selects the values of a journal that are sent to Weights & Biases, row by row.
 
 In: rows of a journal, in order.
-Out: for each row what is to be sent for it, mostly nothing or one history row.
+Out: the values to send for each row, mostly none or one history row.
 Never: knows wandb, files or clocks, so a live run and a replay select the same.
 
 A history row has its journal row number as `_step`. Metrics, histograms,
 messages and gaps are sent as they come. Hardware is sent as means over windows
 of 15 s of event time, one open window for each source: a window is sent at the
 row of the first sample behind it, which is free because hardware is not sent
-row by row, or at the row that ends the run. A window still open at the end of
-the journal is not sent: the next row decides.
+row by row, or at the row that ends the run. A window that is still open at the
+end of the journal is not sent yet.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from telemetry.sinks.wandb.identity import LEFT_OUT
 from telemetry.sinks.wandb.values import EMPTY_NAME, plain
 
 POLICY_VERSION: Final = 1
-"""Changes when other rows are selected for the same journal: a sink that is at work on a run
-goes on with the new one at the row where it is."""
+"""Version of the selection. It changes when other rows are selected for the same journal; a
+sink in the middle of a run continues with the new version at its current row."""
 
 LEFT_OUT_MAX: Final = 64
 WINDOW_NS: Final = 15_000_000_000
 SESSION: Final = "train/session"
 TIMESTAMP: Final = "_timestamp"
 ALERT_LEVELS: Final = {"warning": "WARN", "error": "ERROR", "critical": "ERROR"}
-# Names that are wandb's own: a metric called so would move a row or vanish.
+# Names that wandb uses itself: a metric of such a name would move a row or vanish.
 RESERVED: Final = frozenset({"_step", "_timestamp", "_runtime", "_wandb", ""})
 
 OWN_NAME: Final = "W&B has this name for something of its own"
@@ -65,7 +65,7 @@ AXES: Final = {
     "gpu_memory_percent": ELAPSED,
     "gpu_temperature": ELAPSED,
 }
-"""The x axis of each metric. No `*` for all others: which of two globs wins is chance."""
+"""X axis of each metric. No `*` for all others: of two matching globs either may win."""
 
 
 class Histogram(NamedTuple):
@@ -79,7 +79,7 @@ Values = dict[str, Scalar | Histogram]
 
 
 class Alert(NamedTuple):
-    """What W&B should notify people of; level is one of wandb's."""
+    """A notification for W&B to send to people; level is one of wandb's."""
 
     level: str
     title: str
@@ -87,7 +87,7 @@ class Alert(NamedTuple):
 
 
 class Selected(NamedTuple):
-    """What is sent for one row. Everything but history may be sent again after a crash."""
+    """The values to send for one row. After a crash all but history may be sent again."""
 
     history: Values | None = None
     config: dict[str, Any] | None = None
@@ -99,14 +99,14 @@ NOTHING: Final = Selected()
 
 
 class Mean(msgspec.Struct, frozen=True, array_like=True):
-    """A mean that goes on."""
+    """A running mean: number and sum of the samples."""
 
     count: int
     total: float
 
 
 class Window(msgspec.Struct, frozen=True):
-    """The samples of one source in one stretch of 15 s, as sums."""
+    """Sums over the samples of one source in one window of 15 s."""
 
     index: int
     samples: int = 0
@@ -114,7 +114,7 @@ class Window(msgspec.Struct, frozen=True):
     means: dict[str, Mean] = {}
 
     def with_sample(self, point: Point) -> Window:
-        """The window and one more sample. Texts, NaN and infinity have no mean and are left out."""
+        """Return the window with one more sample, without its texts, NaN and infinity."""
         means = dict(self.means)
         for name, value in point.values.items():
             if isinstance(value, str) or name in RESERVED:
@@ -131,22 +131,22 @@ class Window(msgspec.Struct, frozen=True):
         )
 
     def values(self) -> Values:
-        """The means, at the mean time of the samples."""
+        """Return the means, with the mean time of the samples as their timestamp."""
         offset_s = self.offset_sum_ns / self.samples / 1e9
         means: Values = {name: mean.total / mean.count for name, mean in self.means.items()}
         return means | {TIMESTAMP: self.index * (WINDOW_NS // 10**9) + offset_s}
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """What the rows so far say about the rows to come."""
+    """State of the selection after the rows so far. Immutable."""
 
     context: RunContext = RunContext()
     windows: dict[str, Window] = {}
     left_out: dict[str, str] = {}
-    """What could not be recorded, or shown here, so far: names with the reason of each."""
+    """Names of values left out so far, with the reason of each."""
 
     def after(self, row: Row) -> tuple[Policy, Selected]:
-        """Fold one row: the policy for the rows behind it, and what to send for it."""
+        """Return the policy after one row, and the values to send for that row."""
         event = event_of(row)
         context = self.context.after(row, event)
         point = point_of(row, event, context)
@@ -167,7 +167,7 @@ class Policy(msgspec.Struct, frozen=True):
             return Policy(context, windows, self.left_out), Selected(history=history)
         if isinstance(event, RunFinished) and _ends_run(row.source):
             summary = None
-            # The late word of a former session changes nothing about how the run ended.
+            # A late RunFinished of an earlier main session does not change the run's status.
             if _speaks_for_run(row, context) or row.source != MAIN_SOURCE:
                 summary = {**plain(event.summary), "telemetry/run_status": event.status}
             ended = Policy(context, left_out=self.left_out)
@@ -181,16 +181,16 @@ class Policy(msgspec.Struct, frozen=True):
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Policy:
-        """The policy that `to_json` told of.
+        """Return the policy from the result of `to_json`.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: the data does not have that form.
         """
         return msgspec.convert(data, cls)
 
 
 def event_of(row: Row) -> Event | None:
-    """The typed event of a row; None where it is of a kind, or a form, not known here."""
+    """Return the typed event of a row; None if its type or its form is unknown."""
     try:
         return row.envelope.event()
     except DecodeError:
@@ -200,7 +200,7 @@ def event_of(row: Row) -> Event | None:
 def _new_left_out(
     known: dict[str, str], event: Event | None, point: Point | None
 ) -> dict[str, str]:
-    """Return what an event is the first to leave out, as long as there is room to tell."""
+    """Return the names that an event is the first to leave out, up to LEFT_OUT_MAX in all."""
     told = event.left_out if isinstance(event, PartialEvent) else {}
     if point is not None and not RESERVED.isdisjoint(point.values):
         own = {name or EMPTY_NAME: OWN_NAME for name in point.values if name in RESERVED}
@@ -215,13 +215,16 @@ def _listed(left_out: dict[str, str]) -> str:
 
 
 def _speaks_for_run(row: Row, context: RunContext) -> bool:
-    """Return True for the newest main session: what a former one still had in its spool comes
-    late, and its configuration is not the run's any more."""
+    """True for rows of the newest main session.
+
+    Events of an earlier session come late, from its spool; its configuration is out of
+    date.
+    """
     return row.source == MAIN_SOURCE and context.main_session in (None, row.session)
 
 
 def _select(row: Row, event: Event | None, point: Point | None, *, is_main: bool) -> Selected:
-    """What is sent at once, without any window."""
+    """Return the values of a row that are sent at once, without a window."""
     if point is not None:
         return Selected(history=_history(row, dict(point.values)))
     match event:
@@ -245,7 +248,7 @@ def _message(row: Row, event: MessageLogged) -> Selected:
 
 
 def _history(row: Row, values: Values) -> Values | None:
-    """The values of a row as they are sent; None where there are none."""
+    """Return the history values to send for a row; None if there are none."""
     kept = {name: value for name, value in values.items() if name not in RESERVED}
     if not kept:
         return None
@@ -258,11 +261,11 @@ def _history(row: Row, values: Values) -> Values | None:
 def _sampled(
     windows: dict[str, Window], source: str, point: Point
 ) -> tuple[dict[str, Window], Values | None]:
-    """The windows with one more sample, and the values of the window that it closes."""
+    """Return the windows with one more sample, and the values of the window it closes."""
     index = point.wall_ns // WINDOW_NS
     window = windows.get(source)
     closed = None
-    # Not `<`: a wall clock that was set back begins a window of its own.
+    # Not `<`: after a wall clock was set back, a new window begins too.
     if window is None or window.index != index:
         closed = _closed({source: window}) if window is not None else None
         window = Window(index=index)
@@ -270,7 +273,7 @@ def _sampled(
 
 
 def _closed(windows: dict[str, Window]) -> Values | None:
-    """All windows as one row, or None without any mean."""
+    """Return the means of all windows as one row; None without any mean."""
     values: Values = {}
     for source in sorted(windows):
         if windows[source].means:
@@ -279,5 +282,5 @@ def _closed(windows: dict[str, Window]) -> Values | None:
 
 
 def _ends_run(source: str) -> bool:
-    """Rank 0 ends its run, and so does whoever says it in place of a lost one."""
+    """True if a RunFinished of this source ends the run: rank 0, or the sidecar for a lost one."""
     return source == MAIN_SOURCE or not source.startswith("rank")

@@ -1,11 +1,11 @@
-"""Server: asks a W&B server what it has of a run, without sending anything.
+"""Server: asks a W&B server which rows of a run it has, without sending anything.
 
-In: who the run is.
-Out: what the server shows of it, at once or after it has stood still.
+In: the identity of the run.
+Out: the rows that the server shows, at once or after its answer has stopped changing.
 Never: creates or changes a run.
 
-A server may show less than it has taken: an answer counts as all of it only
-after 30 s without a change.
+A server may show fewer rows than it has taken: an answer counts as complete only after
+30 s without a change.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STILL_S: Final = 30.0
 STILL_POLL_S: Final = 5.0
 RESTLESS_S: Final = 300.0
 
-# As wandb asks when it resumes a run; `missingOk` makes a run that isn't there null.
+# wandb's own query when it resumes a run; with `missingOk` a missing run gives null.
 _QUERY: Final = """
 query RunResumeStatus($project: String, $entity: String, $name: String!) {
   model(name: $project, entityName: $entity) {
@@ -43,13 +43,13 @@ query RunResumeStatus($project: String, $entity: String, $name: String!) {
 
 
 class Stopped(SinkUnavailable):
-    """The sink was asked to stop while it waited."""
+    """Error: the sink was asked to stop while it waited for the server."""
 
 
 class View(NamedTuple):
-    """What the server shows of a run: how many history rows, and the last one's number.
+    """The server's view of a run: the number of history rows, and the last row.
 
-    journal: the uuid of the journal that the rows came from, empty where that is not told.
+    journal: uuid of the journal that the rows came from; empty if the server has none.
     """
 
     exists: bool = False
@@ -59,7 +59,7 @@ class View(NamedTuple):
 
 
 class Server:
-    """The server that wandb is set up for."""
+    """A client that asks the server that wandb is set up for. Sends no rows."""
 
     def __init__(
         self,
@@ -72,20 +72,21 @@ class Server:
         self._ask = ask or resume_query
 
     def view(self) -> View:
-        """What the server shows now.
+        """Ask the server for its view of the run now.
 
         Raises:
-            SinkUnavailable: it can't be asked; the message says why.
+            SinkUnavailable: the server can't be asked; the message says why.
         """
         self._context.wait(0)
         return self._ask(self._context)
 
     def still_view(self) -> View:
-        """What the server shows once that has not changed for STILL_S.
+        """Ask the server until its view has not changed for STILL_S, and return that view.
 
         Raises:
-            SinkUnavailable: it can't be asked, or never stands still.
-            Stopped: the sink is to stop.
+            SinkUnavailable: the server can't be asked, or its view still changes after
+                RESTLESS_S.
+            Stopped: the sink was asked to stop.
         """
         seen = self.view()
         began_ns = since_ns = self._clock.monotonic_ns()
@@ -100,20 +101,20 @@ class Server:
         return seen
 
     def pause(self, seconds: float) -> None:
-        """Wait, seen to be alive.
+        """Wait, and report to the supervisor that the sink is alive.
 
         Raises:
-            Stopped: the sink is to stop.
+            Stopped: the sink was asked to stop.
         """
         if self._context.wait(seconds):
             raise Stopped("stopped while waiting for the W&B server")
 
 
 def account() -> Account:
-    """Return the server that wandb is set up for, and whether wandb finds a key for it.
+    """Return the server that wandb is set up for, and True if wandb has a key for it.
 
     Raises:
-        SinkUnavailable: wandb is not to be had.
+        SinkUnavailable: wandb is not installed, or fails.
     """
     wandb = core.library()
     with core.translated():
@@ -124,13 +125,13 @@ def account() -> Account:
                 host=settings.base_url, source="telemetry", prompt=False, update_session=False
             )
         except wandb.errors.AuthenticationError:
-            # There is one, if a bad one: whoever set it meant to be online.
+            # There is a key, if a bad one: the user who set it meant to be online.
             return Account(settings.base_url, True, _canonical)
     return Account(settings.base_url, auth is not None, _canonical)
 
 
 def _canonical(url: str) -> str:
-    """Return the address that wandb itself would use for a server, where it has several."""
+    """Return the address that wandb itself would use for a server that has several."""
     with suppress(ImportError, AttributeError, ValueError, TypeError):
         urls = importlib.import_module("wandb.sdk.lib.urls")
         return str(urls.forge_upstream_url(url))
@@ -153,7 +154,7 @@ def resume_query(context: SinkContext) -> View:
         if auth is None:
             raise SinkUnavailable(NO_KEY)
         service = importlib.import_module("wandb.apis.public.service_api")
-        # Anew each time: a key may have been replaced, and wandb-core restarted.
+        # Made anew each time: the key may have changed, or wandb-core restarted.
         api = service.ServiceApi(wandb.setup().settings)
         said = {
             "project": fields["project"] or settings.project or "uncategorized",
@@ -165,7 +166,7 @@ def resume_query(context: SinkContext) -> View:
         except core.api_failure() as exc:
             if "Unknown operation" not in str(exc):
                 raise SinkUnavailable(_reason(exc)) from exc
-            # wandb-core names the operation "", which servers that go by the book refuse.
+            # wandb-core sends the operation name "", which strict servers refuse.
             data = _post(f"{settings.base_url}/graphql", getattr(auth, "api_key", ""), said)
     try:
         return view_of(data)
@@ -174,10 +175,10 @@ def resume_query(context: SinkContext) -> View:
 
 
 def _post(url: str, key: str, said: dict[str, Any]) -> dict[str, Any]:
-    """The same question without wandb-core.
+    """Send the resume query without wandb-core, and return the data of the answer.
 
     Raises:
-        SinkUnavailable: no answer that can be used.
+        SinkUnavailable: there is no usable answer.
     """
     credentials = base64.b64encode(f"api:{key}".encode()).decode()
     headers = {"content-type": "application/json", "authorization": f"Basic {credentials}"}
@@ -192,10 +193,10 @@ def _post(url: str, key: str, said: dict[str, Any]) -> dict[str, Any]:
 
 
 def view_of(data: dict[str, Any]) -> View:
-    """The view in the answer to a resume query.
+    """Return the view in the answer to a resume query.
 
     Raises:
-        KeyError, TypeError, ValueError, AttributeError: it is none.
+        KeyError, TypeError, ValueError, AttributeError: the answer has another form.
     """
     bucket = (data.get("model") or {}).get("bucket")
     if not bucket:
@@ -207,7 +208,7 @@ def view_of(data: dict[str, Any]) -> View:
 
 
 def _journal_in(config: Any) -> str:
-    """Return the journal that a run's config names; a server need not tell of it."""
+    """Return the journal uuid in a run's config; empty if the server sends none."""
     try:
         value = json.loads(config or "{}").get(JOURNAL, "")
         return str(value.get("value", "") if isinstance(value, dict) else value)
@@ -216,7 +217,7 @@ def _journal_in(config: Any) -> str:
 
 
 def _reason(exc: Any) -> str:
-    """What went wrong, in words that stay the same from one try to the next."""
+    """Return the reason of a failure, as text that stays the same from one try to the next."""
     status = getattr(exc.response, "http_status", 0) if exc.response is not None else 0
     if status in (401, 403):
         return f"the W&B server refuses the API key (HTTP {status})"

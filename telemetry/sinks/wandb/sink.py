@@ -1,19 +1,19 @@
 """WandbSink: one run's journal as one W&B run, each selected row once.
 
-In: rows of the journal, from where `open` says.
+In: rows of the journal, from the row that `open` returns.
 Out: a wandb run: on a server, in fragments on this disk, or first one and then the other.
-Never: gives a position that a crash of this machine could take back.
+Never: returns a position that a crash of this machine could undo.
 
-Offline the position is what was read back from the fragments; online it is
-what the server has confirmed. A run that should be online, and whose server
-can't be had, goes on in fragments at once, and asks again with back-off. When
-the server answers, the process ends as unavailable; the next one moves the
-fragments out of the way and sends all behind the server's last row from the
-journal. So such a run is done only when the server has it.
+Offline the position covers the rows read back from the fragments; online, the rows that
+the server has confirmed. If a run should be online and its server can't be reached, the
+sink writes fragments at once, and asks the server again with back-off. When the server
+answers, the process ends as unavailable; the next process moves the fragments away and
+sends all rows behind the server's last one from the journal. So such a run is done only
+when the server has it.
 
-A process that ends in between leaves one of: fragments in place, nothing sent;
-fragments moved, nothing sent; rows sent and the link open. The journal has the
-rows in each, and the server is asked before any is sent.
+A process that ends in between leaves one of three states: fragments in place, nothing
+sent; fragments moved, nothing sent; rows sent and the link open. The journal has the
+rows in each of them, and the server is asked before any row is sent.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ from telemetry.sinks.wandb.status import ending_of
 log = logging.getLogger(__name__)
 
 REFUSED_IN_A_ROW_MAX: Final = 20
-"""More rows than this are not refused one after the other because of what is in them."""
+"""If more rows than this are refused in a row, their content is not the cause."""
 
 
 class WandbSink:
-    """The run of one journal in Weights & Biases. Runs on one thread."""
+    """Sink that writes the run of one journal to Weights & Biases. Runs on one thread."""
 
     def __init__(
         self,
@@ -80,13 +80,20 @@ class WandbSink:
         self._versions: list[list[int]] = []
 
     def open(self, position: Position) -> int:
-        """Find what the files and the server have; start wandb online, offline when needed."""
+        """Find the rows in the files and on the server, and return the first row to write.
+
+        Online, this starts the run on the server. Offline, wandb starts when there is a
+        first row to write.
+        """
+        # 1. Decide the mode, and take over the stored position.
         self._mode = self._decided_mode(position)
         self._go_on_from(position)
         if self._mode == "disabled":
             return self._row
         core.check_installed()
+        # 2. Wait until no process of an earlier sink sends or writes.
         self._wait_for_other_senders()
+        # 3. Open the server or the fragments; each sets the row to begin at.
         if self._mode == "online":
             self._open_online()
         else:
@@ -100,10 +107,11 @@ class WandbSink:
             self._row = row.row + 1
 
     def commit(self) -> Position:
-        """The position that is safe: read back offline, confirmed by the server online.
+        """Return the safe position: read back offline, confirmed by the server online.
 
         Raises:
-            SinkUnavailable: the server is away, or is there again; the next open sees to it.
+            SinkUnavailable: the server is away, or answers again; the sink has to be opened
+                again.
         """
         if self._online is not None:
             with self._noting_refusals():
@@ -115,7 +123,7 @@ class WandbSink:
         return self._position()
 
     def finish(self, status: str | None, exit_code: int | None) -> Position:
-        """End the run in wandb; offline, read it all back.
+        """End the run in wandb; offline, read all of it back.
 
         Raises:
             SinkUnavailable: rows are missing, or the server has not taken them all.
@@ -127,7 +135,7 @@ class WandbSink:
         elif self._local is not None:
             self._local_part = self._local.finish(self._here(), ending)
             if self._mode == ONLINE:
-                # Else each try would write the summary once more, into one more fragment.
+                # Otherwise each try would write the summary again, into a further fragment.
                 self._link.set(self._link.value.settled(self._row))
                 raise SinkBehind(
                     f"{self._link.value.why}; all of the run is on this disk, "
@@ -136,17 +144,17 @@ class WandbSink:
         return self._position()
 
     def close(self) -> None:
-        """End wandb-core; the run goes on, or will later."""
+        """End wandb-core without finishing the run."""
         for target in (self._online, self._local):
             if target is not None:
                 target.close()
         self._online = self._local = None
 
     def sync_command(self) -> str | None:
-        """The shell command that uploads what is on this disk; None when nothing is.
+        """Return the shell command that uploads the local fragments; None if there are none.
 
-        One command a fragment: `wandb sync` gives up a run at a fragment that
-        a crash has torn, and would never come to those behind it.
+        One command for each fragment: `wandb sync` stops at a fragment that a crash has
+        torn, and would not upload those behind it.
         """
         fragments = offline.read_fragments(self._context.out_dir / "wandb", self._context.run_id)
         commands = [
@@ -155,11 +163,11 @@ class WandbSink:
         return "; ".join(commands) or None
 
     def _take(self, row: Row) -> None:
-        """Carry one row; one that the library refuses is stepped over, counted and said.
+        """Write one row; a row that the library refuses is skipped, counted and logged.
 
         Raises:
-            SinkUnavailable: as for write; or so many rows were refused one after the other
-                that it can't be the rows.
+            SinkUnavailable: as for write; or so many rows in a row were refused that their
+                content can't be the cause.
         """
         before = self._policy
         self._policy, selected = before.after(row)
@@ -173,19 +181,19 @@ class WandbSink:
             self._refused_in_a_row += 1
             if self._refused_in_a_row > REFUSED_IN_A_ROW_MAX:
                 raise SinkUnavailable(f"wandb takes no row any more: {exc}") from exc
-            # As in a replay, which does not see the row at all.
+            # Undo the row's effect on the policy: a replay is not given the row at all.
             self._policy = before
             self._context.skip(row.row, str(exc))
         else:
             self._refused_in_a_row = 0
 
-    # --- where to go on
+    # --- opening: the mode, and the row to begin at
 
     def _decided_mode(self, position: Position) -> str:
-        """Return the mode as it was decided when the sink first started; decide it now if not.
+        """Return the mode that was decided when the sink first started, or decide it now.
 
         Raises:
-            SinkUnavailable: wandb, which knows of keys, is not to be had.
+            SinkUnavailable: wandb, which has to look for a key, is not installed or fails.
         """
         asked = self._context.options.get("mode") not in (None, "", mode.AUTO)
         decided = self._link.value.mode or str(position.state.get("mode") or "")
@@ -212,11 +220,12 @@ class WandbSink:
         self._row = position.row if self._mode == "disabled" else self._server_spot.row
 
     def _wait_for_other_senders(self) -> None:
-        """A wandb-core that was stopped when its sink was killed may wake up and send."""
+        """Wait for the wandb-core of a killed sink to end: a stopped one may wake up and send."""
         files = offline.online_files(self._context.out_dir / "wandb", self._context.run_id)
         offline.wait_for_writers(files, self._clock, self._pause)
 
     def _open_online(self) -> None:
+        # 1. Ask the server; if it can't be reached, write fragments.
         began_ns = self._clock.wall_ns()
         is_resting = self._link.value.is_refused and not self._link.value.is_due(began_ns)
         try:
@@ -227,11 +236,12 @@ class WandbSink:
             self._note_failure(str(exc))
             self._open_local()
             return
+        # 2. If the server answers but has just refused rows, write fragments for a while.
         if is_resting:
-            # It answers, but has refused the rows a moment ago.
             self._link.set(self._link.value.put_off(self._clock.wall_ns() - began_ns))
             self._open_local()
             return
+        # 3. Start behind the server's last row.
         online = OnlineRun(self._context, self._clock, self._server, self._link, self._server_spot)
         try:
             online.start(view)
@@ -239,31 +249,33 @@ class WandbSink:
             self._note_failure(str(exc))
             self._open_local()
             return
+        # 4. The journal has all rows: local fragments are not needed any more.
         self._online, self._local_part = online, None
         self._move_fragments()
         self._begin_at(self._server_spot)
 
     def _move_fragments(self) -> None:
-        """From here on the journal is what the server is brought up to date from."""
+        """Move local fragments away: the server gets all rows from the journal instead."""
         for place in (PLACE, UNRESOLVED):
             directory = self._context.out_dir / place / "wandb"
             paths = offline.fragment_paths(directory, self._context.run_id)
-            # A `wandb sync` that is at work on them goes first.
+            # If a `wandb sync` is uploading them, wait for it first.
             offline.wait_for_writers(paths, self._clock, self._pause)
             offline.supersede(directory, self._context.run_id)
         self._link.set(self._link.value.settled(0))
 
     def _look(self) -> View:
-        """What the server has, once that is sure.
+        """Return the server's view of the run, once it is complete.
 
         Raises:
-            SinkUnavailable: it can't be asked, or shows less than it did.
-            SinkRejected: it has the run no more.
+            SinkUnavailable: the server can't be asked, or shows less than it did.
+            SinkRejected: the server does not have the run any more, or has rows of another
+                journal under its id.
         """
         link = self._link.value
         view = self._server.view()
         if link.is_open or (view.last_row, view.row_count) != (link.last_row, link.count):
-            # Not ours alone: somebody may have synced the fragments.
+            # Rows may still be on their way, or a user may have synced the fragments.
             self._link.set(link.shown(link.last_row, link.count, is_open=True))
             view = self._server.still_view()
         own = self._context.journal
@@ -287,8 +299,8 @@ class WandbSink:
 
     def _open_local(self) -> None:
         link = self._link.value
-        # Rows on their way to a server that can't be asked: what is written now may be
-        # there already, and must not be offered to `wandb sync`.
+        # If rows may be on their way to a server that can't be asked, rows written now may
+        # be there already: `wandb sync` must not find them.
         place = UNRESOLVED if link.is_open else PLACE
         local = LocalRun(self._context, place, self._clock, self._pause)
         first_row = max(self._server_spot.row, link.last_row + 1)
@@ -303,16 +315,16 @@ class WandbSink:
 
     def _note_failure(self, why: str, *, is_refused: bool = False) -> None:
         link = self._link.value
-        # Once, and again when it is something else: the tries go on for days.
+        # Log each reason only once: the tries may go on for days.
         say = log.debug if link.why == why else log.warning
         say("sink=wandb run=%s goes on offline: %s", self._context.run_id, why)
         self._link.set(link.failed(why, self._clock.wall_ns(), is_refused=is_refused))
 
     def _try_server(self) -> None:
-        """Ask whether the server is there again, and begin anew if it is.
+        """Ask the server again while writing fragments; if it answers, end this process.
 
         Raises:
-            SinkUnavailable: it is.
+            SinkUnavailable: the server answers; the next process sends the run to it.
         """
         try:
             self._server.view()
@@ -347,7 +359,7 @@ class WandbSink:
 
 
 def _versions_of(state: dict[str, Any], row: int) -> list[list[int]]:
-    """Return from which row on which version of the policy decides: this one from here on."""
+    """Return [first row, policy version] pairs, with the current version from row on."""
     versions = [[int(first), int(version)] for first, version in state.get("policy_versions", [])]
     if not versions:
         return [[0, POLICY_VERSION]]

@@ -1,11 +1,11 @@
-"""Status: how the end of a run is told to W&B.
+"""Status: reports the end of a run to W&B.
 
 In: the status and the exit code of a run's end.
-Out: the exit code for W&B, and what it is told before.
+Out: the exit code for W&B, and tags and summary values sent before it.
 Never: shows a run as finished that was not.
 
-W&B knows finished (exit code 0), failed (another), and preempted (announced,
-then another than 0). A lost run is failed, with a tag that says so.
+W&B knows finished (exit code 0), failed (another exit code), and preempted (announced,
+then an exit code other than 0). A lost run is shown as failed, with the tag `lost`.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from telemetry.sinks.wandb.values import exit_code
 LOST: Final = "lost"
 PREEMPTED: Final = "preempted"
 INTERRUPTED: Final = 1
-"""The exit code of a session that ends while its run goes on."""
+"""Exit code of a session that ends while its run goes on."""
 
 
 class Ending(NamedTuple):
-    """The end of a run, as W&B takes it."""
+    """Status and exit code of the end of a run, for W&B."""
 
     status: str
     code: int
 
 
 def ending_of(status: str | None, exit_code: int | None) -> Ending:
-    """The end that a run's RunFinished tells; one that tells nothing ended well."""
+    """Return the ending for a status and an exit code; without a status the run finished."""
     status = status or "finished"
     return Ending(status, exit_code or (0 if status == "finished" else 1))
 
 
 def say_ending(client: Client, ending: Ending, *, is_of_sweep: bool = False) -> None:
-    """Say what has to be said before the run is finished with the exit code.
+    """Send the tag, mark and summary that have to come before the run is finished.
 
-    A sweep's run is never announced as preempted: its agent would be given it once more.
+    A sweep's run is never marked as preempted: W&B would give it to an agent again.
 
     Raises:
-        SinkUnavailable: wandb-core is gone.
+        SinkUnavailable: wandb-core has ended.
     """
     if ending.status == LOST:
         client.add_tag(LOST)

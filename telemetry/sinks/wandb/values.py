@@ -1,8 +1,8 @@
-"""Values of strangers as wandb takes them: configurations, summaries, exit codes.
+"""Values: configurations, summaries and exit codes in a form that wandb accepts.
 
-In: what a journal holds, from any producer.
-Out: plain values of bounded depth under names that wandb has.
-Never: raises, or goes deeper than it has to.
+In: values in a journal, from any producer.
+Out: plain values of bounded depth, under names that wandb accepts.
+Never: raises.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from typing import Any, Final
 
 DEPTH_MAX: Final = 32
-"""Python, JSON and protobuf each have a depth at which they give up: the least is 100."""
+"""Levels kept. Python, JSON and protobuf each fail at some depth; the smallest is 100."""
 
 TOO_DEEP: Final = "(nested too deep)"
 EMPTY_NAME: Final = "(empty)"
@@ -20,10 +20,10 @@ FAILED: Final = 1
 
 
 def plain(value: Any, depth: int = 0) -> Any:
-    """Return a value as JSON can have it, whatever a producer put into its config.
+    """Return a value that JSON can hold, for any value of a producer's config.
 
-    What is nested deeper than DEPTH_MAX becomes a word that says so; NaN and infinity,
-    which JSON does not have, become text; wandb's own name `_wandb` is left out.
+    Parts deeper than DEPTH_MAX become TOO_DEEP; NaN and infinity, which JSON does not
+    have, become text; entries of wandb's own name `_wandb` are left out.
     """
     if isinstance(value, dict):
         if depth == DEPTH_MAX:
@@ -42,8 +42,8 @@ def plain(value: Any, depth: int = 0) -> Any:
 
 
 def exit_code(code: int) -> int:
-    """Return an exit code that wandb can hold, of 32 bits and with a sign.
+    """Return an exit code that fits into a signed 32-bit integer, as wandb needs.
 
-    Windows has larger ones, 0xC0000005 for a crash: they become FAILED, never 0.
+    Larger ones, such as Windows' 0xC0000005 for a crash, become FAILED, never 0.
     """
     return code if code in _INT32 else FAILED

@@ -1,9 +1,9 @@
-"""Reads the `.wandb` file in which wandb-core keeps what a run has logged.
+"""Reader of `.wandb` files, in which wandb-core keeps the logged data of a run.
 
 In: the path of a `.wandb` file, finished, torn, or being written.
 Out: its records in order, up to the last whole one.
-Never: writes, or reads past the first damage. `wandb sync` does not either, so
-what is found here is what it can upload.
+Never: writes, or reads past the first damage. `wandb sync` does not either, so the
+records found here are those that it can upload.
 
 The file begins with ":W&B", the magic 0xBEE1 and a version byte, then holds
 chunks in blocks of 32 KiB, counted from the start of the file (LevelDB's log):
@@ -35,14 +35,14 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
 class DamagedFile(Exception):
-    """Bytes that are not what wandb writes; the message says where."""
+    """Error: bytes that wandb does not write; the message says where."""
 
 
 def split_records(data: bytes, base: int) -> Iterator[tuple[bytes, int]]:
-    """Yield each whole record in data, and the place in the file behind it.
+    """Yield each whole record in data, and the offset in the file behind it.
 
-    base is the place of data in its file, where a record begins. Ends without
-    a word where data ends in the middle of a record.
+    base: the offset of data in its file; a record must begin there. Stops without an
+    error if data ends in the middle of a record.
 
     Raises:
         DamagedFile: a bad checksum, or chunks out of order.
@@ -72,9 +72,9 @@ def split_records(data: bytes, base: int) -> Iterator[tuple[bytes, int]]:
 
 
 def holds_a_run(path: Path) -> bool:
-    """Return True if a file holds as much as says which run it is of: its first two records.
+    """True if a file holds its first two records, which name its run.
 
-    What a killed process leaves may hold less: there is nothing to upload then, and
+    The file of a killed process may hold less: then there is nothing to upload, and
     `wandb sync` fails at it. Reads no more than a block, and needs no wandb.
     """
     try:
@@ -88,12 +88,12 @@ def holds_a_run(path: Path) -> bool:
     with suppress(DamagedFile):
         for _ in split_records(data[len(HEADER) :], len(HEADER)):
             whole += 1
-    # A configuration may be longer than a block: then its record goes on behind it.
+    # A configuration longer than a block: its record continues in the next block.
     return whole >= 2 or (whole == 1 and len(data) == BLOCK_BYTES)
 
 
 class RecordTail:
-    """A `.wandb` file that is read on from where the last call stopped."""
+    """Reader of a growing `.wandb` file; each call continues where the last one stopped."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -133,18 +133,18 @@ class RecordTail:
 
 
 def clean_records(path: Path) -> Iterator[Any]:
-    """Yield the records of a file that nobody writes any more, up to the first damage."""
+    """Yield the records of a file that no process writes any more, up to the first damage."""
     try:
         yield from RecordTail(path).read()
     except DamagedFile:
-        # What is behind it can't be reached by `wandb sync` either.
+        # `wandb sync` can't read past the damage either.
         return
 
 
 def history_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the history rows, in order: names to values, `_step` among them.
 
-    What wandb nests (a histogram's fields) has its names joined with dots.
+    Nested names, such as a histogram's fields, are joined with dots.
     """
     for record in clean_records(path):
         if record.HasField("history"):
@@ -152,7 +152,7 @@ def history_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def config(path: Path) -> dict[str, Any]:
-    """The config that the file ends up with, without wandb's own part."""
+    """Return the final config in the file, without wandb's own part."""
     merged: dict[str, Any] = {}
     for record in clean_records(path):
         update = record.run.config if record.HasField("run") else record.config
@@ -163,7 +163,7 @@ def config(path: Path) -> dict[str, Any]:
 
 
 def summary(path: Path) -> dict[str, Any]:
-    """The summary that the file ends up with, nested names joined with dots."""
+    """Return the final summary in the file, nested names joined with dots."""
     merged: dict[str, Any] = {}
     for record in clean_records(path):
         for item in record.summary.update:
@@ -172,7 +172,7 @@ def summary(path: Path) -> dict[str, Any]:
 
 
 def exit_code(path: Path) -> int | None:
-    """The exit code that ends the file, or None where it was never finished."""
+    """Return the exit code that ends the file; None if the run was never finished."""
     code = None
     for record in clean_records(path):
         if record.HasField("exit"):
@@ -199,7 +199,7 @@ class _Schema(NamedTuple):
 
 @cache
 def _schema() -> _Schema:
-    """wandb's protobuf types, imported when the first file is read."""
+    """Return wandb's protobuf types, imported when the first file is read."""
     return _Schema(
         import_module("wandb.proto.wandb_internal_pb2").Record,
         import_module("google.protobuf.message").DecodeError,
