@@ -354,7 +354,9 @@ def test_an_older_sidecar_gets_a_worker_as_a_session_of_the_source(endpoint, pla
         assert (done.returncode, done.stderr) == (0, "")
         keys: list[Key] = list(sidecar.disk.events)
         assert [key[2] for key in keys] == ["rank0", "rank0"] and keys[0][1] != keys[1][1]
-        assert steps_by_source(sidecar)["rank0"][:10] == list(range(10))
+        # Which of the two came first is not said.
+        steps = sorted(steps_by_source(sidecar)["rank0"])
+        assert steps[:10] == list(range(10)) and steps[-1] >= 100
 
 
 def test_without_a_spool_a_worker_is_named_by_its_pid(endpoint):

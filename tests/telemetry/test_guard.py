@@ -70,7 +70,8 @@ def test_a_service_that_dies_again_and_again_is_started_less_and_less_often(plac
 
     waits = [float(line.rpartition("=")[2]) for line in said.splitlines() if "retry_s" in line]
     assert waits[:4] == [0.1, 0.1, 0.2, 0.4]  # 0.05 is shown with one digit
-    assert guard.returncode == 4
+    # Stopped while it waited; or the service was, if it had just been started once more.
+    assert guard.returncode in (4, 128 + signal.SIGTERM)
 
 
 @pytest.mark.parametrize("how", ["kill", "abort"])
