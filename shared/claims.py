@@ -46,13 +46,13 @@ class Claim:
         """Release the name. May be called twice."""
         if self._fd < 0:
             return
-        # Unlinked while still locked: whoever opens the path next makes a new file.
+        # Unlinked while still locked: the next process that opens the path makes a new file.
         with contextlib.suppress(OSError):
             self._path.unlink()
         self.abandon()
 
     def abandon(self) -> None:
-        """Let go of our copy of the lock in a forked child: its parent still holds it."""
+        """Close this process's copy of the lock in a forked child; its parent still holds it."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

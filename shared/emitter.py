@@ -126,7 +126,7 @@ class Emitter:
         Without an endpoint or a spool_dir those of the environment are taken
         (TELEMETRY_ENDPOINT, TELEMETRY_SPOOL_DIR). An address that only the environment
         gives and that can't be used is logged; the emitter then spools. Without a run_id
-        this is a new run. With that of an earlier run, that one goes on.
+        this is a new run. With the run_id of an earlier run, that run is continued.
 
         Raises:
             ValueError: a bad endpoint, run id or source; nothing was started.

@@ -2,7 +2,7 @@
 
 In: bytes, or a function that writes them; paths and open descriptors.
 Out: the old content or the new one after a crash, never something between.
-Never: leaves what it wrote beside a target, or takes a lock that somebody holds.
+Never: leaves a temporary file beside a target, or takes a lock that is held.
 
 A name is durable only once its directory is synced: syncing a file makes its content
 durable, and nothing else.

@@ -2,7 +2,7 @@
 
 In: any object, with containers inside it.
 Out: scalars, new lists and dicts, and an Odd in the place of what can't be recorded.
-Never: follows a container into itself, or goes on for longer than its budget: this runs
+Never: follows a container into itself, or copies more than its budget: this runs
 on the training thread, for rare events and for values that are not plain numbers.
 """
 

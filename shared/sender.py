@@ -1,4 +1,4 @@
-"""Sender: the thread that takes events from the queue to the sidecar, and to the spool meanwhile.
+"""Sender: the thread that sends queued events to the sidecar, or spools them without one.
 
 In: events that emit() queued.
 Out: frames on the wire; frames that stay unacknowledged, in the spool on disk.
@@ -216,13 +216,13 @@ class Sender:
         return since is None or now - since < ANSWER_NS
 
     def _guarded(self, act: Callable[[], None]) -> bool:
-        """Run one part of the thread; return False if it raised. The thread goes on."""
+        """Run one part of the thread; return False if it raised. The thread continues."""
         try:
             act()
         except Exception:
             self.crashed += 1
             if self.crashed == 1:
-                log.exception("telemetry sender failed; it goes on")
+                log.exception("telemetry sender failed; it continues")
             return False
         return True
 
@@ -317,7 +317,7 @@ class Sender:
         for reason, kinds in self._take_missing().items():
             self.backlog.add_missing(reason, kinds)
             if reason == NOT_AN_EVENT:
-                text = "telemetry refused an event: it is none, or has no values"
+                text = "telemetry refused an event: it is not an event, or has no values"
             else:
                 text = f"telemetry dropped events of run {self.main.stream.run_id}: {reason}"
             self._warn_once(reason, text)
@@ -448,9 +448,9 @@ class Sender:
             self._take_queue()
         self._make_frames(now, everything=True)
         self._spool_overdue(now, everything=True)
+        # 2. Log what is left.
         self._say_what_is_left()
         # 3. Release the files: from here on they are orphans, for other processes to send.
-        # 2. Log what is left.
         for peer in (self.main, *self._orphans):
             if peer.spool is not None:
                 # A fully sent orphan stays until FIN_ACK: a later process has to end its stream.
@@ -468,7 +468,7 @@ class Sender:
             )  # fmt: skip
         left = sum(frame.count for frame in stream.in_memory)
         if left:
-            log.warning("%d events of run %s are lost: nobody took them, and no spool could", left,
+            log.warning("%d events of run %s are lost: no sidecar and no spool took them", left,
                         stream.run_id)  # fmt: skip
 
     def _warn_once(self, key: str, text: str) -> None:

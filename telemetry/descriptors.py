@@ -36,7 +36,7 @@ class Shares:
     runs: int
 
     def has_spare(self) -> bool:
-        """True if a new run may take descriptors now."""
+        """Return True if a new run may take descriptors now."""
         return open_descriptors() + PER_RUN <= self.limit - SPARE
 
 

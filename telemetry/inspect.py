@@ -158,8 +158,8 @@ def _print_missing(page: Page, contents: Contents) -> None:
         page.line(f"missing: {count:,} events of kind {kind}: {reason}")
     if contents.unknown_ms:
         page.line(
-            f"missing: the last words of a producer that ended without saying so; it may have "
-            f"said more for {_duration(contents.unknown_ms / 1e3)} that nobody could count"
+            f"missing: perhaps the last events of a producer that ended without saying so: those "
+            f"of {_duration(contents.unknown_ms / 1e3)}, which can't be counted"
         )
 
 

@@ -134,7 +134,7 @@ class Lifecycle:
             run.end()
 
     def _is_told(self, run: Run) -> bool:
-        """True if every producer of the run has closed its stream: nothing is unknown then."""
+        """Return True if every producer of the run has closed its stream: no event is missing."""
         streams = [s for s in self._streams.of_run(run.run_id) if not s.is_hardware]
         return bool(streams) and all(s.is_finished for s in streams)
 

@@ -93,7 +93,7 @@ class Opening:
         self._dirty.add(run.run_id)
 
     def _is_of_a_spool(self, peer: bytes, hello: Hello) -> bool:
-        """True for the spool that an emitter of before `late` sends beside its own stream."""
+        """Return True for a spool sent by an older emitter, which does not mark it as late."""
         own = self._streams.get((peer, OWN_STREAM))
         return (
             own is not None
@@ -110,7 +110,8 @@ class Opening:
             stream.rival, stream.notice = other.rival, other.notice
             stream.spoke_ns = other.spoke_ns
         elif stream.is_main and other.is_main and not other.is_finished:
-            # After a crash the former session never speaks again, and nobody need be told.
+            # Reported later, when both were heard: after a crash the former session is silent
+            # for ever, and there is nothing to report.
             other.rival = stream
 
     def _attach(self, stream: IncomingStream) -> None:

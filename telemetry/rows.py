@@ -38,7 +38,7 @@ class Row(NamedTuple):
     seq: int
     envelope: Envelope
     is_late: bool = False
-    """Sent by somebody else when its session was over: see `sessions`."""
+    """True if it came from the spool of a session that was over: see `sessions`."""
 
 
 class RunContext(msgspec.Struct, frozen=True):

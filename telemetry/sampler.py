@@ -65,7 +65,11 @@ class SamplerConfig:
     hang_restart_s: float = 60.0
 
     def __post_init__(self) -> None:
-        """Raises: BadConfig."""
+        """Check the values.
+
+        Raises:
+            BadConfig: a value is out of range.
+        """
         if not self.endpoint:
             raise BadConfig("endpoint is empty: it must be an address such as ipc:///run/t.sock")
         if not HZ_MIN <= self.hz <= HZ_MAX:  # false for NaN as well

@@ -54,7 +54,7 @@ class Health:
     def unready(self) -> str:
         """Reason why no event can be acknowledged now, or "" if events can."""
         if not self.is_live:
-            return "the loop stands still"
+            return "the sidecar's loop has stopped turning"
         if self.journal_age_s >= LOOP_MAX_AGE_S:
             return f"the disk has not answered for {self.journal_age_s:.0f} s"
         return "" if self.is_writable else self.detail or "nothing can be written"
@@ -93,7 +93,11 @@ class StatusServer:
 def _answer(path: str, health: Health, registry: CollectorRegistry) -> Answer:
     text = "text/plain; charset=utf-8"
     if path == "/livez":
-        return (200, text, b"ok\n") if health.is_live else (503, text, b"the loop stands still\n")
+        return (
+            (200, text, b"ok\n")
+            if health.is_live
+            else (503, text, b"the sidecar's loop has stopped turning\n")
+        )
     if path == "/readyz":
         if not health.unready:
             return 200, text, b"ok\n"

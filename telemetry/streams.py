@@ -15,10 +15,10 @@ from shared.wire import Hello
 from telemetry.sessions import MAIN_SOURCE, is_worker
 
 SILENT_NS: Final = 15_000_000_000
-"""A stream that said nothing for so long (three keepalives) is not live."""
+"""Silence, of three keepalives, after which a stream is not live."""
 
 STREAM_OVER_NS: Final = 30_000_000_000
-"""A stream that was silent for so long does not keep its run from ending."""
+"""Silence after which a stream does not keep its run from ending."""
 
 IDLE_OVER_NS: Final = 300_000_000_000
 """The same for a stream that sent only keepalives, and no event, for so long."""
@@ -66,7 +66,7 @@ class IncomingStream:
         return self.peer, self.number
 
     def is_asked_for_by(self, hello: Hello) -> bool:
-        """True if this HELLO speaks of the stream as it was opened."""
+        """Return True if this HELLO speaks of the stream as it was opened."""
         asked = hello.run_id, hello.session, hello.source
         is_same = (self.run_id, self.session, self.source) == asked
         return is_same and (self.is_late or not hello.late)
@@ -81,7 +81,7 @@ class IncomingStream:
         return self.source.startswith(HARDWARE)
 
     def is_over(self, now: int) -> bool:
-        """True if the end of its run need not wait for this stream."""
+        """Return True if the end of its run need not wait for this stream."""
         if self.is_finished or now - self.heard_ns > STREAM_OVER_NS:
             return True
         # A worker is waited for less long: only its last events may be missing.

@@ -248,7 +248,7 @@ class Supervisor:
             self._probed_ns[item.sink] = now
 
     def _is_probed(self, item: SinkProcess) -> bool:
-        """True if another ended run has lately tried this sink, which is unavailable.
+        """Return True if another ended run has lately tried this sink, which is unavailable.
 
         One try serves all: hundreds of ended runs that each start a process to try a
         server that is away would keep this machine busy.

@@ -58,7 +58,7 @@ class Recovered:
 def recover(directory: Path) -> Recovered:
     """Find the end of the journal, and cut a torn tail so that writing can continue there.
 
-    Reads the last segment with an undamaged header, which names all streams before it,
+    Reads the last segment with an undamaged header, which stands for all before it,
     and the segments behind it. Row numbers are never used twice: rows before the durable
     mark count as used even if their bytes are lost.
     """

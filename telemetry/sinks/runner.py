@@ -98,7 +98,7 @@ class Reporter:
         try:
             os.write(self._fd, line.encode())
         except OSError:
-            self._fd = None  # nobody listens any more
+            self._fd = None  # the supervisor has closed the pipe
 
 
 def run_sink(job: SinkJob, stop: threading.Event, report: Reporter) -> int:

@@ -18,7 +18,7 @@ from telemetry.sinks.wandb.values import exit_code
 LOST: Final = "lost"
 PREEMPTED: Final = "preempted"
 INTERRUPTED: Final = 1
-"""Exit code of a session that ends while its run goes on."""
+"""Exit code of a session that ends before its run does."""
 
 
 class Ending(NamedTuple):
