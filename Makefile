@@ -1,6 +1,6 @@
 # make run    train the tiny model on the sample corpus, with its sidecar
 # make test   lint, types and tests
-# make test-faults    the slow tests of faults, ten minutes at most
+# make test-faults    the slow tests of faults, half an hour at most
 # All make .venv and install what they need into it.
 
 PYTHON ?= python3
@@ -30,8 +30,8 @@ say-test:
 	@echo "make: lint, types and about 2,000 tests, ten to twenty minutes on two cores"
 
 test-faults: $(VENV)/.test
-	@echo "make: the slow tests of faults, ten minutes at most"
-	timeout --signal=INT 600 $(BIN)/python -m pytest -m faults
+	@echo "make: the slow tests of faults: about twenty minutes, half an hour at most"
+	timeout --signal=INT 1800 $(BIN)/python -m pytest -m faults
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
