@@ -188,10 +188,25 @@ def _add_closed(state: Recovered, directory: Path) -> None:
     # Stream numbers have no holes: a number that is missing was lost with the closed file.
     if closed.is_damaged or len(known) <= max(known, default=-1):
         # Every stream is named in some segment: read all segments, once.
-        streams = _streams_of_all(directory) | streams
+        streams = _furthest(streams, _streams_of_all(directory))
     state.closed = {n: entry for n, entry in streams.items() if n not in state.streams}
     state.closed_size = closed.size
     state.next_stream = max(state.next_stream, max(streams, default=-1) + 1)
+
+
+def _furthest(
+    listed: dict[int, StreamEntry], found: dict[int, StreamEntry]
+) -> dict[int, StreamEntry]:
+    """Merge both, keeping for each stream the entry with the higher last seq.
+
+    A stream that sent more after it was closed has two entries in the list, and damage may
+    have left only the older one.
+    """
+    merged = dict(listed)
+    for number, entry in found.items():
+        if number not in listed or listed[number].durable_seq < entry.durable_seq:
+            merged[number] = entry
+    return merged
 
 
 def _streams_of_all(directory: Path) -> dict[int, StreamEntry]:

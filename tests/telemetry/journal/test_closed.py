@@ -140,6 +140,40 @@ def test_a_damaged_list_of_closed_streams_is_made_good_from_the_segments(tmp_pat
     assert [r.source for r in read_all(tmp_path)[0]][-1] == "rank7"
 
 
+def test_what_a_worker_said_after_it_was_closed_counts_though_the_list_forgot_it(tmp_path):
+    """The list names it twice, and the newer entry is damaged: the older one is out of date."""
+    of_workers(tmp_path, 20)
+    with JournalWriter(tmp_path, SEGMENT_MAX) as writer:
+        size = read_closed(tmp_path).size
+        write(writer, 3, worker(0))
+        writer.sync()
+        writer.end_stream(RUN, SESSION, worker(0))
+        for _ in range(10):
+            write(writer, 2, "rank1")
+            writer.sync()
+    path = tmp_path / CLOSED_NAME
+    data = bytearray(path.read_bytes())
+    assert len(data) > size
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+    with JournalWriter(tmp_path, SEGMENT_MAX) as writer:
+        assert writer.durable_seq(RUN, SESSION, worker(0)) == 4
+
+
+@pytest.mark.parametrize("which", [0, 7])
+def test_one_stream_that_is_missing_from_the_list_is_found_in_the_segments(tmp_path, which):
+    """An older list was put back: it is whole, and does not name them all."""
+    of_workers(tmp_path, 20)
+    streams = read_closed(tmp_path).streams
+    assert which in streams
+    (tmp_path / CLOSED_NAME).unlink()
+    append_closed(tmp_path, 0, {n: entry for n, entry in streams.items() if n != which})
+
+    with JournalWriter(tmp_path, SEGMENT_MAX) as writer:
+        assert [writer.durable_seq(RUN, SESSION, worker(n)) for n in range(20)] == [1] * 20
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE])
 def test_without_room_to_close_streams_the_headers_go_on_naming_them(tmp_path, monkeypatch, number):
     """Nothing is lost; the next segment tries again."""
