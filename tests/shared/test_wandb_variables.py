@@ -43,6 +43,15 @@ def test_what_the_code_said_stays():
     assert filled_in(said, ALL, "r") is said
 
 
+@pytest.mark.parametrize("user", ["me:hunter2", ":hunter2", "local-hunter2:x-hunter2"])
+def test_a_password_in_the_servers_address_comes_into_no_journal(user):
+    """A server that several people share is often written down with one."""
+    event = filled_in(RunStarted(), {"WANDB_BASE_URL": f"https://{user}@wandb.example:8080"}, "r")
+
+    assert "hunter2" not in event.wandb_base_url
+    assert event.wandb_base_url.endswith("@wandb.example:8080")
+
+
 def test_none_counts_as_not_said():
     """As a script passes on an argument that it was not given."""
     event = filled_in(RunStarted(project=None, name=None, tags=None, notes=None), ALL, "r")

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from shared.record import EVENTS, SEGMENT_HEADER_BYTES, decode_record_header, encode_record
 from telemetry.journal import writer as writer_module
-from telemetry.journal.layout import MARK_NAME, Mark, encode_mark, segment_path, segments
+from telemetry.journal.layout import (
+    MARK_NAME,
+    Mark,
+    decode_mark,
+    encode_mark,
+    segment_path,
+    segments,
+)
 from telemetry.journal.reader import JournalReader
 from telemetry.journal.recovery import recover
 from telemetry.journal.scan import HOLE, SEGMENT
@@ -338,7 +345,72 @@ def test_records_that_are_damaged_with_everything_behind_them_are_saved(whole, t
     assert row == 8 and saved_tails(directory) == [bytes(len(content) - place[0])]
 
 
+def test_damage_before_a_lost_segment_costs_its_record_and_no_other(rotated, tmp_path):
+    """The mark tells of the lost one: all that is left here was promised."""
+    directory = copied(rotated, tmp_path, with_mark=True)
+    segments(directory)[-1].path.unlink()
+    last = segments(directory)[-1]
+    place = record_places(last.path)[-2]
+    gone, end = rows_of(last.path, place), rows_of(last.path, record_places(last.path)[-1]).stop
+    content = bytearray(last.path.read_bytes())
+    content[place[1] - 1] ^= 1
+    last.path.write_bytes(content)
+
+    row = reopened(directory)
+
+    rows, _ = read_all(directory)
+    assert row == 40 and saved_tails(directory) == []
+    assert numbers(rows) == [*(r for r in range(end) if r not in gone), 40, 41]
+
+
+def test_behind_an_old_mark_damage_before_a_damaged_header_forgets_no_stream(tmp_path):
+    """Rows behind it are there, so their seqs are had: a stream must not say them again."""
+    directory = tmp_path / "run" / "journal"
+    with JournalWriter(directory, 600) as writer:
+        write(writer, 2)
+        writer.sync()
+        mark = (directory / MARK_NAME).read_bytes()
+        write(writer, 2)
+        writer.sync()
+        write(writer, 2, "rank1")
+        writer.sync()
+        while len(segments(directory)) < 2:
+            write(writer, 2)
+            writer.sync()
+    first, last = segments(directory)
+    data = memoryview(first.path.read_bytes())
+    damaged = next(
+        place
+        for place in record_places(first.path)
+        if (header := decode_record_header(data, place[0])) and header.row == 2 and header.count
+    )
+    for path, at in ((first.path, damaged[1] - 1), (last.path, 30)):
+        content = bytearray(path.read_bytes())
+        content[at] ^= 1
+        path.write_bytes(content)
+    (directory / MARK_NAME).write_bytes(mark)
+
+    with JournalWriter(directory) as writer:
+        assert writer.durable_seq(RUN, SESSION, "rank1") == 1
+
+
 # --- reading what nobody writes any more
+
+
+def test_behind_an_old_mark_a_shorter_last_segment_is_read_too(tmp_path):
+    """The mark's offset is one in the segment before."""
+    with JournalWriter(tmp_path, 600) as writer:
+        while len(segments(tmp_path)) < 2:
+            mark = (tmp_path / MARK_NAME).read_bytes()
+            write(writer, 2)
+            writer.sync()
+        end = writer.next_row
+    (tmp_path / MARK_NAME).write_bytes(mark)
+    assert segments(tmp_path)[-1].path.stat().st_size <= decode_mark(mark).offset
+
+    rows, damage = read_all(tmp_path, is_recorded=True)
+
+    assert (numbers(rows), damage) == (list(range(end)), [])
 
 
 @pytest.mark.parametrize("segment_max", [10**9, 600], ids=["one segment", "several"])

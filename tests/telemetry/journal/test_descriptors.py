@@ -1,0 +1,97 @@
+"""Descriptors: what fails to open, however often, leaves none open in a sidecar of many days."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from telemetry.journal import layout
+from telemetry.journal import writer as writer_module
+from telemetry.journal.layout import read_mark, segments, sync_directory
+from telemetry.journal.recovery import is_written, readable_end
+from telemetry.journal.scan import SEGMENT
+from telemetry.journal.writer import JournalLocked, JournalWriter
+from tests.telemetry.journal.helpers import only_segment, read_all, write
+
+TIMES = 50
+
+
+def left_open(act: Callable[[], object]) -> int:
+    """Act often, and return how many descriptors that has cost."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(TIMES):
+        act()
+    return len(list(Path("/proc/self/fd").iterdir())) - before
+
+
+def test_a_journal_that_somebody_else_writes_costs_no_descriptor(tmp_path, monkeypatch):
+    """An emitter that comes again and again asks each time."""
+    monkeypatch.setattr(writer_module.time, "sleep", lambda _: None)
+
+    def refused() -> None:
+        with pytest.raises(JournalLocked):
+            JournalWriter(tmp_path)
+
+    with JournalWriter(tmp_path):
+        assert left_open(refused) == 0
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["synced", "refused"])
+def test_a_directory_that_is_synced_costs_no_descriptor(tmp_path, monkeypatch, fails):
+    """Whether the disk takes it or not."""
+
+    def sync(_: int) -> None:
+        if fails:
+            raise OSError
+
+    monkeypatch.setattr(layout.os, "fsync", sync)
+
+    def act() -> None:
+        if fails:
+            with pytest.raises(OSError):
+                sync_directory(tmp_path)
+        else:
+            sync_directory(tmp_path)
+
+    assert left_open(act) == 0
+
+
+def test_a_segment_without_a_header_or_a_record_costs_no_descriptor(tmp_path):
+    """Each sink reads it again at each start."""
+    with JournalWriter(tmp_path) as writer:
+        write(writer, 2)
+        writer.sync()
+    path = only_segment(tmp_path)
+    path.write_bytes(os.urandom(len(path.read_bytes())))
+
+    def act() -> None:
+        rows, damage = read_all(tmp_path)
+        assert rows == [] and damage[0].kind == SEGMENT
+
+    assert left_open(act) == 0
+
+
+def test_a_journal_with_segments_of_which_some_are_damaged_costs_no_descriptor(tmp_path):
+    """Opened, read and closed, by a writer and by readers that ask how far it goes."""
+    directory = tmp_path / "journal"
+    with JournalWriter(directory, 600) as writer:
+        for _ in range(20):
+            write(writer, 2)
+            writer.sync()
+    middle, last = segments(directory)[1], segments(directory)[-1]
+    content = bytearray(middle.path.read_bytes())
+    content[30] ^= 1
+    middle.path.write_bytes(content)
+
+    def act() -> None:
+        with last.path.open("ab") as file:
+            file.write(b"torn")
+        assert len(read_all(directory, middle.first_row + 1)[0]) == 39 - middle.first_row
+        assert readable_end(directory) == read_mark(directory) and not is_written(directory)
+        with JournalWriter(directory, 600) as writer:
+            assert writer.next_row == 40
+
+    assert left_open(act) == 0
