@@ -139,6 +139,15 @@ def test_what_is_worth_less_is_dropped_before_what_is_worth_more(less, more):
     assert backlog.dropped[less] > 100 and backlog.dropped[more] == 0
 
 
+def test_the_backlog_is_within_its_bound_after_every_event():
+    """The one that came last counts, too."""
+    backlog = Backlog(MAX_BYTES, ManualClock())
+
+    for number in range(200):
+        backlog.add("train", packed(number))
+        assert backlog.held_bytes <= MAX_BYTES
+
+
 def test_a_gap_moves_forward_to_the_first_event_that_is_missing():
     """What overflowed before stood behind; what is dropped now stood in front of it."""
     backlog = Backlog(MAX_BYTES, ManualClock())

@@ -302,6 +302,15 @@ def test_one_frame_goes_even_above_the_credit():
     assert len(list(stream.sendable())) == 1
 
 
+def test_frames_fill_the_credit_to_its_last_byte():
+    """And not one byte more."""
+    stream = opened(credit=22)
+    for _ in range(3):
+        assert stream.add([b"\x01"] * 10, 0).size == 11
+
+    assert len(list(stream.sendable())) == 2
+
+
 def test_an_orphan_whose_sidecar_has_more_than_its_spool_still_ends():
     """What was sent from memory and acknowledged after the trainer's death."""
     stream = OutgoingStream(2, "run", "session", "rank0")

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from shared.events import DecodeError, encode_event, join_events
 from shared.wire import (
     FRAME_MAX_BYTES,
+    FRAME_MAX_EVENTS,
+    FRAME_TARGET_BYTES,
     VERSION,
     WHOLE_STREAM,
     Ack,
@@ -97,6 +99,32 @@ def test_a_body_above_the_bound_is_refused_unread():
     """A mebibyte a frame, whatever it holds."""
     with pytest.raises(DecodeError, match="at most"):
         decode([b"\x01\x03", b"\xc1" * (FRAME_MAX_BYTES + 1)])
+
+
+def test_a_body_of_exactly_the_bound_is_read():
+    """A mebibyte; another version counts on it."""
+    _, body = encode(Data(1, 0, msgspec.Raw(b"\xc6" + (70_000).to_bytes(4, "big") + bytes(70_000))))
+    size = 70_000 + 1024 * 1024 - len(body)
+    full = Data(1, 0, msgspec.Raw(b"\xc6" + size.to_bytes(4, "big") + bytes(size)))
+
+    assert len(encode(full)[1]) == 1024 * 1024 == FRAME_MAX_BYTES
+    assert decode(encode(full)) == full
+    assert (FRAME_MAX_EVENTS, FRAME_TARGET_BYTES) == (256, 256 * 1024)
+
+
+@pytest.mark.parametrize(
+    ("within", "beyond"),
+    [
+        (Fin(2**32 - 1, 0), Fin(2**32, 0)),
+        (Fin(0, 2**62), Fin(0, 2**62 + 1)),
+        (Nack(0, -1, ""), Nack(0, -2, "")),
+    ],
+)
+def test_numbers_are_refused_beyond_their_bounds_only(within, beyond):
+    """A seq plus a frame's count stays a 64-bit number."""
+    assert decode(encode(within)) == within
+    with pytest.raises(DecodeError):
+        decode(encode(beyond))
 
 
 @given(frames=st.lists(st.binary(max_size=60), max_size=3))

@@ -382,6 +382,18 @@ def test_a_sink_that_has_just_started_is_not_asked_before_it_can_hear(place):
     assert (run_dir / "stopped").exists() and len(starts(run_dir)) == 1
 
 
+def test_a_kill_is_said_once(place, caplog):
+    """Why it was killed; that it then ended is no news."""
+    place.run("hang")
+    supervisor = place.watch()
+    await_status(supervisor, lambda s: s.state == "running")
+    place.clock.mono += 61 * SECOND_NS
+    await_status(supervisor, lambda s: s.restarts == 1)
+
+    said = [r.getMessage() for r in caplog.records if "sink=lines" in r.getMessage()]
+    assert len(said) == 1 and "killed: " in said[0]
+
+
 def test_a_sink_that_does_not_stop_in_time_is_killed(place):
     """The grace time is all there is. Row 20."""
     run_dir = place.run("hang")

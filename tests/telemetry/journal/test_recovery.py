@@ -345,6 +345,23 @@ def test_records_that_are_damaged_with_everything_behind_them_are_saved(whole, t
     assert row == 8 and saved_tails(directory) == [bytes(len(content) - place[0])]
 
 
+def test_a_hole_behind_the_mark_is_where_the_journal_ends(whole, tmp_path):
+    """A power cut kept a later block and not an earlier one: neither was promised."""
+    directory = copied(whole, tmp_path, with_mark=True)
+    path = only_segment(directory)
+    promised, hole, last = record_places(path)[-3:]
+    (directory / MARK_NAME).write_bytes(encode_mark(Mark(0, promised[1], 8)))
+    content = bytearray(path.read_bytes())
+    content[hole[1] - 1] ^= 1
+    path.write_bytes(content)
+
+    row = reopened(directory)
+
+    rows, damage = read_all(directory)
+    assert row == 8 and numbers(rows) == list(range(10)) and damage == []
+    assert saved_tails(directory) == [bytes(content[hole[0] : last[1]])]
+
+
 def test_damage_before_a_lost_segment_costs_its_record_and_no_other(rotated, tmp_path):
     """The mark tells of the lost one: all that is left here was promised."""
     directory = copied(rotated, tmp_path, with_mark=True)
