@@ -65,8 +65,12 @@ def shares_in_use() -> Shares:
 
 
 def shares_of(limit: int) -> Shares:
-    """Share out a limit: half of it for peers, a quarter for runs, the rest for all else."""
-    return Shares(limit, limit // 2, limit // 4 // PER_RUN)
+    """Share out a limit: three eighths for peers, a quarter for runs, the rest for all else.
+
+    The rest is large because a connection is refused only after libzmq has accepted it: what a
+    burst opens before the refusals catch up has to fit as well.
+    """
+    return Shares(limit, limit * 3 // 8, limit // 4 // PER_RUN)
 
 
 def open_descriptors() -> int:
