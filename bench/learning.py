@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from bench.learning_variants import VARIANTS, Variant
-from trainer.corpus import load_sample
-from trainer.data import Batch, Masking, mask_for_evaluation, mask_for_training
+from trainer.data.batches import Batch, Masking, mask_for_evaluation, mask_for_training
+from trainer.data.corpus import load_sample
 from trainer.model import BitNetQDyT, ModelConfig
 from trainer.model.calibration import freeze_group_means, measure_group_means
-from trainer.schedule import learning_rate
+from trainer.model.schedule import learning_rate
 
 MASK_PROBABILITY = 0.15
 RAREST_COUNT = 2_000  # a character that is rarer in 4 million is left out

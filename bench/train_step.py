@@ -28,16 +28,16 @@ from torch import nn
 
 from bench.dense import DenseEncoder
 from shared.ids import new_run_id
-from trainer.allocator import keep_freed_memory
-from trainer.data import Batch, Masking, mask_for_training
+from trainer.data.batches import Batch, Masking, mask_for_training
 from trainer.model import BitNetQDyT, ModelConfig
-from trainer.observe import Observer, RunFacts, open_emitter
-from trainer.processes import Place, Processes
-from trainer.progress import Progress
-from trainer.reporting import Reading, Reporter
-from trainer.scalars import ScalarCopies
-from trainer.sidecar import PrivateAddress, start_sidecar
-from trainer.step import Stepper
+from trainer.reporting.observer import Observer, RunFacts, open_emitter
+from trainer.reporting.progress import Progress
+from trainer.reporting.reports import Reading, Reporter
+from trainer.reporting.sidecar import PrivateAddress, start_sidecar
+from trainer.training.allocator import keep_freed_memory
+from trainer.training.processes import Place, Processes
+from trainer.training.scalar_copies import ScalarCopies
+from trainer.training.step import Stepper
 
 VOCABULARY = 30_522
 TOTAL_STEPS = 100_000

@@ -21,7 +21,7 @@ from shared.events import EVENT_TYPES
 from telemetry import cli
 from telemetry.config import PREFIX, ServeConfig
 from trainer import args as trainer_args
-from trainer.checkpoint_args import COMMANDS, make_checkpoint_parser
+from trainer.evaluation.checkpoint_args import COMMANDS, make_checkpoint_parser
 
 DOCS = Path(__file__).parent
 FLAGS_HEAD = """\
@@ -65,10 +65,10 @@ FORMATS = (
     ("Segments and records", "shared/record.py"),
     ("Journal and durable mark", "telemetry/journal/layout.py"),
     ("Cursor of a sink", "telemetry/sinks/cursor.py"),
-    ("Spool", "shared/spool.py"),
-    ("Removed runs", "telemetry/tombstones.py"),
-    ("Checkpoint", "trainer/checkpoint.py"),
-    ("Export", "trainer/export.py"),
+    ("Spool", "shared/emitter/spool.py"),
+    ("Removed runs", "telemetry/supervise/tombstones.py"),
+    ("Checkpoint", "trainer/training/checkpoint.py"),
+    ("Export", "trainer/evaluation/export.py"),
 )
 
 

@@ -177,7 +177,7 @@ def _add_run(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from telemetry.launch import launch
+    from telemetry.commands.launch import launch
 
     command = args.cmd[1:] if args.cmd[:1] == ["--"] else args.cmd
     if not command:
@@ -244,7 +244,7 @@ def _add_replay(commands: Commands) -> None:
 
 
 def _replay(args: argparse.Namespace) -> int:
-    from telemetry.replay import replay
+    from telemetry.commands.replay import replay
 
     check_sinks((args.to,), "--to")
     return replay(args.runs, args.to, args.out, args.wandb_mode, per_core=args.per_core)
@@ -260,8 +260,8 @@ def _add_inspect(commands: Commands) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from telemetry.inspect import inspect
-    from telemetry.repair import repair
+    from telemetry.commands.inspect import inspect
+    from telemetry.commands.repair import repair
 
     if args.repair:
         copy = repair(args.run)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from shared.ids import SESSION
-from telemetry.files import read_json, write_json
+from telemetry.json_files import read_json, write_json
 
 KEPT_S: Final = 7 * 86_400.0
 """Age at which a file is removed, in seconds."""

@@ -16,12 +16,12 @@ from shared.clock import SystemClock
 from shared.ids import RUN_ID
 from telemetry.datadir import check_run_dir
 from telemetry.errors import CommandError
-from telemetry.files import DamagedFile, load_json
+from telemetry.ingest.runs import lifecycle_events
 from telemetry.journal.layout import MARK_NAME, Mark, read_mark, segments
 from telemetry.journal.reader import JournalReader, NotAJournal
 from telemetry.journal.scan import HOLE, TAIL, Damage
-from telemetry.runinfo import RUN_FILE, RunInfo
-from telemetry.runs import lifecycle_events
+from telemetry.json_files import DamagedFile, load_json
+from telemetry.run_info import RUN_FILE, RunInfo
 
 
 @dataclass(frozen=True)

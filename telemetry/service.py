@@ -31,19 +31,19 @@ from telemetry.config import ServeConfig
 from telemetry.datadir import DataDir
 from telemetry.descriptors import Shares, shares_in_use
 from telemetry.errors import EXIT_BACKLOG, EXIT_FAULT, EXIT_OK, EXIT_RUNNING, CommandError
-from telemetry.gateway import AddressInUse, Gateway
-from telemetry.hostrun import HostRun
-from telemetry.inbox import Inbox
-from telemetry.ingest import Ingest
+from telemetry.http import Health, StatusServer
+from telemetry.ingest.gateway import AddressInUse, Gateway
+from telemetry.ingest.host_run import HostRun
+from telemetry.ingest.inbox import Inbox
+from telemetry.ingest.ingest import Ingest
+from telemetry.ingest.orphan_spools import SpoolCarrier
+from telemetry.ingest.reading import Reading
+from telemetry.ingest.runs import Runs
 from telemetry.journal.writer import JournalFault
-from telemetry.reading import Reading
-from telemetry.retention import Retention
-from telemetry.runs import Runs
-from telemetry.samplerprocess import SamplerProcess
-from telemetry.spools import SpoolCarrier
-from telemetry.status import Health, StatusServer
 from telemetry.summary import Commands, print_summary
-from telemetry.supervisor import Supervisor, sink_command
+from telemetry.supervise.retention import Retention
+from telemetry.supervise.sampler_process import SamplerProcess
+from telemetry.supervise.supervisor import Supervisor, sink_command
 
 log = logging.getLogger("telemetry.service")
 

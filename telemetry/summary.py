@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from shared.text import clean
-from telemetry.files import read_json
+from telemetry.ingest.runs import RUN_FILE
 from telemetry.journal.layout import read_mark
+from telemetry.json_files import read_json
 from telemetry.logs import LINE_MAX_CHARS
 from telemetry.run_names import logdir_of
-from telemetry.runs import RUN_FILE
 
 PYTHON = ("python", "-m", "telemetry")
 

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from shared.events import Gap, MetricsLogged, RunFinished, RunStarted
-from telemetry.files import read_json
-from telemetry.inspect import read_contents
+from telemetry.commands.inspect import read_contents
 from telemetry.journal.reader import JournalReader
-from telemetry.rows import Row
+from telemetry.journal.rows import Row
+from telemetry.json_files import read_json
 from telemetry.sinks.wandb.wandb_file import exit_code, history_rows
 
 STEPS = 24

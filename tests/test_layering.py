@@ -22,12 +22,16 @@ FORBIDDEN = {
 
 HOMES = {
     "torch": ("trainer/",),
-    "zmq": ("shared/connection.py", "telemetry/gateway.py", "telemetry/connections.py"),
-    "pynvml": ("telemetry/probes/nvml.py",),
+    "zmq": (
+        "shared/emitter/connection.py",
+        "telemetry/ingest/gateway.py",
+        "telemetry/ingest/connections.py",
+    ),
+    "pynvml": ("telemetry/hardware/nvml.py",),
     "wandb": ("telemetry/sinks/wandb/",),
     "tensorboard": ("telemetry/sinks/tensorboard/",),
     "google_crc32c": ("telemetry/sinks/tensorboard/",),
-    "prometheus_client": ("telemetry/status.py",),
+    "prometheus_client": ("telemetry/http.py",),
     "psutil": ("telemetry/",),
     "rich": ("telemetry/",),
     "transformers": ("trainer/",),
@@ -88,9 +92,16 @@ def test_each_outside_library_has_one_home(library):
 
 @pytest.mark.parametrize(
     "module",
-    ["telemetry.service", "telemetry.cli", "telemetry.sampler", "telemetry.launch",
-     "telemetry.sinks.runner", "telemetry.replay", "telemetry.inspect"],
-)  # fmt: skip
+    [
+        "telemetry.service",
+        "telemetry.cli",
+        "telemetry.hardware.sampler",
+        "telemetry.commands.launch",
+        "telemetry.sinks.runner",
+        "telemetry.commands.replay",
+        "telemetry.commands.inspect",
+    ],
+)
 def test_the_sidecar_needs_no_torch_and_loads_a_sink_only_where_it_is_used(module):
     """Its image has none, and each process is a small one."""
     loaded = loaded_with(module)
@@ -98,7 +109,7 @@ def test_the_sidecar_needs_no_torch_and_loads_a_sink_only_where_it_is_used(modul
     assert loaded.isdisjoint({"torch", "trainer", "wandb", "tensorboard", "numpy", "transformers"})
 
 
-@pytest.mark.parametrize("module", ["shared.emitter", "trainer.loop", "trainer.run"])
+@pytest.mark.parametrize("module", ["shared.emitter", "trainer.training.loop", "trainer.run"])
 def test_the_trainer_needs_neither_wandb_nor_tensorboard_nor_the_sidecar(module):
     """Training goes on where they are not installed."""
     loaded = loaded_with(module)
@@ -106,7 +117,9 @@ def test_the_trainer_needs_neither_wandb_nor_tensorboard_nor_the_sidecar(module)
     assert loaded.isdisjoint({"wandb", "tensorboard", "telemetry"})
 
 
-@pytest.mark.parametrize("module", ["telemetry.sinks.tensorboard.sink", "telemetry.sinks.wandb"])
+@pytest.mark.parametrize(
+    "module", ["telemetry.sinks.tensorboard.tensorboard_sink", "telemetry.sinks.wandb"]
+)
 def test_a_sink_needs_no_torch(module):
     """Event files and .wandb files are written without it."""
     assert "torch" not in loaded_with(module)

@@ -24,8 +24,8 @@ if places and Path(places[0]).resolve() != ROOT / "shared":
 # ruff: noqa: E402 - the imports below need the path as it is now
 from shared.terminal import prepare_streams
 from trainer.args import parse_args
-from trainer.checkpoint_args import COMMANDS, parse_checkpoint_args
 from trainer.errors import BadInput, TrainingFailed
+from trainer.evaluation.checkpoint_args import COMMANDS, parse_checkpoint_args
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _assess(argv: Sequence[str]) -> int:
     args = parse_checkpoint_args(argv)
-    from trainer.assess import assess
+    from trainer.evaluation.commands import assess
 
     return assess(args, lambda text: print(text, flush=True))
 

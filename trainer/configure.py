@@ -16,12 +16,12 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 
 from trainer.args import TrainArgs
-from trainer.corpus import Corpus
+from trainer.data.corpus import Corpus
+from trainer.data.tokenizer import LoadedTokenizer
 from trainer.errors import BadInput
 from trainer.model import ModelConfig
+from trainer.model.spans import shorten
 from trainer.plan import Plan
-from trainer.spans import shorten
-from trainer.tokenizer import LoadedTokenizer
 
 Say = Callable[[str], None]
 

@@ -16,18 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shared.connection import check_address
+from shared.emitter.connection import check_address
 from shared.ids import check_run_id, new_run_id
 from shared.wandb_limits import cleaned
 from trainer.args import TrainArgs
-from trainer.checkpoint import (
-    Checkpoint,
-    CheckpointDirectory,
-    check_identity,
-    read_checkpoint,
-    tokenizer_of,
-)
-from trainer.compare import compare_arguments, compare_schedule, schedule_of
 from trainer.configure import (
     Say,
     build_model_config,
@@ -37,19 +29,27 @@ from trainer.configure import (
     row_length,
     run_identity,
 )
-from trainer.corpus import load_corpus
-from trainer.data import Masking
-from trainer.device import gpu_uuids, resolve_device
+from trainer.data.batches import Masking
+from trainer.data.corpus import load_corpus
+from trainer.data.token_cache import load_rows
+from trainer.data.tokenizer import LoadedTokenizer, load_tokenizer
 from trainer.errors import BadInput
-from trainer.guidance import AVERAGED, load_teacher
 from trainer.model import BitNetQDyT, ModelConfig
-from trainer.observe import RunFacts
+from trainer.model.spans import SPANS, fit_spans
 from trainer.plan import Plan
-from trainer.processes import Place, Processes
-from trainer.progress import Progress
-from trainer.spans import SPANS, fit_spans
-from trainer.token_cache import load_rows
-from trainer.tokenizer import LoadedTokenizer, load_tokenizer
+from trainer.reporting.observer import RunFacts
+from trainer.reporting.progress import Progress
+from trainer.training.checkpoint import (
+    Checkpoint,
+    CheckpointDirectory,
+    check_identity,
+    read_checkpoint,
+    tokenizer_of,
+)
+from trainer.training.compare import compare_arguments, compare_schedule, schedule_of
+from trainer.training.device import gpu_uuids, resolve_device
+from trainer.training.distillation import AVERAGED, load_teacher
+from trainer.training.processes import Place, Processes
 
 
 @dataclass(frozen=True)

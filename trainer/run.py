@@ -14,19 +14,20 @@ from typing import Any
 
 import torch
 
-from trainer.allocator import keep_freed_memory
 from trainer.args import TrainArgs
 from trainer.configure import describe_model
-from trainer.data import Batch, TrainingBatches, evaluation_batches, load_batches, usable_workers
-from trainer.device import allow_tf32, use_device
+from trainer.data.batches import (
+    Batch,
+    TrainingBatches,
+    evaluation_batches,
+    load_batches,
+    usable_workers,
+)
 from trainer.errors import PeerLost, TrainingFailed
-from trainer.evaluate import evaluate
-from trainer.guidance import AVERAGED, Guidance, TeacherGuidance
-from trainer.loop import Training
-from trainer.memory import explain_out_of_memory
+from trainer.evaluation.evaluate import evaluate
 from trainer.model import BitNetQDyT
+from trainer.model.spans import describe_schedule
 from trainer.model.teacher import AveragedTeacher, Teacher
-from trainer.observe import Observer
 from trainer.prepare import (
     Prepared,
     check_arguments,
@@ -35,14 +36,19 @@ from trainer.prepare import (
     run_facts,
     start_config,
 )
-from trainer.processes import is_peer_failure, make_processes, read_place
-from trainer.progress import Progress, perplexity
-from trainer.random_states import seed_noise
-from trainer.reporting import Reporter
-from trainer.spans import describe_schedule
-from trainer.step import Stepper
-from trainer.stop import StopRequest
-from trainer.telemetry_link import open_telemetry
+from trainer.reporting.observer import Observer
+from trainer.reporting.progress import Progress, perplexity
+from trainer.reporting.reports import Reporter
+from trainer.reporting.telemetry_link import open_telemetry
+from trainer.training.allocator import keep_freed_memory
+from trainer.training.device import allow_tf32, use_device
+from trainer.training.distillation import AVERAGED, Guidance, TeacherGuidance
+from trainer.training.loop import Training
+from trainer.training.memory import explain_out_of_memory
+from trainer.training.processes import is_peer_failure, make_processes, read_place
+from trainer.training.random_states import seed_noise
+from trainer.training.step import Stepper
+from trainer.training.stop import StopRequest
 
 PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 

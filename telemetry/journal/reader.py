@@ -28,8 +28,8 @@ from shared.record import (
 )
 from telemetry.journal.layout import Mark, SegmentFile, read_mark, segments
 from telemetry.journal.recovery import is_written, readable_end
+from telemetry.journal.rows import Row
 from telemetry.journal.scan import CONTENT, HOLE, REST, SEGMENT, TAIL, Damage, Found, scan
-from telemetry.rows import Row
 
 CHUNK_BYTES: Final = 4 * 1024 * 1024
 

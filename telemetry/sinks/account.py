@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from shared.text import clean
-from telemetry.rows import Row
+from telemetry.journal.rows import Row
 from telemetry.sinks.base import SinkUnavailable
 from telemetry.sinks.skips import Skips, skips_path
 from telemetry.sinks.slot import OPENING, Slot, slot_path

@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from telemetry.rows import Row
+from telemetry.journal.rows import Row
 
 
 class SinkUnavailable(Exception):

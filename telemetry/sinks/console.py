@@ -36,7 +36,7 @@ from shared.events import (
     Scalar,
 )
 from shared.text import clean
-from telemetry.rows import STEP, Row, RunContext, point_of
+from telemetry.journal.rows import STEP, Row, RunContext, point_of
 from telemetry.sinks.base import Position, SinkContext, SinkRejected, SinkUnavailable
 
 REASONS_MAX: Final = 64

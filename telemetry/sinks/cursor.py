@@ -29,8 +29,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from telemetry.files import read_json, write_json
 from telemetry.journal.layout import make_durably
+from telemetry.json_files import read_json, write_json
 from telemetry.sinks.base import START, Position
 
 

@@ -26,13 +26,13 @@ from telemetry.errors import (
     EXIT_RUNNING,
     CommandError,
 )
-from telemetry.files import read_json
-from telemetry.journal.identity import journal_uuid
+from telemetry.ingest.runs import RUN_FILE
+from telemetry.journal.journal_id import journal_uuid
 from telemetry.journal.layout import segments
 from telemetry.journal.reader import JournalReader
+from telemetry.journal.rows import Row
+from telemetry.json_files import read_json
 from telemetry.recorded import open_recorded
-from telemetry.rows import Row
-from telemetry.runs import RUN_FILE
 from telemetry.sinks.account import Account
 from telemetry.sinks.base import (
     Position,

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, overload
 
 from shared.text import clean
-from telemetry.rows import Row
+from telemetry.journal.rows import Row
 
 IDLE, OPENING, AT_ROW, COMMITTING, FINISHING = range(5)
 """Phases. Only a death at a row counts against that row."""

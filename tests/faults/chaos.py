@@ -33,8 +33,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from telemetry.files import read_json
-from telemetry.rows import Row
+from telemetry.journal.rows import Row
+from telemetry.json_files import read_json
 from tests.faults import oracle
 from tests.faults.oracle import Said
 from tests.faults.plant import SINKS, Kill, Plant, Target, Trainer

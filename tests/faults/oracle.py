@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 from shared.events import HARDWARE, Gap, MetricsLogged
 from telemetry.journal.reader import JournalReader
-from telemetry.rows import Row
+from telemetry.journal.rows import Row
 from telemetry.sinks.wandb.offline import fragment_paths
-from telemetry.sinks.wandb.policy import Histogram, Policy
+from telemetry.sinks.wandb.selection import Histogram, Policy
 from telemetry.sinks.wandb.wandb_file import history_rows
 from tests.faults.trainer_process import NUMBER, PROCESS, VALUE, WORKERS_FROM, values_of
 

@@ -23,8 +23,8 @@ import psutil
 
 from shared.ids import RUN_ID
 from telemetry.datadir import holder_of, is_held
-from telemetry.files import read_json
 from telemetry.journal.layout import read_mark
+from telemetry.json_files import read_json
 from tests.faults.stalling_sidecar import STALL_FILE
 from tests.faults.trainer_process import (
     HOST,
@@ -373,7 +373,7 @@ def _with_few_descriptors() -> None:
 
 def _target(process: psutil.Process) -> list[Target]:
     words = process.cmdline()
-    if "telemetry.sampler" in words:
+    if "telemetry.hardware.sampler" in words:
         return [Target("sampler", process)]
     if any(Path(word).name == "wandb-core" for word in words[:2]):
         parent = process.parent()

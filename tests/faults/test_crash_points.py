@@ -15,16 +15,16 @@ import pytest
 
 from shared.clock import SystemClock
 from telemetry.datadir import DataDir
-from telemetry.files import read_json, write_json
 from telemetry.journal.layout import MARK_NAME, make_durably, segments, sync_directory
 from telemetry.journal.writer import JournalWriter
-from telemetry.retention import Retention, read_tombstone
+from telemetry.json_files import read_json, write_json
 from telemetry.sinks.base import Position, SinkContext
 from telemetry.sinks.cursor import Cursor
 from telemetry.sinks.wandb import offline
 from telemetry.sinks.wandb.local import LocalRun, Spot
-from telemetry.sinks.wandb.policy import Selected
+from telemetry.sinks.wandb.selection import Selected
 from telemetry.sinks.wandb.wandb_file import history_rows
+from telemetry.supervise.retention import Retention, read_tombstone
 from tests.faults.crash_points import cut_everywhere, kill_everywhere
 from tests.telemetry.journal.helpers import RUN, SESSION, numbers, read_all, write
 from tests.telemetry.sinks import helpers_tensorboard

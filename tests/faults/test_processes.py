@@ -15,13 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from shared import spool
-from shared.emitter import Emitter
+from shared.emitter import Emitter, spool
 from shared.events import MetricsLogged, encode_event, join_events
 from telemetry.config import ServeConfig
-from telemetry.files import read_json, write_json
 from telemetry.journal.layout import read_mark
 from telemetry.journal.writer import JournalWriter
+from telemetry.json_files import read_json, write_json
 from telemetry.service import Service
 from tests.telemetry.sidecar_process import SidecarProcess
 from tests.telemetry.waiting import wait_until

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.backlog import DROPPED_NEVER, QUEUE_FULL, Backlog
+from shared.emitter.backlog import DROPPED_NEVER, QUEUE_FULL, Backlog
+from shared.emitter.packing import pack_event
 from shared.events import Gap, MessageLogged, decode_envelope
-from shared.packing import pack_event
 from shared.wire import FRAME_MAX_EVENTS, FRAME_TARGET_BYTES
 from tests.fakes import ManualClock
 

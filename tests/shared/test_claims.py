@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from shared import claims
-from shared.claims import Claim, ClaimTaken, claim_worker, holder
+from shared.emitter import claims
+from shared.emitter.claims import Claim, ClaimTaken, claim_worker, holder
 
 
 def test_a_name_is_held_by_one_and_free_again_after_release(tmp_path):
@@ -40,7 +40,7 @@ def test_the_holder_of_a_name_is_known_while_it_lives(tmp_path):
 def test_a_process_that_dies_holds_nothing(tmp_path):
     """Nobody has to clean up after it."""
     code = (
-        "import os, sys; from pathlib import Path; from shared.claims import Claim; "
+        "import os, sys; from pathlib import Path; from shared.emitter.claims import Claim; "
         "Claim(Path(sys.argv[1]), 'r.rank0'); os._exit(0)"
     )
     subprocess.run([sys.executable, "-c", code, tmp_path], check=True)

@@ -20,12 +20,13 @@ from pathlib import Path
 import pytest
 import zmq
 
-from shared import conversation as conversation_module
-from shared import emitter as emitter_module
-from shared import sender as sender_module
 from shared.clock import SystemClock
-from shared.conversation import Conversation
 from shared.emitter import Emitter, EmitterStats, NullEmitter
+from shared.emitter import conversation as conversation_module
+from shared.emitter import emitter as emitter_module
+from shared.emitter import sender as sender_module
+from shared.emitter.conversation import Conversation
+from shared.emitter.spool import Spool, SpoolUnavailable, adopt_orphans
 from shared.events import (
     ConfigUpdated,
     Event,
@@ -36,7 +37,6 @@ from shared.events import (
     RunFinished,
     RunStarted,
 )
-from shared.spool import Spool, SpoolUnavailable, adopt_orphans
 from tests.fakes import Disk, FakeSidecar
 
 RUN = "run"

@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from shared.emitter.stream import FRAME_OVERHEAD_BYTES, Frame, FrameLost, OutgoingStream, State
 from shared.events import split_events
-from shared.outgoing import FRAME_OVERHEAD_BYTES, Frame, FrameLost, OutgoingStream, State
 from shared.wire import WHOLE_STREAM, Ack, Data, Fin, FinAck, Hello, Message, Nack, Welcome
 
 CREDIT_BYTES = 40

@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.emitter.packing import Refused, kind_of, pack_event
 from shared.events import (
     CONFIG_MAX_BYTES,
     ConfigUpdated,
@@ -34,7 +35,6 @@ from shared.events import (
     RunStarted,
     decode_envelope,
 )
-from shared.packing import Refused, kind_of, pack_event
 from tests.shared.strategies import TIMES, events, same
 
 

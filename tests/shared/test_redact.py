@@ -3,6 +3,7 @@
 import pytest
 
 from shared.clock import SystemClock
+from shared.emitter.packing import pack_event
 from shared.events import (
     ConfigUpdated,
     MessageLogged,
@@ -11,7 +12,6 @@ from shared.events import (
     RunStarted,
     decode_envelope,
 )
-from shared.packing import pack_event
 from shared.redact import SECRET, redacted, redacted_text
 
 SECRET_NAMES = (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from shared.emitter import Emitter
 from shared.events import Envelope, MetricsLogged, decode_envelope, encode_event
-from telemetry.rows import Row, RunContext, point_of
+from telemetry.journal.rows import Row, RunContext, point_of
 from tests.fakes import FakeSidecar
 from tests.telemetry.waiting import wait_until
 

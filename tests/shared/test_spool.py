@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared import spool as spool_module
+from shared.emitter import spool as spool_module
+from shared.emitter.spool import Spool, SpoolDamaged, SpoolUnavailable, adopt_orphans
 from shared.record import StreamEntry, encode_segment_header
-from shared.spool import Spool, SpoolDamaged, SpoolUnavailable, adopt_orphans
 
 FRAMES = st.lists(st.binary(min_size=1, max_size=60), max_size=8)
 RUN, SESSION, SOURCE = "run", "session", "rank0"
@@ -101,7 +101,7 @@ def test_a_spool_whose_owner_lives_is_left_alone(tmp_path):
     script = textwrap.dedent(
         f"""
         from pathlib import Path
-        from shared.spool import adopt_orphans
+        from shared.emitter.spool import adopt_orphans
         print(len(adopt_orphans(Path({str(tmp_path)!r}))))
         """
     )

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import zmq
 
-from shared import spool as spool_module
-from shared.connection import Connection, check_address, check_endpoint
 from shared.emitter import Emitter
+from shared.emitter import spool as spool_module
+from shared.emitter.connection import Connection, check_address, check_endpoint
+from shared.emitter.spool import Spool, SpoolUnavailable
+from shared.emitter.whereabouts import endpoint_of, spool_dir_of
 from shared.events import MetricsLogged
-from shared.spool import Spool, SpoolUnavailable
-from shared.whereabouts import endpoint_of, spool_dir_of
 from tests.fakes import FakeSidecar
 from tests.shared.test_emitter import wait_until
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.claims import Claim, ClaimTaken
 from shared.emitter import Emitter
+from shared.emitter.claims import Claim, ClaimTaken
 from shared.events import MetricsLogged
 from shared.ids import check_source
 from shared.wire import WHOLE_STREAM, Hello, Message, Nack
@@ -319,7 +319,7 @@ def test_a_second_process_under_one_name_is_said_once_and_both_are_recorded(
 
 def test_a_start_after_a_crash_says_nothing_of_another(endpoint, place, caplog):
     """Row 40: the lock of a process that is gone is free."""
-    code = "from shared.claims import Claim; import os, sys; from pathlib import Path; "
+    code = "from shared.emitter.claims import Claim; import os, sys; from pathlib import Path; "
     code += "Claim(Path(sys.argv[1]), 'run.rank0'); os._exit(9)"
     subprocess.run([sys.executable, "-c", code, place / "spool"])
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from telemetry.cli import main
-from telemetry.rows import Row
+from telemetry.journal.rows import Row
 from telemetry.sinks import registry, runner
 from telemetry.sinks.base import Position, SinkContext
 from tests.telemetry.sinks.lines_sink import LinesSink, Trouble

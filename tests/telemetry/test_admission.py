@@ -32,7 +32,7 @@ from shared.events import (
 )
 from shared.record import PAYLOAD_MAX_BYTES
 from shared.wire import FRAME_MAX_BYTES, FRAME_MAX_EVENTS
-from telemetry.admission import admit
+from telemetry.ingest.admission import admit
 from tests.telemetry.wire_client import metric
 
 pack = msgspec.msgpack.encode

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from telemetry.datadir import holder_of, is_held
-from telemetry.files import read_json
+from telemetry.json_files import read_json
 from tests.telemetry.sidecar_process import QUIET, clean_env
 from tests.telemetry.waiting import wait_until
 

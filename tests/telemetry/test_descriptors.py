@@ -14,10 +14,10 @@ import pytest
 import zmq
 
 from shared.wire import Hello, Welcome, decode, encode
-from telemetry.connections import REFUSED
 from telemetry.descriptors import PER_RUN, SPARE, open_descriptors, shares_in_use, shares_of
-from telemetry.gateway import Gateway
-from telemetry.limits import ALL_BURST, PEER_BURST, Allowance, RunLimits, Wait
+from telemetry.ingest.connections import REFUSED
+from telemetry.ingest.gateway import Gateway
+from telemetry.ingest.limits import ALL_BURST, PEER_BURST, Allowance, RunLimits, Wait
 from tests.fakes import ManualClock
 from tests.telemetry.sidecar_process import clean_env
 from tests.telemetry.waiting import wait_until
@@ -119,7 +119,7 @@ def test_a_run_that_exists_is_no_new_one():
 
 def test_what_is_remembered_of_peers_is_bounded(monkeypatch):
     """Each HELLO may come from another one."""
-    monkeypatch.setattr("telemetry.limits.PEERS_MAX", 10)
+    monkeypatch.setattr("telemetry.ingest.limits.PEERS_MAX", 10)
     clock = ManualClock()
     limits = RunLimits(clock, 10_000)
     for n in range(100):

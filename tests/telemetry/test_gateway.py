@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import zmq
 
-from shared.connection import check_endpoint
+from shared.emitter.connection import check_endpoint
 from shared.wire import FRAME_MAX_BYTES, Hello, Message, Welcome, decode, encode
-from telemetry.gateway import AddressInUse, Gateway, check_bind
+from telemetry.ingest.gateway import AddressInUse, Gateway, check_bind
 from tests.telemetry.waiting import wait_until
 
 HELLO = Hello(1, "r", "s", "rank0", 1)

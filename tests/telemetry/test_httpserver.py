@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from telemetry import httpserver
-from telemetry.httpserver import CONNECTIONS_MAX, BoundedServer
+from telemetry import http_server as httpserver
+from telemetry.http_server import CONNECTIONS_MAX, BoundedServer
 from tests.telemetry.sidecar_process import http_get
 from tests.telemetry.waiting import wait_until
 

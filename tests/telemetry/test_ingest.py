@@ -13,9 +13,9 @@ from hypothesis.strategies import integers, lists, sampled_from, tuples
 
 from shared.events import Gap, MessageLogged, MetricsLogged, encode_event, join_events
 from shared.wire import WHOLE_STREAM, Ack, Nack, Welcome
+from telemetry.ingest.runs import Run, Runs
 from telemetry.journal.writer import JournalFault, JournalFull, JournalWriter
-from telemetry.runs import Run, Runs
-from telemetry.tombstones import write_tombstone
+from telemetry.supervise.tombstones import write_tombstone
 from tests.fakes import ManualClock
 from tests.telemetry.wire_client import (
     Producer,
@@ -882,7 +882,7 @@ def test_a_run_that_a_hello_opened_and_nothing_followed_leaves_nothing(station):
 
 def test_streams_of_a_peer_are_bounded(station, monkeypatch):
     """Each takes memory. Row 39."""
-    monkeypatch.setattr("telemetry.streams.PEER_STREAMS_MAX", 5)
+    monkeypatch.setattr("telemetry.ingest.streams.PEER_STREAMS_MAX", 5)
     answers = [Producer(station, f"s{n}", number=n).hello() for n in range(7)]
     other = Producer(station, "other", peer=b"other").hello()
 

@@ -13,12 +13,12 @@ import pytest
 from shared.events import Gap, MetricsLogged, RunFinished, RunStarted, encode_event, join_events
 from shared.record import decode_segment_header
 from shared.text import clean
+from telemetry.commands.inspect import inspect
+from telemetry.commands.replay import replay
 from telemetry.errors import EXIT_DAMAGED, EXIT_OK, CommandError
-from telemetry.files import read_json, write_json
-from telemetry.inspect import inspect
 from telemetry.journal.layout import MARK_NAME, Mark, encode_mark, segments
 from telemetry.journal.writer import JournalWriter
-from telemetry.replay import replay
+from telemetry.json_files import read_json, write_json
 from tests.telemetry.sidecar_process import clean_env
 from tests.telemetry.sinks.lines_sink import Killed, LinesSink, Trouble, lines
 from tests.telemetry.wire_client import metric
@@ -310,7 +310,7 @@ def into_lines(monkeypatch):
         )
 
     # Replay takes the signals of its process; here they are the tests' own.
-    monkeypatch.setattr("telemetry.replay.signal.signal", lambda *_: None)
+    monkeypatch.setattr("telemetry.commands.replay.signal.signal", lambda *_: None)
     monkeypatch.setattr("telemetry.sinks.runner.WRITE_ROWS", 3)
     install()
     return install

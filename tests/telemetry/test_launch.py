@@ -15,10 +15,10 @@ import pytest
 
 from shared.emitter import Emitter
 from shared.events import RunStarted
+from telemetry.commands.launch import Sidecar
 from telemetry.config import ServeConfig
 from telemetry.datadir import holder_of, is_held
-from telemetry.files import read_json
-from telemetry.launch import Sidecar
+from telemetry.json_files import read_json
 from tests.telemetry.sidecar_process import QUIET, SidecarProcess, clean_env
 from tests.telemetry.test_gateway import has_ipv6
 from tests.telemetry.waiting import wait_until

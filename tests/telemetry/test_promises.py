@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from shared.events import ConfigUpdated, Gap
-from telemetry.files import read_json
 from telemetry.journal.writer import JournalFull, JournalWriter
+from telemetry.json_files import read_json
 from tests.fakes import ManualClock
 from tests.telemetry.wire_client import (
     LOST_AFTER_S,

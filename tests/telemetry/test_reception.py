@@ -12,7 +12,7 @@ from msgspec import Raw
 
 from shared.events import MessageLogged, MetricsLogged, encode_event, join_events
 from shared.wire import SCHEMA, WHOLE_STREAM, Ack, Data, Fin, FinAck, Hello, Message, Nack, Welcome
-from telemetry.inbox import (
+from telemetry.ingest.inbox import (
     CREDIT_MAX_BYTES,
     OPENINGS_MAX,
     PEER_MAX_BYTES,
@@ -20,7 +20,7 @@ from telemetry.inbox import (
     QUEUE_MAX_BYTES,
     Inbox,
 )
-from telemetry.reception import Reception, count_of
+from telemetry.ingest.reception import Reception, count_of
 from tests.fakes import ManualClock
 from tests.telemetry.wire_client import Station, acks, metric, nacks, packed
 

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from shared.events import Event, Gap, MetricsLogged, encode_event, join_events
 from telemetry.cli import main
+from telemetry.commands.inspect import read_contents
+from telemetry.commands.repair import repair
 from telemetry.errors import CommandError
-from telemetry.files import write_json
-from telemetry.inspect import read_contents
 from telemetry.journal.layout import segments
 from telemetry.journal.reader import JournalReader
 from telemetry.journal.writer import JournalWriter
-from telemetry.repair import repair
+from telemetry.json_files import write_json
 
 FRAMES = 12
 IN_FRAME = 3

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from shared.events import HARDWARE, MetricsLogged
-from telemetry import runclock
-from telemetry.rows import ELAPSED, Row, RunContext, point_of
+from telemetry.journal import run_clock as runclock
+from telemetry.journal.rows import ELAPSED, Row, RunContext, point_of
 from tests.telemetry.sinks.helpers_rows import SECOND_NS, START_WALL_NS, RowMaker
 
 HOUR_NS = 3600 * SECOND_NS

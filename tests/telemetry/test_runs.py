@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from shared.events import ConfigUpdated, Gap, RunFinished
-from telemetry.files import read_json, write_json
 from telemetry.journal.writer import JournalFull, JournalWriter
+from telemetry.json_files import read_json, write_json
 from tests.fakes import ManualClock
 from tests.telemetry.wire_client import (
     LOST_AFTER_S,
@@ -133,7 +133,7 @@ def test_a_run_json_that_can_not_be_written_now_is_written_later(station, monkey
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("telemetry.runs.write_json", failing)
+        patch.setattr("telemetry.ingest.runs.write_json", failing)
         acknowledged = acks(producer.committed())
         producer.emit(finished())
         station.settle()
@@ -715,7 +715,7 @@ def test_a_run_whose_opening_failed_halfway_can_be_opened_later(station, monkeyp
         raise RuntimeError("no")
 
     with monkeypatch.context() as patch:
-        patch.setattr("telemetry.runs.Run._catch_up", failing)
+        patch.setattr("telemetry.ingest.runs.Run._catch_up", failing)
         with pytest.raises(RuntimeError):
             station.runs.open("r")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from telemetry.sampler import (
+from telemetry.hardware.sampler import (
     BadConfig,
     SamplerConfig,
     StopSignal,
@@ -136,7 +136,7 @@ def test_the_host_can_be_named_and_is_made_fit_for_a_source():
 def sampler(tmp_path):
     """A sampler process that has begun to sample, with a pipe on its stdin."""
     command = [
-        *(sys.executable, "-m", "telemetry.sampler", "--close-timeout-s", "0"),
+        *(sys.executable, "-m", "telemetry.hardware.sampler", "--close-timeout-s", "0"),
         *("--endpoint", f"ipc://{tmp_path}/nobody.sock", "--host", "node1", "--hz", "20"),
     ]
     pipe = subprocess.PIPE

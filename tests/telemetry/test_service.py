@@ -18,9 +18,9 @@ from shared.emitter import Emitter
 from shared.events import MessageLogged, MetricsLogged
 from telemetry.config import ServeConfig
 from telemetry.errors import EXIT_BACKLOG, EXIT_FAULT, EXIT_OK, EXIT_RUNNING, CommandError
-from telemetry.files import read_json
-from telemetry.gateway import Gateway
-from telemetry.ingest import Ingest
+from telemetry.ingest.gateway import Gateway
+from telemetry.ingest.ingest import Ingest
+from telemetry.json_files import read_json
 from telemetry.service import Service, exit_code_in
 from tests.telemetry.sidecar_process import SidecarProcess, clean_env, http_get
 from tests.telemetry.waiting import wait_until

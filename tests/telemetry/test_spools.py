@@ -9,10 +9,10 @@ from pathlib import Path
 
 from shared.emitter import Emitter
 from shared.events import MetricsLogged, RunStarted
+from telemetry.ingest.runs import RUN_FILE
 from telemetry.journal.reader import JournalReader
 from telemetry.journal.writer import JournalWriter
-from telemetry.runs import RUN_FILE
-from telemetry.tombstones import write_tombstone
+from telemetry.supervise.tombstones import write_tombstone
 from tests.telemetry.sidecar_process import SidecarProcess, clean_env
 from tests.telemetry.waiting import wait_until
 from tests.telemetry.wire_client import metric, packed

@@ -12,12 +12,12 @@ import pytest
 from shared.clock import SystemClock
 from shared.events import encode_event, join_events
 from telemetry.errors import EXIT_OK
-from telemetry.files import read_json, write_json
 from telemetry.journal.writer import JournalWriter
+from telemetry.json_files import read_json, write_json
 from telemetry.sinks import runner
 from telemetry.sinks.runner import Reporter, SinkJob, run_sink
 from telemetry.sinks.skips import skipped_rows
-from telemetry.supervisor import Supervisor
+from telemetry.supervise.supervisor import Supervisor
 from tests.telemetry import stepping
 from tests.telemetry.sinks.lines_sink import LinesSink, Trouble, lines
 from tests.telemetry.stepping import BAD_ROW
@@ -65,9 +65,9 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    monkeypatch.setattr("telemetry.supervisor.TURN_S", 0.02)
-    monkeypatch.setattr("telemetry.sinkprocess.BACKOFF_FIRST_S", 0.05)
-    monkeypatch.setattr("telemetry.sinkprocess.BACKOFF_MAX_S", 0.2)
+    monkeypatch.setattr("telemetry.supervise.supervisor.TURN_S", 0.02)
+    monkeypatch.setattr("telemetry.supervise.sink_process.BACKOFF_FIRST_S", 0.05)
+    monkeypatch.setattr("telemetry.supervise.sink_process.BACKOFF_MAX_S", 0.2)
     place = Place(tmp_path)
     place.dies("nowhere")
     yield place

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from telemetry.files import write_json
 from telemetry.journal.writer import JournalWriter
+from telemetry.json_files import write_json
 from telemetry.summary import Commands, launched_runs, print_summary
 
 

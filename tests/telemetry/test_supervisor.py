@@ -12,12 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from telemetry.files import write_json
-from telemetry.inspect import inspect
+from telemetry.commands.inspect import inspect
+from telemetry.http import Health, StatusServer
 from telemetry.journal.writer import JournalWriter
-from telemetry.sinkprocess import SinkStatus
-from telemetry.status import Health, StatusServer
-from telemetry.supervisor import Supervisor
+from telemetry.json_files import write_json
+from telemetry.supervise.sink_process import SinkStatus
+from telemetry.supervise.supervisor import Supervisor
 from tests.fakes import ManualClock
 from tests.telemetry import supervised
 from tests.telemetry.sidecar_process import http_get
@@ -57,7 +57,7 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    monkeypatch.setattr("telemetry.supervisor.TURN_S", 0.01)
+    monkeypatch.setattr("telemetry.supervise.supervisor.TURN_S", 0.01)
     place = Place(tmp_path)
     yield place
     for supervisor in place.made:

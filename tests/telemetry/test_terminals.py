@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from shared.events import MessageLogged, RunFinished, RunStarted, encode_event, join_events
-from telemetry.files import write_json
 from telemetry.journal.writer import JournalWriter
+from telemetry.json_files import write_json
 from telemetry.logs import CleanFormatter
 from tests.telemetry.sidecar_process import clean_env
 

@@ -20,11 +20,11 @@ from shared.events import (
     join_events,
 )
 from shared.wire import SCHEMA, Ack, Data, Fin, FinAck, Hello, Message, Nack, Welcome
-from telemetry.hostrun import HostRun
-from telemetry.ingest import Ingest
+from telemetry.ingest.host_run import HostRun
+from telemetry.ingest.ingest import Ingest
+from telemetry.ingest.runs import Runs
 from telemetry.journal.reader import JournalReader
-from telemetry.rows import Row
-from telemetry.runs import Runs
+from telemetry.journal.rows import Row
 from tests.fakes import ManualClock
 
 SECOND_NS = 1_000_000_000

@@ -14,7 +14,7 @@ import torch
 
 from shared.emitter import EmitterStats
 from shared.events import Event, MetricsLogged
-from trainer import telemetry_link
+from trainer.reporting import telemetry_link
 
 
 class RecordingEmitter:

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from tests.test_readme import EXAMPLES
-from trainer import assess
 from trainer.__main__ import main
-from trainer.checkpoint import CheckpointDirectory, read_checkpoint
-from trainer.data import IGNORED
-from trainer.export import load_exported
+from trainer.data.batches import IGNORED
+from trainer.evaluation import commands as assess
+from trainer.evaluation.export import load_exported
+from trainer.training.checkpoint import CheckpointDirectory, read_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,15 @@ import torch
 from safetensors import SafetensorError
 
 from shared import files
-from trainer import checkpoint as checkpoint_module
-from trainer.checkpoint import (
+from trainer.errors import BadInput
+from trainer.training import checkpoint as checkpoint_module
+from trainer.training.checkpoint import (
     FORMAT,
     CheckpointDirectory,
     check_identity,
     read_checkpoint,
 )
-from trainer.errors import BadInput
-from trainer.random_states import random_states, restore_random_states
+from trainer.training.random_states import random_states, restore_random_states
 
 
 def checkpoint(step: int) -> dict:

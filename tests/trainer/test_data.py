@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data import (
+from trainer.data.batches import (
     IGNORED,
     Masking,
     TrainingBatches,

@@ -53,7 +53,7 @@ def test_a_step_with_nothing_to_predict_is_gone_through(
 
 def test_an_empty_step_moves_no_weight(small_run, recorder, rows_of_separators, monkeypatch):
     """The optimizer would otherwise go on with what it remembers of steps before."""
-    from trainer.step import Stepper
+    from trainer.training.step import Stepper
 
     update, moved = Stepper.update, {True: [], False: []}
 
@@ -99,14 +99,14 @@ def test_an_evaluation_on_the_border_of_a_stage_has_the_quantizers_of_the_last_s
 def test_a_validation_has_one_loss_and_an_accuracy(small_run, recorder, extra, monkeypatch):
     """The seed and the precision of training decide weights, and no masks and no rounding."""
     seen = []
-    from trainer.evaluate import evaluate
+    from trainer.evaluation.evaluate import evaluate
 
     def watched(model, batches, *rest):
         batches = list(batches)
         seen.append(([b.input_ids for b in batches], torch.is_autocast_enabled("cpu")))
         return evaluate(model, iter(batches), *rest)
 
-    monkeypatch.setattr("trainer.loop.evaluate", watched)
+    monkeypatch.setattr("trainer.training.loop.evaluate", watched)
     main(small_run)
     expected = seen.copy()
     seen.clear()

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.trainer.model.test_encoder import make_batch, make_model
 from trainer.errors import BadInput
-from trainer.export import ExportedEncoder, export_encoder, load_exported
+from trainer.evaluation.export import ExportedEncoder, export_encoder, load_exported
 from trainer.model import BitNetQDyT, ModelConfig
 from trainer.model.calibration import freeze_group_means, group_means
 from trainer.model.linear import QuantizedLinear

@@ -9,7 +9,7 @@ import pytest
 
 from shared.events import RunStarted
 from trainer.__main__ import main
-from trainer.checkpoint import CheckpointDirectory, read_checkpoint
+from trainer.training.checkpoint import CheckpointDirectory, read_checkpoint
 
 
 @pytest.fixture

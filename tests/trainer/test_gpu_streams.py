@@ -14,10 +14,10 @@ import torch
 
 from trainer import run as run_module
 from trainer.args import parse_args
-from trainer.block_profile import BlockProfile
-from trainer.device import allow_tf32, use_device
-from trainer.scalars import ScalarCopies
-from trainer.work_clock import WorkClock
+from trainer.training.block_profile import BlockProfile
+from trainer.training.device import allow_tf32, use_device
+from trainer.training.scalar_copies import ScalarCopies
+from trainer.training.work_clock import WorkClock
 
 SECOND = torch.device("cuda:1")
 

@@ -10,10 +10,10 @@ import torch
 from shared.events import MetricsLogged
 from tests.trainer.model.test_encoder import make_batch, make_model
 from trainer.__main__ import main
-from trainer.checkpoint import CheckpointDirectory, read_checkpoint
-from trainer.guidance import TeacherGuidance
 from trainer.model.teacher import Teacher, divergence
-from trainer.processes import Place, Processes
+from trainer.training.checkpoint import CheckpointDirectory, read_checkpoint
+from trainer.training.distillation import TeacherGuidance
+from trainer.training.processes import Place, Processes
 
 ALONE = Processes(Place())
 DENSE = ["weight_mode=float", "activation_mode=float", "mixers=none", "block_norm=layernorm"]

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.data import Masking, mask_for_evaluation, mask_for_training
-from trainer.evaluate import evaluate
-from trainer.processes import Place, Processes
-from trainer.scalars import ScalarCopies
-from trainer.step import Stepper
+from trainer.data.batches import Masking, mask_for_evaluation, mask_for_training
+from trainer.evaluation.evaluate import evaluate
+from trainer.training.processes import Place, Processes
+from trainer.training.scalar_copies import ScalarCopies
+from trainer.training.step import Stepper
 
 CPU = torch.device("cpu")
 VOCABULARY = 50

@@ -7,8 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.__main__ import main
-from trainer.loop import Training
-from trainer.scalars import ScalarCopies
+from trainer.training.loop import Training
+from trainer.training.scalar_copies import ScalarCopies
 
 # What makes the host wait for an accelerator: a value read, or a shape that depends on values.
 WAITING = {

@@ -17,10 +17,10 @@ import pytest
 import torch
 
 from trainer.__main__ import main
-from trainer.checkpoint import read_checkpoint
-from trainer.data import Masking, TrainingBatches, evaluation_batches
+from trainer.data.batches import Masking, TrainingBatches, evaluation_batches
 from trainer.errors import BadInput
-from trainer.processes import Place, is_peer_failure, read_place
+from trainer.training.checkpoint import read_checkpoint
+from trainer.training.processes import Place, is_peer_failure, read_place
 
 FLOAT = ["--model_option", "weight_mode=float", "activation_mode=float", "layers=1"]
 FEW = ["--eval_interval", "100", "--quant_interval", "0", "--model_option", "layers=1"]

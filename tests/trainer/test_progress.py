@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from trainer.progress import Progress
+from trainer.reporting.progress import Progress
 
 TRAIN = {
     "train/loss": 2.5,

@@ -8,8 +8,8 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.trainer.model.test_encoder import make_batch, make_model
-from trainer.quantization_pictures import WIDTH, SiteWeights, draw_page
-from trainer.quantization_report import make_page
+from trainer.reporting.quantization_pictures import WIDTH, SiteWeights, draw_page
+from trainer.reporting.quantization_report import make_page
 
 TERNARY = {
     "bits": 1.585,

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from tests.trainer.model.test_encoder import make_batch, make_model
-from trainer.checkpoint import CheckpointDirectory, read_checkpoint
-from trainer.guidance import Guidance
-from trainer.processes import Place, Processes
-from trainer.random_states import random_states
-from trainer.resume import Position, capture, restore
-from trainer.step import Stepper
+from trainer.training.checkpoint import CheckpointDirectory, read_checkpoint
+from trainer.training.distillation import Guidance
+from trainer.training.processes import Place, Processes
+from trainer.training.random_states import random_states
+from trainer.training.resume import Position, capture, restore
+from trainer.training.step import Stepper
 
 POSITION = Position(step=1, rows=8, best_val_loss=None, window_loss_sum=2.5, window_steps=1)
 

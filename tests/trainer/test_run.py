@@ -20,8 +20,8 @@ from shared.events import (
     RunStarted,
 )
 from trainer.__main__ import main
-from trainer.checkpoint import read_checkpoint
-from trainer.step import Stepper
+from trainer.training.checkpoint import read_checkpoint
+from trainer.training.step import Stepper
 
 TRAIN_NAMES = {
     "train/loss",
@@ -283,7 +283,7 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainer.checkpoint.write_directory_atomically", full)
+    monkeypatch.setattr("trainer.training.checkpoint.write_directory_atomically", full)
 
     code = main([*small_run, "--save_interval", "2"])
 
@@ -310,7 +310,7 @@ def test_it_trains_without_wandb_and_without_the_sidecar(small_run, tmp_path):
     """Neither is imported; the events wait in the spool."""
     block = (
         "import sys; sys.modules['wandb'] = sys.modules['telemetry'] = None; "
-        "import trainer.sidecar; trainer.sidecar.is_installed = lambda: False; "
+        "import trainer.reporting.sidecar; trainer.reporting.sidecar.is_installed = lambda: False; "
         "from trainer.__main__ import main; code = main(sys.argv[1:]); "
         "assert not {'tensorboard', 'psutil'} & sys.modules.keys(); sys.exit(code)"
     )

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.model import ModelConfig
-from trainer.schedule import learning_rate, resolve_steps, schedule_state, teacher_weight
+from trainer.model.schedule import learning_rate, resolve_steps, schedule_state, teacher_weight
 
 CONFIG = ModelConfig.for_size("small", 100, stage1=0.1, stage2=0.4, qdrop_anneal_steps=50)
 

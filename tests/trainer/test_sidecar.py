@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from shared.socket_path import fits
-from trainer import sidecar
 from trainer.__main__ import main
-from trainer.sidecar import PrivateAddress, is_installed, start_sidecar
+from trainer.reporting import sidecar
+from trainer.reporting.sidecar import PrivateAddress, is_installed, start_sidecar
 
 READS_TO_THE_END = "import sys; sys.stdin.read(); open(sys.argv[1], 'w').write('drained')"
 IGNORES_THE_END = "import time; time.sleep(600)"
@@ -88,7 +88,7 @@ def test_a_run_with_a_sidecar_that_dies_ends_as_ever(monkeypatch, tmp_path, smal
     """Exit code 0, and one line that says since when nothing is recorded."""
     FakeService(monkeypatch, DIES, tmp_path / "result")
     run = [argument for argument in small_run if argument != "--no_sidecar"]
-    monkeypatch.setattr("trainer.telemetry_link.CLOSE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("trainer.reporting.telemetry_link.CLOSE_TIMEOUT_S", 0.1)
 
     code = main(run)
 

@@ -11,8 +11,8 @@ from trainer.configure import build_model_config, build_plan
 from trainer.errors import BadInput
 from trainer.model import ModelConfig
 from trainer.model.config import MODEL_SIZES
-from trainer.schedule import schedule_state
-from trainer.spans import FULL_LENGTH_STEPS, SPANS, describe_schedule, fit_spans, shorten
+from trainer.model.schedule import schedule_state
+from trainer.model.spans import FULL_LENGTH_STEPS, SPANS, describe_schedule, fit_spans, shorten
 
 
 def plan_of(arguments: str, rows: int = 1000):

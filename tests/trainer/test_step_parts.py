@@ -11,13 +11,13 @@ from torch import nn
 from shared.events import HistogramLogged, MessageLogged, MetricsLogged
 from tests.trainer.conftest import RecordingEmitter
 from trainer.args import parse_args
-from trainer.block_profile import BlockProfile
-from trainer.memory import explain_out_of_memory
-from trainer.observe import VALUES_A_EVENT, Observer
-from trainer.progress import Progress
-from trainer.reporting import Reading, Reporter
-from trainer.scalars import ScalarCopies
-from trainer.work_clock import WorkClock
+from trainer.reporting.observer import VALUES_A_EVENT, Observer
+from trainer.reporting.progress import Progress
+from trainer.reporting.reports import Reading, Reporter
+from trainer.training.block_profile import BlockProfile
+from trainer.training.memory import explain_out_of_memory
+from trainer.training.scalar_copies import ScalarCopies
+from trainer.training.work_clock import WorkClock
 
 CPU = torch.device("cpu")
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer import token_cache
-from trainer.corpus import load_corpus, load_sample, split_paragraphs
-from trainer.data import Masking, mask_for_evaluation
+from trainer.data import token_cache
+from trainer.data.batches import Masking, mask_for_evaluation
+from trainer.data.corpus import load_corpus, load_sample, split_paragraphs
+from trainer.data.token_cache import load_rows
+from trainer.data.tokenizer import load_tokenizer
 from trainer.errors import BadInput
-from trainer.token_cache import load_rows
-from trainer.tokenizer import load_tokenizer
 
 SAMPLE_SHA256 = "facb596af7431577a33f4ad1edb9d0662aeb31256347a40e6127bec500506971"
 TOKENIZER_SHA256 = "005c38140e1d1aa660b408adddb4294c0addf75147d1264e41b4fafdfab53eef"

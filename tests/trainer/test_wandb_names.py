@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from trainer import telemetry_link
 from trainer.__main__ import main
+from trainer.reporting import telemetry_link
 
 ONE_STEP = ["--max_steps", "1"]
 

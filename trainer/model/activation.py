@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from trainer.model.config import ModelConfig
+from trainer.model.diagnostics.readings import ObservedModule, quantizer_readings
 from trainer.model.integer import bypassed_to, largest_level
 from trainer.model.noise import centred_uniform_like
 from trainer.model.precision import ScheduledModule, StageBits
-from trainer.model.readings import ObservedModule, quantizer_readings
-from trainer.schedule import ScheduleState
+from trainer.model.schedule import ScheduleState
 
 SAMPLE_ROWS = 256
 

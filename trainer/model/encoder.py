@@ -16,17 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.model import diagnostics, histograms
 from trainer.model.activation import sample_rows
 from trainer.model.block import Block
 from trainer.model.config import ModelConfig
-from trainer.model.ends import Embedding, LanguageModelHead
-from trainer.model.flips import FlipMeter
-from trainer.model.histograms import Histogram
+from trainer.model.diagnostics import diagnostics, histograms
+from trainer.model.diagnostics.flips import FlipMeter
+from trainer.model.diagnostics.histograms import Histogram
+from trainer.model.diagnostics.readings import ObservedModule
+from trainer.model.embedding import Embedding, LanguageModelHead
 from trainer.model.linear import QuantizedLinear
 from trainer.model.precision import ScheduledModule
-from trainer.model.readings import ObservedModule
-from trainer.schedule import ScheduleState, schedule_state
+from trainer.model.schedule import ScheduleState, schedule_state
 
 NOT_PREDICTED = -100
 

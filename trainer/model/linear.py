@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from trainer.model.config import TERNARY_BITS, ModelConfig
 from trainer.model.integer import bypassed_to, integer_codes, integer_weights
 from trainer.model.noise import random_mask_like
-from trainer.model.once import QuantizesWeight
 from trainer.model.precision import ScheduledModule, StageBits
+from trainer.model.schedule import ScheduleState
 from trainer.model.ternary import (
     TernaryStart,
     absmean_ternary,
@@ -26,7 +26,7 @@ from trainer.model.ternary import (
     symmetric_start,
     ternary_codes,
 )
-from trainer.schedule import ScheduleState
+from trainer.model.weight_cache import QuantizesWeight
 
 
 class QuantizedLinear(ScheduledModule, QuantizesWeight):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from torch import nn
 
 from trainer.model.config import TERNARY_BITS, ActivationMode, ModelConfig, WeightMode
-from trainer.schedule import ScheduleState, Stage
+from trainer.model.schedule import ScheduleState, Stage
 
 WARMUP_BITS = 8
 

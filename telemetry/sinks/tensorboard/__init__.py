@@ -18,6 +18,6 @@ disk        calls of the disk that follow no symbolic link
 sink        the sink itself, which puts these together
 """
 
-from telemetry.sinks.tensorboard.sink import TensorBoardSink
+from telemetry.sinks.tensorboard.tensorboard_sink import TensorBoardSink
 
 __all__ = ["TensorBoardSink"]

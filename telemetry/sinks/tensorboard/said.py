@@ -10,9 +10,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from shared.events import PartialEvent, RunFinished, RunStarted
-from telemetry.rows import Row
+from telemetry.journal.rows import Row
 from telemetry.sinks.tensorboard import words
-from telemetry.sinks.tensorboard.config import flat_config, hparams_of, table
 from telemetry.sinks.tensorboard.entries import (
     ConfigEnd,
     ConfigStart,
@@ -22,7 +21,8 @@ from telemetry.sinks.tensorboard.entries import (
     Text,
 )
 from telemetry.sinks.tensorboard.names import END_TAG, LAYOUT_TAG, START_TAG
-from telemetry.sinks.tensorboard.streams import REASONS_MAX, Stream
+from telemetry.sinks.tensorboard.run_config import flat_config, hparams_of, table
+from telemetry.sinks.tensorboard.session_dirs import REASONS_MAX, Stream
 
 CONFIG_TAG: Final = "config"
 RANK0: Final = "rank0"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from telemetry.files import read_json, write_json
+from telemetry.json_files import read_json, write_json
 from telemetry.sinks.tensorboard.disk import make_directory
 
 

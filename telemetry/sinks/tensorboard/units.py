@@ -25,7 +25,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from shared.events import Scalar
-from telemetry.rows import ELAPSED
+from telemetry.journal.rows import ELAPSED
 
 GROUP: Final = "~hw/"
 OWN_PREFIX: Final = "telemetry/"

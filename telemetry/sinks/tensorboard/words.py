@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from shared.events import Gap, PartialEvent, RunFinished, RunStarted
 from shared.text import clean
-from telemetry.sinks.tensorboard.config import flat_config
+from telemetry.sinks.tensorboard.run_config import flat_config
 
 LINE_MAX_CHARS: Final = 10_000
 

@@ -3,6 +3,6 @@
 Imports in this package are absolute: `import wandb` always means the library.
 """
 
-from telemetry.sinks.wandb.sink import WandbSink
+from telemetry.sinks.wandb.wandb_sink import WandbSink
 
 __all__ = ["WandbSink"]

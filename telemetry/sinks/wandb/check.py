@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from telemetry.files import read_json
+from telemetry.json_files import read_json
 from telemetry.sinks.skips import Skips, skips_path
 from telemetry.sinks.wandb import offline
 from telemetry.sinks.wandb.local import part_from

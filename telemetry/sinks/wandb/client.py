@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-from telemetry.rows import STEP
+from telemetry.journal.rows import STEP
 from telemetry.sinks.base import SinkContext, SinkRejected, SinkUnavailable
 from telemetry.sinks.wandb.core import (
     core_killed_after,
@@ -24,8 +24,8 @@ from telemetry.sinks.wandb.core import (
     translated,
     without_secrets,
 )
-from telemetry.sinks.wandb.identity import JOURNAL, bare_identity, identity
-from telemetry.sinks.wandb.policy import AXES, RESERVED, Alert, Histogram, Values
+from telemetry.sinks.wandb.run_identity import JOURNAL, bare_identity, identity
+from telemetry.sinks.wandb.selection import AXES, RESERVED, Alert, Histogram, Values
 from telemetry.sinks.wandb.values import exit_code as held_exit_code
 
 Mode = Literal["online", "offline"]

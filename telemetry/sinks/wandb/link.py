@@ -16,8 +16,8 @@ from typing import Final
 
 import msgspec
 
-from telemetry.files import read_json, write_json
 from telemetry.journal.layout import make_durably
+from telemetry.json_files import read_json, write_json
 from telemetry.sinks.base import SinkUnavailable
 
 RETRY_FIRST_S: Final = 30.0

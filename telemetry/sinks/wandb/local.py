@@ -23,8 +23,8 @@ from telemetry.journal.layout import make_durably
 from telemetry.sinks.base import SinkContext, SinkRejected, SinkUnavailable
 from telemetry.sinks.wandb import client, offline, wandb_file
 from telemetry.sinks.wandb.offline import Confirmation, Ledger
-from telemetry.sinks.wandb.policy import Policy, Selected
-from telemetry.sinks.wandb.status import Ending, say_ending
+from telemetry.sinks.wandb.run_status import Ending, say_ending
+from telemetry.sinks.wandb.selection import Policy, Selected
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from shared.clock import Clock
 from shared.files import write_atomically
 from telemetry.journal.layout import sync_directory
 from telemetry.sinks.base import SinkUnavailable
-from telemetry.sinks.wandb.identity import JOURNAL
+from telemetry.sinks.wandb.run_identity import JOURNAL
 from telemetry.sinks.wandb.wandb_file import HEADER, DamagedFile, RecordTail
 
 _FRAGMENT = re.compile(r"offline-run-\d{8}_\d{6}-.+")

@@ -24,9 +24,9 @@ from telemetry.sinks.base import SinkContext, SinkUnavailable
 from telemetry.sinks.wandb import client, core
 from telemetry.sinks.wandb.link import LinkFile
 from telemetry.sinks.wandb.local import Spot
-from telemetry.sinks.wandb.policy import Selected
+from telemetry.sinks.wandb.run_status import INTERRUPTED, Ending, say_ending
+from telemetry.sinks.wandb.selection import Selected
 from telemetry.sinks.wandb.server import Server, View
-from telemetry.sinks.wandb.status import INTERRUPTED, Ending, say_ending
 
 log = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from shared.clock import Clock
 from shared.wandb_limits import cleaned
 from telemetry.sinks.base import SinkContext, SinkUnavailable
 from telemetry.sinks.wandb import core
-from telemetry.sinks.wandb.identity import JOURNAL
-from telemetry.sinks.wandb.identity import said as said_by
 from telemetry.sinks.wandb.mode import NO_KEY, Account
+from telemetry.sinks.wandb.run_identity import JOURNAL
+from telemetry.sinks.wandb.run_identity import said as said_by
 
 ASK_TIMEOUT_S: Final = 10.0
 STILL_S: Final = 30.0

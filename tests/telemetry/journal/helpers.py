@@ -8,9 +8,9 @@ from pathlib import Path
 from shared.events import MetricsLogged, encode_event, join_events
 from shared.record import decode_record_header, decode_segment_header
 from telemetry.journal.reader import JournalReader
+from telemetry.journal.rows import Row
 from telemetry.journal.scan import Damage
 from telemetry.journal.writer import JournalWriter
-from telemetry.rows import Row
 
 RUN, SESSION = "run", "session"
 

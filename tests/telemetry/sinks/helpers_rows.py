@@ -11,7 +11,7 @@ from collections import Counter
 from typing import Any
 
 from shared.events import Event, MetricsLogged, RunStarted, Scalar, decode_envelope, encode_event
-from telemetry.rows import Row
+from telemetry.journal.rows import Row
 
 START_WALL_NS = 1_700_000_000_000_000_000
 SECOND_NS = 1_000_000_000

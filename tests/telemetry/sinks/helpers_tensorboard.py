@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from telemetry.rows import Row
+from telemetry.journal.rows import Row
 from telemetry.sinks.base import START, Position, SinkContext
 from telemetry.sinks.tensorboard import TensorBoardSink
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from telemetry.rows import Row
+from telemetry.journal.rows import Row
 from telemetry.sinks.base import Position, SinkContext
 
 

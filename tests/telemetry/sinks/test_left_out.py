@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from telemetry.files import write_json
-from telemetry.inspect import inspect
+from telemetry.commands.inspect import inspect
+from telemetry.http import Health, _Collector
 from telemetry.journal.writer import JournalWriter
-from telemetry.sinkprocess import SinkStatus
+from telemetry.json_files import write_json
 from telemetry.sinks.base import Position, left_out_of
 from telemetry.sinks.runner import Reporter
-from telemetry.status import Health, _Collector
+from telemetry.supervise.sink_process import SinkStatus
 
 
 def test_inspect_says_how_many_values_a_sink_left_out(

@@ -15,9 +15,9 @@ import pytest
 
 from shared.events import encode_event, join_events
 from telemetry.errors import EXIT_BACKLOG, EXIT_FAULT, EXIT_OK, EXIT_RUNNING, CommandError
-from telemetry.files import read_json, write_json
 from telemetry.journal.reader import Batch, JournalReader
 from telemetry.journal.writer import JournalWriter
+from telemetry.json_files import read_json, write_json
 from telemetry.sinks.base import SinkRejected, SinkUnavailable
 from telemetry.sinks.cursor import Cursor
 from telemetry.sinks.runner import Reporter, SinkJob, run_sink

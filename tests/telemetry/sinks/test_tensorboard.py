@@ -17,7 +17,7 @@ from shared.events import (
     MessageLogged,
     RunFinished,
 )
-from telemetry.rows import Row
+from telemetry.journal.rows import Row
 from tests.telemetry.sinks.helpers_rows import SECOND_NS, START_WALL_NS, RowMaker
 from tests.telemetry.sinks.helpers_tensorboard import (
     as_float32,

@@ -22,9 +22,9 @@ from shared.events import (
     RunFinished,
     RunStarted,
 )
-from telemetry.rows import ELAPSED, STEP, Row, RunContext, point_of
+from telemetry.journal.rows import ELAPSED, STEP, Row, RunContext, point_of
 from telemetry.sinks.base import START, Position, SinkUnavailable
-from telemetry.sinks.tensorboard import files
+from telemetry.sinks.tensorboard import event_files as files
 from tests.telemetry.sinks.helpers_rows import RowMaker
 from tests.telemetry.sinks.helpers_tensorboard import (
     Found,

@@ -16,7 +16,7 @@ from tensorboard.data.proto import data_provider_pb2 as api
 from tensorboard.data.proto import data_provider_pb2_grpc as api_grpc
 
 from shared.events import MessageLogged
-from telemetry.rows import STEP
+from telemetry.journal.rows import STEP
 from telemetry.sinks.base import START
 from tests.telemetry.sinks.helpers_rows import RowMaker
 from tests.telemetry.sinks.helpers_tensorboard import (

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from telemetry.sinks.base import START, Position, SinkContext, SinkUnavailable
-from telemetry.sinks.tensorboard import TensorBoardSink, lastsfile
-from telemetry.sinks.tensorboard.files import EventFiles
+from telemetry.sinks.tensorboard import TensorBoardSink, lasts_file
+from telemetry.sinks.tensorboard.event_files import EventFiles
 from telemetry.sinks.tensorboard.starts import Starts
 from tests.telemetry.sinks.helpers_rows import RowMaker
 from tests.telemetry.sinks.helpers_tensorboard import (
@@ -299,7 +299,7 @@ def test_buffers_are_bounded_between_commits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More than the bound is on disk, and cut again where no commit follows."""
-    monkeypatch.setattr("telemetry.sinks.tensorboard.files.BUFFER_MAX_BYTES", 100)
+    monkeypatch.setattr("telemetry.sinks.tensorboard.event_files.BUFFER_MAX_BYTES", 100)
     files = EventFiles(tmp_path / "tensorboard", Starts(tmp_path))
     files.recover(0, {})
     for row in range(20):
@@ -317,7 +317,7 @@ def test_a_long_run_keeps_its_last_steps_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A million commits of one curve are not a million lines."""
-    monkeypatch.setattr(lastsfile, "COMPACT_MIN_BYTES", 1000)
+    monkeypatch.setattr(lasts_file, "COMPACT_MIN_BYTES", 1000)
     journal = RowMaker()
     for step in range(300):
         journal.metrics(step, {"train/loss": float(step)})

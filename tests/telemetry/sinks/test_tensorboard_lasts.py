@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from telemetry.sinks.base import Position
-from telemetry.sinks.tensorboard import lastsfile
-from telemetry.sinks.tensorboard.lastsfile import DamagedLasts, LastsCommit, LastsFile
+from telemetry.sinks.tensorboard import lasts_file
+from telemetry.sinks.tensorboard.lasts_file import DamagedLasts, LastsCommit, LastsFile
 from telemetry.sinks.tensorboard.placement import Change
 from tests.telemetry.sinks.helpers_rows import RowMaker
 from tests.telemetry.sinks.helpers_tensorboard import (
@@ -69,7 +69,7 @@ def test_a_file_that_has_grown_is_followed_by_a_short_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And stays until neither of the last two positions names it."""
-    monkeypatch.setattr(lastsfile, "COMPACT_MIN_BYTES", 200)
+    monkeypatch.setattr(lasts_file, "COMPACT_MIN_BYTES", 200)
     file = LastsFile(tmp_path)
     file.open(LastsCommit())
     positions = []

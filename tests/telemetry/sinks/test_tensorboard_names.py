@@ -12,8 +12,8 @@ from shared.events import HistogramLogged, MessageLogged, MetricsLogged, RunFini
 from shared.text import clean
 from telemetry.sinks.base import START
 from telemetry.sinks.tensorboard import summaries
-from telemetry.sinks.tensorboard.config import hparams_of
 from telemetry.sinks.tensorboard.names import RESERVED, cleaned_tag
+from telemetry.sinks.tensorboard.run_config import hparams_of
 from telemetry.sinks.tensorboard.units import shown_hardware
 from tests.telemetry.sinks.helpers_rows import RowMaker
 from tests.telemetry.sinks.helpers_tensorboard import by_tag, read_all, sink_in, write_all

@@ -9,9 +9,10 @@ import msgspec
 import pytest
 
 from shared.events import MessageLogged, MetricsLogged, RunStarted, decode_envelope, encode_event
-from telemetry.rows import Row
-from telemetry.sinks.tensorboard import placement, streams
-from telemetry.sinks.tensorboard.policy import Policy, PolicyState
+from telemetry.journal.rows import Row
+from telemetry.sinks.tensorboard import placement
+from telemetry.sinks.tensorboard import session_dirs as streams
+from telemetry.sinks.tensorboard.row_entries import Policy, PolicyState
 from tests.telemetry.sinks.helpers_rows import RowMaker
 from tests.telemetry.sinks.helpers_tensorboard import by_tag, read_all, write_all
 

@@ -16,7 +16,7 @@ from trainer.model.activation import (
     upper_percentile,
 )
 from trainer.model.precision import StageBits
-from trainer.schedule import ScheduleState
+from trainer.model.schedule import ScheduleState
 
 CONFIG = ModelConfig.for_size("tiny", 100, percentile_momentum=0.95)
 BITS = StageBits(8, 4, 4)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.model.alarms import find_alarms
+from trainer.model.diagnostics.alarms import find_alarms
 
 FINE = {
     "quant/zero_ratio": 0.45,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trainer.model import ModelConfig
-from trainer.model.ends import Embedding, LanguageModelHead, sinusoids
+from trainer.model.embedding import Embedding, LanguageModelHead, sinusoids
 
 CONFIG = ModelConfig.for_size("tiny", 50, embedding_bits=4, head_bits=4)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.trainer.model.test_encoder import make_model
-from trainer.model.flips import MOMENTUM, WINDOW_STEPS, FlipMeter, is_watched
+from trainer.model.diagnostics.flips import MOMENTUM, WINDOW_STEPS, FlipMeter, is_watched
 from trainer.model.linear import QuantizedLinear
 
 INTERVAL = 500
@@ -133,14 +133,14 @@ def test_the_watched_steps_are_the_last_of_each_interval():
 
 def test_only_rows_of_the_sample_are_coded(monkeypatch):
     """A large layer is read on evenly spread rows."""
-    monkeypatch.setattr("trainer.model.flips._SAMPLE", 300)
+    monkeypatch.setattr("trainer.model.diagnostics.flips._SAMPLE", 300)
     seen = []
 
     def codes_of(weight, threshold, dead_zone):
         seen.append(weight.shape)
         return torch.zeros_like(weight)
 
-    monkeypatch.setattr("trainer.model.flips.ternary_codes", codes_of)
+    monkeypatch.setattr("trainer.model.diagnostics.flips.ternary_codes", codes_of)
     model = make_model()
     model.apply_schedule(60, 100)
 

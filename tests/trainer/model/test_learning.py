@@ -3,7 +3,7 @@
 import torch
 
 from trainer.model import BitNetQDyT, ModelConfig
-from trainer.schedule import learning_rate
+from trainer.model.schedule import learning_rate
 
 STEPS = 150
 

@@ -6,7 +6,7 @@ import torch
 from trainer.model import ModelConfig
 from trainer.model.linear import QuantizedLinear
 from trainer.model.precision import StageBits
-from trainer.schedule import ScheduleState
+from trainer.model.schedule import ScheduleState
 
 BITS = StageBits(8, 2, 2)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trainer.model import BitNetQDyT, ModelConfig
-from trainer.model.once import QuantizesWeight, quantized_once
+from trainer.model.weight_cache import QuantizesWeight, quantized_once
 
 VOCABULARY = 40
 

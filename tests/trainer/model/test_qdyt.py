@@ -7,7 +7,7 @@ import torch
 
 from trainer.model import ModelConfig
 from trainer.model.qdyt import QDyT
-from trainer.schedule import ScheduleState
+from trainer.model.schedule import ScheduleState
 
 CONFIG = ModelConfig.for_size("tiny", 100, d_model=16, heads=2, group_size=8, pact_clip_init=1.5)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.trainer.model.test_encoder import HostReads, make_batch, make_model
-from trainer.model.histograms import histogram
-from trainer.model.readings import attention_readings, metric_path, quantizer_readings
+from trainer.model.diagnostics.histograms import histogram
+from trainer.model.diagnostics.readings import attention_readings, metric_path, quantizer_readings
 
 
 def test_a_sites_readings_are_those_of_its_codes():

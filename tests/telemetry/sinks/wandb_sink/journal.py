@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from shared.events import ConfigUpdated, Gap, HistogramLogged, MessageLogged, RunFinished
-from telemetry.rows import Row
+from telemetry.journal.rows import Row
 from telemetry.sinks.wandb.offline import read_fragments
-from telemetry.sinks.wandb.policy import Histogram, Policy, Selected
+from telemetry.sinks.wandb.selection import Histogram, Policy, Selected
 from telemetry.sinks.wandb.wandb_file import history_rows
 from tests.fake_wandb import FakeRun
 from tests.telemetry.sinks.helpers_rows import RowMaker

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from telemetry.rows import Row
+from telemetry.journal.rows import Row
 from telemetry.sinks.base import START, SinkContext, SinkUnavailable
 from telemetry.sinks.wandb import WandbSink
 from telemetry.sinks.wandb.offline import fragment_paths, superseded_count

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from shared.events import RunFinished
-from telemetry.rows import Row
+from telemetry.journal.rows import Row
 from telemetry.sinks.base import START, Position, SinkBehind, SinkContext, SinkUnavailable
 from telemetry.sinks.wandb import WandbSink, client, offline
 from telemetry.sinks.wandb import server as server_module

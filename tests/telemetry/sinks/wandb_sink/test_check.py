@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from shared.events import RunFinished, RunStarted, encode_event, join_events
-from telemetry.files import write_json
-from telemetry.inspect import inspect
+from telemetry.commands.inspect import inspect
 from telemetry.journal.writer import JournalWriter
+from telemetry.json_files import write_json
 from telemetry.sinks.runner import Reporter, SinkJob, run_sink
 from telemetry.sinks.wandb.check import missing_rows
 from telemetry.sinks.wandb.wandb_file import HEADER, clean_records, holds_a_run, split_records

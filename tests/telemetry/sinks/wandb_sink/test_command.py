@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from shared.events import encode_event, join_events
-from telemetry.files import read_json, write_json
 from telemetry.journal.writer import JournalWriter
+from telemetry.json_files import read_json, write_json
 from tests.fake_wandb import KEY, FakeWandb
 from tests.telemetry.wire_client import metric
 

@@ -12,11 +12,11 @@ import pytest
 from shared.clock import SystemClock
 from shared.events import encode_event, join_events
 from shared.programs import ROOT
-from telemetry.files import read_json, write_json
 from telemetry.journal.writer import JournalWriter
+from telemetry.json_files import read_json, write_json
 from telemetry.sinks.wandb import server as server_module
 from telemetry.sinks.wandb import wandb_file
-from telemetry.supervisor import Supervisor
+from telemetry.supervise.supervisor import Supervisor
 from tests.fake_wandb import KEY, FakeWandb
 from tests.telemetry.waiting import wait_until
 from tests.telemetry.wire_client import metric

@@ -10,8 +10,8 @@ import pytest
 
 from telemetry.sinks.base import SinkContext, SinkUnavailable
 from telemetry.sinks.wandb.local import LocalRun, Spot
-from telemetry.sinks.wandb.policy import Selected
-from telemetry.sinks.wandb.status import Ending
+from telemetry.sinks.wandb.run_status import Ending
+from telemetry.sinks.wandb.selection import Selected
 
 from .conftest import RUN_ID, ManualClock
 from .test_wandb_file import framed, history

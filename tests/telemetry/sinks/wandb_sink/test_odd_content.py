@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from shared.events import ConfigUpdated, MessageLogged, MetricsLogged, RunFinished, RunStarted
-from telemetry.rows import Row
+from telemetry.journal.rows import Row
 from telemetry.sinks.base import START, SinkContext, SinkRejected, SinkUnavailable
 from telemetry.sinks.skips import Skips
 from telemetry.sinks.wandb import WandbSink, client, wandb_file
-from telemetry.sinks.wandb import sink as sink_module
-from telemetry.sinks.wandb.identity import GIVEN, JOURNAL, LEFT_OUT
+from telemetry.sinks.wandb import wandb_sink as sink_module
+from telemetry.sinks.wandb.run_identity import GIVEN, JOURNAL, LEFT_OUT
 from telemetry.sinks.wandb.values import DEPTH_MAX, TOO_DEEP, exit_code, plain
 from tests.fake_wandb import FakeWandb
 from tests.telemetry.sinks.helpers_rows import RowMaker

@@ -15,8 +15,8 @@ import pytest
 
 from telemetry.sinks.base import START, Position, SinkContext, SinkRejected, SinkUnavailable
 from telemetry.sinks.wandb import WandbSink, client, offline, wandb_file
-from telemetry.sinks.wandb.identity import REFUSED
 from telemetry.sinks.wandb.offline import fragment_paths
+from telemetry.sinks.wandb.run_identity import REFUSED
 
 from .conftest import RUN_ID, ManualClock, make_context, teardown_wandb
 from .journal import expected_history, mixed_journal, steps, written_history

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from telemetry.rows import Row
+from telemetry.journal.rows import Row
 from telemetry.sinks.base import START, Position, SinkContext, SinkRejected, SinkUnavailable
 from telemetry.sinks.wandb import WandbSink, client, offline
 from telemetry.sinks.wandb.server import STILL_S, Stopped

@@ -20,8 +20,8 @@ from shared.events import (
     RunFinished,
     RunStarted,
 )
-from telemetry.rows import ELAPSED, STEP, Row
-from telemetry.sinks.wandb.policy import NOTHING, WINDOW_NS, Histogram, Policy, Selected
+from telemetry.journal.rows import ELAPSED, STEP, Row
+from telemetry.sinks.wandb.selection import NOTHING, WINDOW_NS, Histogram, Policy, Selected
 from telemetry.sinks.wandb.values import plain
 from tests.telemetry.sinks.helpers_rows import SECOND_NS, START_WALL_NS, RowMaker
 

@@ -1,0 +1,1 @@
+"""Commands that work on recorded runs, or that start a command beside a sidecar."""

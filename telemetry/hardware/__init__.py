@@ -1,0 +1,1 @@
+"""Hardware: the sampler's process, and the probes that it reads, one kind a module."""

@@ -1,0 +1,1 @@
+"""Ingest: the way of an event from the socket into a journal, and of its acknowledgement back."""

@@ -1,1 +1,0 @@
-"""Probes: readings of the machine's hardware, one kind a module."""

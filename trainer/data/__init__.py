@@ -1,0 +1,1 @@
+"""Data: text, its tokens, and masked batches of them."""

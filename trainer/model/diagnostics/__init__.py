@@ -1,0 +1,1 @@
+"""Diagnostics of quantization and gradients, which the training loop asks for."""

@@ -1,0 +1,306 @@
+"""The training loop: batch, forward, backward, step, observe, checkpoint.
+
+In: a model, an optimizer and data; a plan; the state of a checkpoint.
+Out: a trained model and its checkpoints; metrics and messages for the reporter.
+Never: reads a number from the device while it trains; see scalars.py.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.data.batches import Batch
+from trainer.errors import TrainingDiverged
+from trainer.evaluation.evaluate import evaluate
+from trainer.model.diagnostics.flips import is_watched
+from trainer.model.precision import stage_label
+from trainer.model.schedule import ScheduleState, last_trained, learning_rate
+from trainer.plan import Plan
+from trainer.reporting.reports import Reading, Reporter
+from trainer.training.block_profile import BlockProfile
+from trainer.training.checkpoint import Checkpoint, CheckpointDirectory
+from trainer.training.distillation import Guidance
+from trainer.training.random_states import random_states
+from trainer.training.resume import Position, capture, has_finite_state, restore
+from trainer.training.scalar_copies import Numbers, ScalarCopies
+from trainer.training.step import Stepper, leave_out_a_ruinous_step
+from trainer.training.stop import StopRequest
+from trainer.training.window import Window
+
+GRAD_NORM = "train/grad_norm"
+
+
+class Training:
+    """A run in progress.
+
+    batches_from gives the training batches from a position on, validation the batches of one
+    evaluation. Each process has its own Training; all of them do the same things at the same
+    step, and only the first writes checkpoints and reports for the run. Not thread-safe.
+    """
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        stepper: Stepper,
+        optimizer: torch.optim.Optimizer,
+        guidance: Guidance,
+        batches_from: Callable[[int], Iterator[Batch]],
+        validation: Callable[[], Iterator[Batch]],
+        facts: dict[str, Any],
+        reporter: Reporter,
+        checkpoints: CheckpointDirectory,
+        stop: StopRequest,
+    ) -> None:
+        self.plan, self.stepper, self.optimizer = plan, stepper, optimizer
+        self.guidance = guidance
+        self.model, self.device = stepper.model, stepper.device
+        self.processes = stepper.processes
+        self.batches_from, self.validation = batches_from, validation
+        self.facts, self.reporter = facts, reporter
+        self.checkpoints, self.stop = checkpoints, stop
+        self.copies: ScalarCopies[Reading] = ScalarCopies(self.device)
+        self.profile = BlockProfile(self.model.blocks if plan.profile_blocks else (), self.device)
+        self.window = Window(torch.zeros((), device=self.device))
+        self.step = self.position = 0
+        self.is_stopping = False
+        self.val_loss: float | None = None
+        self.best_val_loss: float | None = None
+        self.evaluated_step: int | None = None
+        self.saved_step: int | None = None
+        self.saved_path: Path | None = None
+
+    def run(self) -> None:
+        """Train to the last step, or until a stop is requested; then write a checkpoint.
+
+        Raises:
+            TrainingDiverged: the loss is no longer a number.
+        """
+        plan, model, stepper = self.plan, self.model, self.stepper
+        stage: str | None = None
+        batches = self.batches_from(self.position)
+        self.reporter.begin(self.step, plan.total_steps)
+        self.window.started_s = time.perf_counter()
+        model.train()
+
+        while self.step < plan.total_steps and not self._is_asked_to_stop():
+            # Apply the schedule of this step.
+            stepper.work.begin()
+            schedule = model.apply_schedule(self.step, plan.total_steps)
+            self.guidance.begin_step(self.step, plan.total_steps)
+            label = stage_label(model.config, schedule.stage)
+            if label != stage:
+                self.reporter.stage(self.step, stage, label)
+                stage = label
+            rate = self._set_learning_rate(schedule)
+            # Switch on the readings of a step whose diagnostics are due.
+            is_quant_due = self._is_due(plan.quant_interval, self.step + 1)
+            is_log_due = self._is_due(plan.log_interval, self.step + 1)
+            if is_quant_due:
+                model.observe(True)
+            if is_watched(self.step + 1, plan.quant_interval):
+                model.watch_codes()
+
+            # Batches, forward, backward.
+            micro_batches = [next(batches) for _ in range(plan.accumulation)]
+            with self.profile.step(self.step + 1) if is_log_due else nullcontext():
+                loss = stepper.accumulate_gradients(micro_batches)
+            stepper.scaler.unscale_(self.optimizer)
+            grad_norm = nn.utils.clip_grad_norm_(model.parameters(), plan.grad_clip or math.inf)
+            if is_quant_due:  # before the update, which clears the gradients that it reads
+                self._send_diagnostics(self.step + 1)
+            # Step of the optimizer, then of the averaged teacher.
+            leave_out_a_ruinous_step(self.optimizer, grad_norm)
+            stepper.update(self.optimizer)
+            self.step += 1
+            self.position += plan.rows_per_step
+            self.guidance.end_step(self.step)
+
+            # Observe, validate, save; report the numbers that have arrived by now.
+            tokens = sum(b.tokens + b.tokens_elsewhere for b in micro_batches)
+            self.window.add(loss, tokens, stepper.is_empty)
+            if is_log_due:
+                self._log(schedule, rate, grad_norm)
+            if self._is_due(plan.eval_interval, self.step):
+                self.window.pause(self.evaluate)
+            if self._is_due(plan.save_interval, self.step):
+                self.window.pause(self.save)
+            self._report(self.copies.arrived())
+            self.reporter.advance(self.profile.arrived())
+
+        # At the end: validate unless asked to stop, save, and wait for the last numbers.
+        self.is_stopping = self.processes.any(self.is_stopping or self.stop.is_requested())
+        if not self.is_stopping and self.evaluated_step != self.step:
+            self.evaluate()
+        if self.saved_step != self.step:
+            self.save()
+        self._report(self.copies.wait())
+        self.reporter.advance_to_end(self.profile.arrived())
+
+    def evaluate(self) -> None:
+        """Validate the model with the quantizers of the last step that was taken.
+
+        The next step may be in another stage: its weights would be ternary without one step
+        of training as such.
+        """
+        self.model.apply_schedule(last_trained(self.step), self.plan.total_steps)
+        found = evaluate(
+            self.model, self.validation(), self.device, self.stop.is_requested, self.processes
+        )
+        if found is not None:
+            self.evaluated_step = self.step
+            values = {
+                "val/loss": found.loss,
+                "val/perplexity": found.loss.exp(),
+                "val/accuracy": found.accuracy,
+            }
+            self.copies.send(Reading("val", self.step), values)
+
+    def save(self) -> None:
+        """Write a checkpoint. If that fails the user is told, and the run goes on.
+
+        Raises:
+            TrainingDiverged: the loss or the weights are NaN or infinite.
+        """
+        self._report(self.copies.wait())
+        # These two wait for the device, as the checkpoint does when it copies the weights.
+        loss_sum = self.processes.sum_(self.window.loss_sum.clone()).item()
+        if not math.isfinite(loss_sum) or not has_finite_state(self.model):
+            raise self._diverged(self.step)
+        random = self.processes.gather(random_states())
+        path = None
+        if self.processes.is_first:
+            path = self._write_checkpoint(loss_sum, self.window.steps, random)
+        [path] = self.processes.share([path])
+        if path is not None:
+            self.saved_step, self.saved_path = self.step, path
+
+    def _write_checkpoint(
+        self, window_loss_sum: float, window_steps: int, random: list[Any]
+    ) -> Path | None:
+        """Write all that load() needs and return its path; None if that is not possible."""
+        position = Position(
+            self.step, self.position, self.best_val_loss, window_loss_sum, window_steps
+        )
+        state = capture(self.stepper, self.optimizer, self.guidance, position, random)
+        try:
+            path = self.checkpoints.save({**self.facts, **state})
+        except OSError as exc:
+            self.reporter.tell(
+                f"The checkpoint of step {self.step:,} cannot be written: {exc}", "error"
+            )
+            return None
+        self.reporter.tell(f"Checkpoint of step {self.step:,}: {path}")
+        return path
+
+    def load(self, checkpoint: Checkpoint, path: Path | None = None) -> None:
+        """Go on from a checkpoint of a run with the same identity."""
+        position = restore(
+            checkpoint, self.stepper, self.optimizer, self.guidance, self.plan.total_steps
+        )
+        self.step, self.position = position.step, position.rows
+        self.best_val_loss = position.best_val_loss
+        self.window.steps = position.window_steps
+        # The saved sum is that of all processes, so only the first of them starts with it.
+        if self.processes.is_first:
+            self.window.loss_sum.fill_(position.window_loss_sum)
+        self.saved_path = path
+
+    def _is_asked_to_stop(self) -> bool:
+        self.is_stopping = self.processes.agree_to_stop(
+            self.stop.is_requested(), self.stepper.work.seconds()
+        )
+        return self.is_stopping
+
+    def _is_due(self, interval: int, step: int) -> bool:
+        return interval > 0 and step % interval == 0
+
+    def _set_learning_rate(self, schedule: ScheduleState) -> float:
+        rate = learning_rate(
+            self.step,
+            base=self.plan.learning_rate,
+            warmup_steps=self.plan.warmup_steps,
+            total_steps=self.plan.total_steps,
+            kind=self.plan.scheduler,
+            factor=schedule.learning_rate_factor,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        return rate
+
+    def _send_diagnostics(self, step: int) -> None:
+        """Start the copy of scalars and histograms of the quantizers to the host."""
+        detail = self.plan.quant_detail
+        values = dict(self.model.diagnostics(detail=detail))
+        if self.stepper.is_empty:  # nothing was predicted, so all gradients are 0
+            values = {name: v for name, v in values.items() if "/gradient_" not in name}
+        for name, histogram in self.model.histograms(detail=detail).items():
+            values |= {f"{name}/edges": histogram.edges, f"{name}/counts": histogram.counts}
+        self.copies.send(Reading("quant", step), values)
+        self.model.observe(False)
+
+    def _log(self, schedule: ScheduleState, rate: float, grad_norm: Tensor) -> None:
+        values: dict[str, Any] = {
+            "train/learning_rate": rate,
+            "train/qdrop_probability": schedule.qdrop_probability,
+            "train/training_stage": stage_label(self.model.config, schedule.stage),
+            "train/epoch": self.position / self.plan.rows_per_epoch,
+            "train/global_step": self.step,
+            **self.window.speed(),
+        }
+        if self.device.type == "cuda":
+            values["torch_gpu_memory_allocated"] = torch.cuda.memory_allocated(self.device) / 1e9
+            values["torch_gpu_memory_reserved"] = torch.cuda.memory_reserved(self.device) / 1e9
+        self.reporter.work(self.step, values, self.processes.take_work_seconds())
+        # A number without a value is left out: without a predicted token there is no loss.
+        numbers = {GRAD_NORM: grad_norm}
+        if self.window.steps:
+            numbers["train/loss"] = self.processes.sum_(self.window.mean_loss())
+        if not self.stepper.is_empty:
+            numbers |= self.guidance.numbers(self.processes)
+        self.copies.send(Reading("train", self.step, values), numbers)
+        self.window = Window(torch.zeros((), device=self.device))
+
+    def _report(self, arrived: list[tuple[Reading, Numbers]]) -> None:
+        for reading, numbers in arrived:
+            self.reporter.report(reading, numbers)
+            if reading.kind == "val":
+                self.val_loss = numbers["val/loss"]
+                best = math.inf if self.best_val_loss is None else self.best_val_loss
+                if math.isfinite(self.val_loss):
+                    self.best_val_loss = min(best, self.val_loss)
+            if reading.kind == "train" and not self._is_going_well(numbers):
+                raise self._diverged(reading.step)
+
+    def _is_going_well(self, numbers: Numbers) -> bool:
+        # In fp16 infinite gradients are normal: the scaler lowers the loss scale after one.
+        judged = ["train/loss"] if self.plan.precision == "fp16" else ["train/loss", GRAD_NORM]
+        return all(math.isfinite(numbers[name]) for name in judged if name in numbers)
+
+    def _diverged(self, step: int) -> TrainingDiverged:
+        """Save the last good state, and return the error that ends the run.
+
+        A step with gradients that are NaN or infinite is not taken, so the current weights
+        are good unless they are not finite themselves. The processes may notice at different
+        steps, so the first does not exchange anything with the others here.
+        """
+        if self.processes.is_first and has_finite_state(self.model):
+            self.saved_path = self._write_checkpoint(0.0, 0, [random_states()]) or self.saved_path
+        if not self.processes.is_first:
+            way_out = "the first process says where to go on from"
+        elif self.saved_path is None:
+            way_out = "no checkpoint was written before; start anew"
+        else:
+            way_out = f"go on from the last good one with --resume_from {self.saved_path}"
+        return TrainingDiverged(
+            f"loss or gradients are no numbers any more at step {step:,}; {way_out}, "
+            "with a lower --grad_clip, or with a lower --learning_rate and --change_schedule"
+        )
