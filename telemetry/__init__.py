@@ -36,3 +36,7 @@ Three rules hold it together:
 
 docs/ARCHITECTURE.md has the picture, docs/FORMATS.md every byte.
 """
+
+from shared import moved
+
+moved.install()
