@@ -37,6 +37,10 @@ Three rules hold it together:
 docs/ARCHITECTURE.md has the picture, docs/FORMATS.md every byte.
 """
 
-from shared import moved
+import sys
 
-moved.install()
+# Under `-m`, `shared` may be a folder of the user's own until __main__ has put ours first.
+if sys.argv[:1] != ["-m"]:
+    from shared import moved
+
+    moved.install()
