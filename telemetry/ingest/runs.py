@@ -17,7 +17,7 @@ from shared.clock import Clock
 from shared.ids import check_run_id
 from telemetry.ingest.run import Run
 from telemetry.journal.layout import make_durably
-from telemetry.journal.recovery import readable_end
+from telemetry.journal.readable import readable_end
 from telemetry.run_info import RUN_FILE, SIDECAR, checked_info
 from telemetry.sessions import MAIN_SOURCE
 from telemetry.supervise.tombstones import Tombstone, read_tombstone
