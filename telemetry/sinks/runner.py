@@ -27,7 +27,7 @@ from telemetry.errors import (
     CommandError,
 )
 from telemetry.ingest.runs import RUN_FILE
-from telemetry.journal.journal_id import journal_uuid
+from telemetry.journal.identity import journal_uuid
 from telemetry.journal.layout import segments
 from telemetry.journal.reader import JournalReader
 from telemetry.journal.rows import Row

@@ -31,7 +31,7 @@ from shared.ids import RUN_ID
 from shared.record import CorruptRecord
 from telemetry.ingest.runs import RUN_FILE
 from telemetry.journal.layout import Mark, read_mark, sync_directory
-from telemetry.journal.recovery import readable_end
+from telemetry.journal.readable import readable_end
 from telemetry.json_files import read_json
 from telemetry.sinks.cursor import sink_is_done
 from telemetry.summary import unsynced_wandb_runs
