@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from shared.clock import Clock
 from shared.events import (
+    AlertChanged,
     ConfigUpdated,
     DecodeError,
     Event,
@@ -27,11 +28,12 @@ from shared.events import (
     encode_event,
     join_events,
 )
+from shared.ids import SIDECAR
 from telemetry.journal.reader import JournalReader
 from telemetry.journal.rows import Row
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import write_json
-from telemetry.run_info import RUN_FILE, SIDECAR, RunInfo
+from telemetry.run_info import RUN_FILE, RunInfo
 
 log = logging.getLogger("telemetry.ingest.runs")
 
@@ -231,7 +233,7 @@ def lifecycle_events(
     directory: Path, first_row: int, *, is_recorded: bool = False
 ) -> Iterator[tuple[Row, Event | None]]:
     """Yield the rows from first_row on whose events change run.json."""
-    tags = (RunStarted.TAG, ConfigUpdated.TAG, RunFinished.TAG)
+    tags = (RunStarted.TAG, ConfigUpdated.TAG, RunFinished.TAG, AlertChanged.TAG)
     with JournalReader(directory, first_row, is_recorded=is_recorded) as reader:
         while (batch := reader.read()).rows or not batch.is_end:
             for row in batch.rows:

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shared.clock import Clock
-from shared.ids import check_run_id
+from shared.ids import SIDECAR, check_run_id
 from telemetry.ingest.run import Run
 from telemetry.journal.layout import make_durably
 from telemetry.journal.readable import readable_end
-from telemetry.run_info import RUN_FILE, SIDECAR, checked_info
+from telemetry.run_info import RUN_FILE, checked_info
 from telemetry.sessions import MAIN_SOURCE
 from telemetry.supervise.tombstones import Tombstone, read_tombstone
 
