@@ -37,6 +37,7 @@ RENAMED: Final = {
     "telemetry.runinfo": "telemetry.run_info",
     "telemetry.runclock": "telemetry.journal.run_clock",
     "telemetry.status": "telemetry.http",
+    "telemetry.supervisor": "telemetry.supervise.earlier",
     "telemetry.probes": "telemetry.hardware",
     "trainer.scalars": "trainer.training.scalar_copies",
     "trainer.guidance": "trainer.training.distillation",
