@@ -36,6 +36,7 @@ RENAMED: Final = {
     "telemetry.samplerprocess": "telemetry.supervise.sampler_process",
     "telemetry.runinfo": "telemetry.run_info",
     "telemetry.runclock": "telemetry.journal.run_clock",
+    "telemetry.journal.journal_id": "telemetry.journal.identity",
     "telemetry.status": "telemetry.http",
     "telemetry.supervisor": "telemetry.supervise.earlier",
     "telemetry.probes": "telemetry.hardware",

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Final
 
+from shared.locks import lock_unless_alive
 from telemetry.errors import EXIT_RUNNING, CommandError
 from telemetry.journal.layout import make_durably
-from telemetry.locks import take_lock
 from telemetry.run_dir import RunDir, runs_of
 
 LOCK_NAME: Final = "sidecar.lock"
@@ -61,7 +61,7 @@ class DataDir:
                 f"data directory {path} can't be written: {why}; choose another with --data-dir"
             ) from exc
         try:
-            take_lock(self._fd)
+            lock_unless_alive(self._fd)
         except BlockingIOError as exc:
             os.close(self._fd)
             raise CommandError(

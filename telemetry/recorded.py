@@ -15,7 +15,7 @@ from shared.clock import SystemClock
 from shared.ids import RUN_ID
 from telemetry.datadir import check_run_dir
 from telemetry.errors import CommandError
-from telemetry.ingest.runs import lifecycle_events
+from telemetry.ingest.run import lifecycle_events
 from telemetry.journal.layout import MARK_NAME, Mark, read_mark, segments
 from telemetry.journal.reader import JournalReader, NotAJournal
 from telemetry.journal.scan import HOLE, TAIL, Damage

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from shared.text import clean
 from telemetry.errors import EXIT_BACKLOG, EXIT_DAMAGED, EXIT_OK, CommandError
-from telemetry.journal.recovery import readable_end
+from telemetry.journal.readable import readable_end
 from telemetry.logs import LINE_MAX_CHARS
 from telemetry.recorded import Recorded, missing_rows, open_recorded
 from telemetry.run_dir import RunDir

@@ -29,7 +29,7 @@ from types import TracebackType
 
 import msgspec
 
-from shared.files import Locked, lock
+from shared.locks import Locked, lock
 from telemetry.journal.layout import make_durably
 from telemetry.json_files import DamagedFile, read_json, write_json
 from telemetry.run_dir import CursorFile, RunDir, typed

@@ -26,7 +26,7 @@ from telemetry.errors import (
     EXIT_RUNNING,
     CommandError,
 )
-from telemetry.journal.journal_id import journal_uuid
+from telemetry.journal.identity import journal_uuid
 from telemetry.journal.layout import segments
 from telemetry.journal.reader import JournalReader
 from telemetry.journal.rows import Row

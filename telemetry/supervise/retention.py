@@ -26,11 +26,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from shared.files import Locked, lock, sync_directory
+from shared.files import sync_directory
 from shared.ids import RUN_ID
+from shared.locks import Locked, lock
 from shared.record import CorruptRecord
 from telemetry.journal.layout import Mark, read_mark
-from telemetry.journal.recovery import readable_end
+from telemetry.journal.readable import readable_end
 from telemetry.run_dir import CursorState, RunDir, RunState, read, sink_is_done
 from telemetry.summary import unsynced_wandb_runs
 from telemetry.supervise.tombstones import Tombstone, read_tombstone, write_tombstone

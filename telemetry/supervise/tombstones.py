@@ -27,9 +27,8 @@ import msgspec
 from shared.files import write_atomically
 from shared.ids import check_run_id
 from shared.record import StreamEntry
-from telemetry.journal.journal_id import journal_uuid
+from telemetry.journal.identity import identify, journal_uuid
 from telemetry.journal.layout import make_durably
-from telemetry.journal.recovery import identify
 from telemetry.run_dir import RunDir, runs_of
 
 DIRECTORY: Final = "removed"
