@@ -16,11 +16,12 @@ from typing import Any, Final
 import msgspec
 
 from shared.clock import Clock
-from shared.events import ConfigUpdated, Event, RunFinished, RunStarted
+from shared.events import AlertChanged, ConfigUpdated, Event, RunFinished, RunStarted
+from shared.ids import SIDECAR
+from telemetry.alerts.standing import after, without_former
 from telemetry.json_files import read_json
 from telemetry.sessions import MAIN_SOURCE, MainSessions, begins_newest
 
-SIDECAR: Final = "sidecar"
 RUN_FILE: Final = "run.json"
 CONFIG_MERGED_MAX_BYTES: Final = 256 * 1024
 UNNAMED_PROJECT: Final = "uncategorized"
@@ -55,6 +56,7 @@ class _Known(msgspec.Struct, frozen=True):
     process: dict[str, int] = {}
     started_wall_ns: int = 0
     launch_id: str = ""
+    alerts: list[dict[str, Any]] = []
 
 
 class RunInfo:
@@ -78,8 +80,15 @@ class RunInfo:
         """True if the name came from a producer's RunStarted."""
         return self.is_shown and self.values.get("is_introduced") is not False
 
+    @property
+    def alerts(self) -> list[dict[str, Any]]:
+        """The conditions that have begun and not ended."""
+        found: list[dict[str, Any]] = self.values.get("alerts", [])
+        return found
+
     def learn(self, session: str, source: str, event: Event | None, *, is_late: bool) -> bool:
-        """Take in one event; return False if events of its kind change nothing in run.json."""
+        """Take in one event; return False if it changes nothing in run.json."""
+        has_fewer = bool(self.alerts) and not is_late and self._forget_former(source, session)
         if isinstance(event, RunStarted):
             self._learn_start(session, source, event, is_late=is_late)
         elif isinstance(event, ConfigUpdated):
@@ -87,8 +96,10 @@ class RunInfo:
                 self._merge_config(event.config)
         elif isinstance(event, RunFinished):
             self._learn_finish(session, source, event)
+        elif isinstance(event, AlertChanged) and not is_late:
+            self.values["alerts"] = after(self.alerts, source, session, event)
         else:
-            return False
+            return has_fewer
         self._note_ending()
         return True
 
@@ -117,6 +128,13 @@ class RunInfo:
         """Forget all sessions and their endings: the run goes on."""
         self.sessions = MainSessions()
         self._note_ending()
+
+    def _forget_former(self, source: str, session: str) -> bool:
+        """Forget open alerts of a source's former sessions; return True if there were any."""
+        left = without_former(self.alerts, source, session)
+        has_fewer = len(left) < len(self.alerts)
+        self.values["alerts"] = left
+        return has_fewer
 
     def _learn_start(self, session: str, source: str, event: RunStarted, *, is_late: bool) -> None:
         if source == MAIN_SOURCE:

@@ -13,7 +13,8 @@ from hypothesis.strategies import integers, lists, sampled_from, tuples
 
 from shared.events import Gap, MessageLogged, MetricsLogged, encode_event, join_events
 from shared.wire import WHOLE_STREAM, Ack, Nack, Welcome
-from telemetry.ingest.runs import Run, Runs
+from telemetry.ingest.run import Run
+from telemetry.ingest.runs import Runs
 from telemetry.journal.writer import JournalFault, JournalFull, JournalWriter
 from telemetry.supervise.tombstones import write_tombstone
 from tests.fakes import ManualClock

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from telemetry.run_dir import RunFile
 from telemetry.sinks.base import SinkContext
 
 RUN_ID = "20260101-120000-abcd1234"
@@ -70,4 +71,4 @@ def make_context(out_dir: Path, mode: str = "offline", **run: Any) -> SinkContex
         "config": {"lr": 0.1, "model": {"layers": 2}},
     }
     out_dir.mkdir(parents=True, exist_ok=True)
-    return SinkContext(RUN_ID, out_dir, said | run, {})
+    return SinkContext(RUN_ID, out_dir, RunFile(**said | run), {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import msgspec
 import psutil
 import pytest
 
@@ -52,7 +53,7 @@ def test_a_run_that_goes_on_is_preempted_and_then_taken_up_where_it_was(stage: S
 
 def test_a_sweeps_run_that_goes_on_is_not_called_preempted(stage: Stage) -> None:
     """Its agent would be given the run a second time."""
-    run = stage.context.run | {"wandb_sweep_id": "s1"}
+    run = msgspec.structs.replace(stage.context.run, wandb_sweep_id="s1")
     stage.context = stage.context._replace(run=run)
     rows = mixed_journal(60)
     _, position = stage.write_some(rows[:30])
