@@ -26,7 +26,13 @@ from telemetry.sinks.wandb.selection import Selected
 from telemetry.sinks.wandb.wandb_file import history_rows
 from telemetry.supervise.retention import Retention, read_tombstone
 from tests.faults.crash_points import cut_everywhere, kill_everywhere
-from tests.telemetry.journal.helpers import RUN, SESSION, numbers, read_all, write
+from tests.telemetry.journal.helpers import (
+    RUN,
+    numbers,
+    read_all,
+    stream,
+    write,
+)
 from tests.telemetry.sinks import helpers_tensorboard
 from tests.telemetry.sinks.helpers_rows import RowMaker
 from tests.telemetry.sinks.wandb_sink.test_wandb_file import framed, history
@@ -72,7 +78,7 @@ def note(writer: JournalWriter, promises: Promises) -> None:
     """What a sidecar tells producers to be on disk."""
     promises["rows"] = max(promises.get("rows", 0), writer.durable_row)
     for source in ("rank0", "rank1"):
-        seq = writer.durable_seq(RUN, SESSION, source)
+        seq = writer.durable_seq(stream(source))
         promises[source] = max(promises.get(source, -1), seq)
 
 
@@ -81,7 +87,7 @@ def check_journal(root: Path, promises: Promises) -> None:
     durable_data_dir(root)
     with open_journal(root) as writer:
         assert writer.durable_row >= promises.get("rows", 0)
-        had = {s: writer.durable_seq(RUN, SESSION, s) for s in ("rank0", "rank1")}
+        had = {s: writer.durable_seq(stream(s)) for s in ("rank0", "rank1")}
         assert all(had[source] >= promises.get(source, -1) for source in had)
         assert writer.recovered.damage == []
     rows, damage = read_all(run_dir(root) / "journal")
