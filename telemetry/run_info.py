@@ -18,15 +18,23 @@ from typing import Any, Final
 import msgspec
 
 from shared.clock import Clock
-from shared.events import ConfigUpdated, DecodeError, Event, RunFinished, RunStarted
+from shared.events import (
+    AlertChanged,
+    ConfigUpdated,
+    DecodeError,
+    Event,
+    RunFinished,
+    RunStarted,
+)
+from shared.ids import SIDECAR
 from shared.wandb_variables import OFFLINE
+from telemetry.alerts.standing import after, without_former
 from telemetry.journal.reader import JournalReader
 from telemetry.journal.rows import Row
 from telemetry.json_files import DamagedFile, read_json
 from telemetry.run_dir import NUMBER_MAX, RUNNING, CursorState, RunDir, RunFile, read, typed
 from telemetry.sessions import MAIN_SOURCE, MainSessions, begins_newest
 
-SIDECAR: Final = "sidecar"
 CONFIG_MERGED_MAX_BYTES: Final = 256 * 1024
 UNNAMED_PROJECT: Final = "uncategorized"
 
@@ -56,8 +64,14 @@ class RunInfo:
         """Return the content of run.json."""
         return {**self._unknown, **self.file.to_json()}
 
+    @property
+    def alerts(self) -> list[dict[str, Any]]:
+        """The conditions that have begun and not ended."""
+        return self.file.alerts or []
+
     def learn(self, session: str, source: str, event: Event | None, *, is_late: bool) -> bool:
-        """Take in one event; return False if events of its kind change nothing in run.json."""
+        """Take in one event; return False if it changes nothing in run.json."""
+        has_fewer = bool(self.alerts) and not is_late and self._forget_former(source, session)
         if isinstance(event, RunStarted):
             self._learn_start(session, source, event, is_late=is_late)
         elif isinstance(event, ConfigUpdated):
@@ -65,8 +79,10 @@ class RunInfo:
                 self._merge_config(event.config)
         elif isinstance(event, RunFinished):
             self._learn_finish(session, source, event)
+        elif isinstance(event, AlertChanged) and not is_late:
+            self.file.alerts = after(self.alerts, source, session, event)
         else:
-            return False
+            return has_fewer
         self._note_ending()
         return True
 
@@ -95,6 +111,13 @@ class RunInfo:
         """Forget all sessions and their endings: the run goes on."""
         self.sessions = MainSessions()
         self._note_ending()
+
+    def _forget_former(self, source: str, session: str) -> bool:
+        """Forget open alerts of a source's former sessions; return True if there were any."""
+        left = without_former(self.alerts, source, session)
+        has_fewer = len(left) < len(self.alerts)
+        self.file.alerts = left
+        return has_fewer
 
     def _learn_start(self, session: str, source: str, event: RunStarted, *, is_late: bool) -> None:
         if source == MAIN_SOURCE:
@@ -164,7 +187,7 @@ def lifecycle_events(
     directory: Path, first_row: int, *, is_recorded: bool = False
 ) -> Iterator[tuple[Row, Event | None]]:
     """Yield the rows of a journal from first_row on whose events change run.json."""
-    tags = (RunStarted.TAG, ConfigUpdated.TAG, RunFinished.TAG)
+    tags = (RunStarted.TAG, ConfigUpdated.TAG, RunFinished.TAG, AlertChanged.TAG)
     with JournalReader(directory, first_row, is_recorded=is_recorded) as reader:
         while (batch := reader.read()).rows or not batch.is_end:
             for row in batch.rows:

@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from shared.events import Gap, encode_event, join_events
-from shared.ids import new_session
+from shared.ids import SIDECAR, new_session
 from shared.wire import FRAME_MAX_EVENTS, FRAME_TARGET_BYTES
 from telemetry.errors import CommandError
 from telemetry.journal.reader import JournalReader, NotAJournal
@@ -27,7 +27,6 @@ from telemetry.journal.rows import Row
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import read_json, write_json
 from telemetry.run_dir import RunDir
-from telemetry.run_info import SIDECAR
 
 SYNC_BYTES: Final = 8 * 1024 * 1024
 _ENCODER: Final = msgspec.msgpack.Encoder()

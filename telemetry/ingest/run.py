@@ -17,10 +17,11 @@ from typing import Final
 
 from shared.clock import Clock
 from shared.events import Event, encode_event, join_events
+from shared.ids import SIDECAR
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import write_json
 from telemetry.run_dir import ENDED, RUNNING, RunDir, RunFile
-from telemetry.run_info import SIDECAR, RunInfo, lifecycle_events
+from telemetry.run_info import RunInfo, lifecycle_events
 
 log = logging.getLogger("telemetry.ingest.runs")
 
