@@ -29,7 +29,7 @@ from shared.emitter.sender import BY_SIDECAR, NOT_AN_EVENT, Queued, Sender, Send
 from shared.emitter.stream import OutgoingStream
 from shared.emitter.whereabouts import endpoint_of, spool_dir_of
 from shared.events import Event, MetricsLogged, RunStarted, Scalar
-from shared.ids import check_run_id, check_source, new_run_id, new_session
+from shared.ids import MAIN_SOURCE, check_run_id, check_source, new_run_id, new_session
 from shared.launches import with_launch_id
 from shared.values.rows import VALUE_COST_BYTES, held_row
 from shared.wandb_variables import filled_in
@@ -81,7 +81,7 @@ class EventSink(Protocol):
 class NullEmitter:
     """An emitter that records nothing, for a run without telemetry."""
 
-    def __init__(self, run_id: str = "", source: str = "rank0") -> None:
+    def __init__(self, run_id: str = "", source: str = MAIN_SOURCE) -> None:
         self.run_id = run_id
         self.source = source
         self.session = new_session()
@@ -114,7 +114,7 @@ class Emitter:
         endpoint: str | None = None,
         *,
         run_id: str | None = None,
-        source: str = "rank0",
+        source: str = MAIN_SOURCE,
         spool_dir: str | os.PathLike[str] | None = None,
         close_timeout_s: float = 5.0,
         queue_max_bytes: int = SenderOptions.queue_max_bytes,

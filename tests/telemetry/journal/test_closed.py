@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from shared.events import MetricsLogged
 from shared.record import decode_segment_header
 from telemetry.journal.closed import CLOSED_NAME, append_closed, read_closed
+from telemetry.journal.identity import identify
 from telemetry.journal.layout import segments
-from telemetry.journal.recovery import identify
 from telemetry.journal.writer import JournalFault, JournalWriter
 from tests.telemetry.journal.helpers import RUN, SESSION, is_whole, read_all, write
 

@@ -11,7 +11,7 @@ import pytest
 from telemetry.journal import layout
 from telemetry.journal import writer as writer_module
 from telemetry.journal.layout import read_mark, segments, sync_directory
-from telemetry.journal.recovery import is_written, readable_end
+from telemetry.journal.readable import is_written, readable_end
 from telemetry.journal.scan import SEGMENT
 from telemetry.journal.writer import JournalLocked, JournalWriter
 from tests.telemetry.journal.helpers import only_segment, read_all, write
