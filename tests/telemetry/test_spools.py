@@ -10,9 +10,9 @@ from pathlib import Path
 from shared.emitter import Emitter
 from shared.events import MetricsLogged, RunStarted
 from shared.ids import StreamId
-from telemetry.ingest.runs import RUN_FILE
 from telemetry.journal.reader import JournalReader
 from telemetry.journal.writer import JournalWriter
+from telemetry.run_dir import RunDir
 from telemetry.supervise.tombstones import write_tombstone
 from tests.telemetry.sidecar_process import SidecarProcess, clean_env
 from tests.telemetry.waiting import wait_until
@@ -58,7 +58,7 @@ def test_what_a_trainer_left_in_its_spool_is_taken_in_without_another_trainer(
         assert sidecar.terminate() == 0
 
     assert steps_of(data_dir / "runs" / "gone") == list(range(500))
-    assert (data_dir / "runs" / "gone" / RUN_FILE).exists()
+    assert RunDir(data_dir / "runs" / "gone").run_file.exists()
 
 
 def test_the_spool_of_a_living_trainer_is_left_alone(place: Path) -> None:

@@ -16,7 +16,7 @@ from telemetry.json_files import read_json, write_json
 from tests.fake_wandb import KEY, FakeWandb
 from tests.telemetry.wire_client import metric
 
-from .conftest import RUN_ID
+from .surroundings import RUN_ID
 
 COUNT = 200
 

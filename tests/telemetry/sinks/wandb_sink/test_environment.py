@@ -22,7 +22,7 @@ from tests.fake_wandb import KEY, FakeWandb
 from tests.telemetry.waiting import wait_until
 from tests.telemetry.wire_client import metric
 
-from .conftest import RUN_ID
+from .surroundings import RUN_ID
 
 COUNT = 20
 
