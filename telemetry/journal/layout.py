@@ -19,11 +19,6 @@ import zlib
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from shared.files import make_directory as make_durably
-from shared.files import sync_directory
-
-__all__ = ["make_durably", "sync_directory"]
-
 MARK_NAME: Final = "durable"
 ROW_MAX: Final = 1 << 62
 """Largest row number that a mark may name; a larger one means a damaged mark."""

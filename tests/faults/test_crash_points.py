@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from shared.clock import SystemClock
+from shared.files import make_directory, sync_directory
 from telemetry.datadir import DataDir
-from telemetry.journal.layout import MARK_NAME, make_durably, segments, sync_directory
+from telemetry.journal.layout import MARK_NAME, segments
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import read_json, write_json
 from telemetry.run_dir import RunFile
@@ -57,8 +58,8 @@ def open_journal(root: Path) -> JournalWriter:
 
 def durable_data_dir(root: Path) -> None:
     """As the sidecar makes it at its start."""
-    make_durably(root / "data")
-    make_durably(root / "data" / "runs")
+    make_directory(root / "data")
+    make_directory(root / "data" / "runs")
 
 
 def record(root: Path, promises: Promises) -> None:
