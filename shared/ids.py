@@ -16,11 +16,20 @@ from typing import NamedTuple
 
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 SOURCE = re.compile(r"(rank[0-9]{1,6}(\.worker[0-9]{1,7})?|sidecar|hardware:[A-Za-z0-9._-]{1,128})")
+MAIN_SOURCE = "rank0"
+"""The source that speaks for its run, as source_of_rank(0) names it."""
+SIDECAR = "sidecar"
+"""The source of what a sidecar itself has to say: gaps, alerts, lost."""
 WORKER = ".worker"
 SESSION = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 SWEEP_RUN_TAKEN = "TELEMETRY_SWEEP_RUN_TAKEN"
 """Set by the process that took a sweep's run id, so that none of its children takes it again."""
+
+
+def source_of_rank(rank: int) -> str:
+    """Return the source of the process with this rank in its run, counted from 0."""
+    return f"rank{rank}"
 
 
 class StreamId(NamedTuple):

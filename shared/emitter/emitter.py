@@ -27,7 +27,7 @@ from shared.emitter.stats import EmitterStats
 from shared.emitter.stream import OutgoingStream
 from shared.emitter.whereabouts import endpoint_of, spool_dir_of
 from shared.events import Event, RunStarted
-from shared.ids import check_run_id, check_source, new_run_id, new_session
+from shared.ids import MAIN_SOURCE, check_run_id, check_source, new_run_id, new_session
 from shared.launches import with_launch_id
 from shared.wandb_variables import filled_in
 
@@ -46,7 +46,7 @@ class Emitter:
         endpoint: str | None = None,
         *,
         run_id: str | None = None,
-        source: str = "rank0",
+        source: str = MAIN_SOURCE,
         spool_dir: str | os.PathLike[str] | None = None,
         close_timeout_s: float = 5.0,
         queue_max_bytes: int = EmitterOptions.queue_max_bytes,

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from shared.emitter.stats import EmitterStats
 from shared.events import Event
-from shared.ids import new_session
+from shared.ids import MAIN_SOURCE, new_session
 
 
 class EventSink(Protocol):
@@ -22,7 +22,7 @@ class EventSink(Protocol):
 class NullEmitter:
     """An emitter that records nothing, for a run without telemetry."""
 
-    def __init__(self, run_id: str = "", source: str = "rank0") -> None:
+    def __init__(self, run_id: str = "", source: str = MAIN_SOURCE) -> None:
         self.run_id = run_id
         self.source = source
         self.session = new_session()
