@@ -21,6 +21,7 @@ from telemetry.journal.readable import readable_end
 from telemetry.run_info import RUN_FILE, checked_info
 from telemetry.sessions import MAIN_SOURCE
 from telemetry.supervise.tombstones import Tombstone, read_tombstone
+from telemetry.watch.feed import Feed
 
 __all__ = ["MAIN_SOURCE", "RUN_FILE", "SIDECAR", "Runs"]
 
@@ -30,11 +31,14 @@ log = logging.getLogger("telemetry.ingest.runs")
 class Runs:
     """All runs under one data directory, opened as they are needed."""
 
-    def __init__(self, data_dir: Path, session: str, clock: Clock) -> None:
+    def __init__(
+        self, data_dir: Path, session: str, clock: Clock, feed: Feed | None = None
+    ) -> None:
         self.directory = data_dir / "runs"
         self._data_dir = data_dir
         self._session = session
         self._clock = clock
+        self._feed = feed
         self._open: dict[str, Run] = {}
         self._told_of: set[str] = set()
         self._unfinished: deque[Path] = deque()
@@ -62,7 +66,9 @@ class Runs:
             directory = self.directory / check_run_id(run_id)
             _refuse_links(directory)
             make_durably(directory)
-            run = self._open[run_id] = Run(directory, run_id, self._session, self._clock)
+            run = self._open[run_id] = Run(
+                directory, run_id, self._session, self._clock, self._feed
+            )
         return run
 
     def open_unfinished(self) -> None:
