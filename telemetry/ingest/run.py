@@ -17,7 +17,7 @@ from typing import Final
 
 from shared.clock import Clock
 from shared.events import Event, encode_event, join_events
-from shared.ids import SIDECAR
+from shared.ids import SIDECAR, StreamId
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import write_json
 from telemetry.run_dir import ENDED, RUNNING, RunDir, RunFile
@@ -93,11 +93,11 @@ class Run:
 
     def appended_seq(self, session: str, source: str) -> int:
         """Return the seq of a stream's last event in the journal, -1 before the first."""
-        return self.writer.appended_seq(self.run_id, session, source)
+        return self.writer.appended_seq(self._stream_id(session, source))
 
     def durable_seq(self, session: str, source: str) -> int:
         """Return the seq of a stream's last event on disk, -1 before the first."""
-        return self.writer.durable_seq(self.run_id, session, source)
+        return self.writer.durable_seq(self._stream_id(session, source))
 
     def append(
         self,
@@ -113,9 +113,8 @@ class Run:
 
         is_late: the frame comes from the spool of a session that is over.
         """
-        self.writer.append(
-            self.run_id, session, source, base_seq, len(events), payload, is_late=is_late
-        )
+        stream = self._stream_id(session, source)
+        self.writer.append(stream, base_seq, len(events), payload, is_late=is_late)
         for event in events:
             self._learn(session, source, event, is_late=is_late)
         if not is_late:
@@ -125,9 +124,10 @@ class Run:
 
     def say(self, event: Event) -> None:
         """Append an event of the sidecar's own to the journal."""
-        seq = self.appended_seq(self._session, SIDECAR) + 1
+        own = self._stream_id(self._session, SIDECAR)
+        seq = self.writer.appended_seq(own) + 1
         packed = encode_event(event, self._clock.wall_ns(), self._clock.monotonic_ns())
-        self.writer.append(self.run_id, self._session, SIDECAR, seq, 1, join_events([packed]))
+        self.writer.append(own, seq, 1, join_events([packed]))
         self._learn(self._session, SIDECAR, event)
 
     def sync(self) -> None:
@@ -176,10 +176,17 @@ class Run:
 
     def end_stream(self, session: str, source: str) -> None:
         """Note that a stream has ended: the next segment's header need not name it."""
-        self.writer.end_stream(self.run_id, session, source)
+        self.writer.end_stream(self._stream_id(session, source))
 
     def close(self) -> None:
         self.writer.close()
+
+    def _stream_id(self, session: str, source: str) -> StreamId:
+        """Return the id under which a stream stands in this run's journal.
+
+        A sampler's stream stands in several, under the id of each run.
+        """
+        return StreamId(self.run_id, session, source)
 
     def _learn(
         self, session: str, source: str, event: Event | None, *, is_late: bool = False

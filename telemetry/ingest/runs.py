@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shared.clock import Clock
+from shared.files import make_directory
 from shared.ids import check_run_id
 from telemetry.ingest.run import Run
-from telemetry.journal.layout import make_durably
 from telemetry.journal.readable import readable_end
 from telemetry.run_dir import RunDir, RunState, read, runs_of
 from telemetry.supervise.tombstones import Tombstone, read_tombstone
@@ -58,7 +58,7 @@ class Runs:
         if run is None:
             directory = self.directory / check_run_id(run_id)
             _refuse_links(directory)
-            make_durably(directory)
+            make_directory(directory)
             run = self._open[run_id] = Run(directory, run_id, self._session, self._clock)
         return run
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from shared.emitter import Emitter
 from shared.events import MetricsLogged, RunStarted
+from shared.ids import StreamId
 from telemetry.journal.reader import JournalReader
 from telemetry.journal.writer import JournalWriter
 from telemetry.run_dir import RunDir
@@ -105,7 +106,7 @@ def test_a_spool_that_is_refused_stays_and_keeps_no_other_from_coming_in(place: 
     """Its run was removed to make room. Row 46 of the fault catalogue."""
     spool_dir, data_dir = place / "spool", place / "data"
     with JournalWriter(data_dir / "runs" / "gone" / "journal") as writer:
-        writer.append("gone", "s", "rank0", 0, 1, packed(metric(0)))
+        writer.append(StreamId("gone", "s", "rank0"), 0, 1, packed(metric(0)))
         writer.sync()
     write_tombstone(data_dir / "runs", "gone", "to make room")
     shutil.rmtree(data_dir / "runs" / "gone")
