@@ -20,6 +20,7 @@ from telemetry.ingest.run import Run
 from telemetry.journal.readable import readable_end
 from telemetry.run_dir import RunDir, RunState, read, runs_of
 from telemetry.supervise.tombstones import Tombstone, read_tombstone
+from telemetry.watch.feed import Feed
 
 log = logging.getLogger("telemetry.ingest.runs")
 
@@ -27,11 +28,14 @@ log = logging.getLogger("telemetry.ingest.runs")
 class Runs:
     """All runs under one data directory, opened as they are needed."""
 
-    def __init__(self, data_dir: Path, session: str, clock: Clock) -> None:
+    def __init__(
+        self, data_dir: Path, session: str, clock: Clock, feed: Feed | None = None
+    ) -> None:
         self.directory = runs_of(data_dir)
         self._data_dir = data_dir
         self._session = session
         self._clock = clock
+        self._feed = feed
         self._open: dict[str, Run] = {}
         self._told_of: set[str] = set()
         self._unfinished: deque[Path] = deque()
@@ -59,7 +63,9 @@ class Runs:
             directory = self.directory / check_run_id(run_id)
             _refuse_links(directory)
             make_directory(directory)
-            run = self._open[run_id] = Run(directory, run_id, self._session, self._clock)
+            run = self._open[run_id] = Run(
+                directory, run_id, self._session, self._clock, self._feed
+            )
         return run
 
     def open_unfinished(self) -> None:
