@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from shared.clock import Clock
-from telemetry.journal.layout import make_durably
+from shared.files import make_directory
 from telemetry.run_dir import RunDir
 from telemetry.sinks.base import SinkContext, SinkRejected, SinkUnavailable
 from telemetry.sinks.wandb import client, offline, wandb_file
@@ -106,7 +106,7 @@ class LocalRun:
         # 1. Wait until no other process writes the files, and read them.
         run_id = self._context.run_id
         # The directory's name has to be durable: a committed row must not be lost with it.
-        make_durably(self._dir)
+        make_directory(self._dir)
         paths = offline.fragment_paths(self._dir, run_id)
         offline.wait_for_writers(paths, self._clock, self._pause)
         fragments = self._read()

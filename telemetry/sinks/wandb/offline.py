@@ -26,8 +26,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from shared.clock import Clock
-from shared.files import write_atomically
-from telemetry.journal.layout import sync_directory
+from shared.files import sync_directory, write_atomically
 from telemetry.sinks.base import SinkUnavailable
 from telemetry.sinks.wandb.limits import LIMITS
 from telemetry.sinks.wandb.run_identity import JOURNAL
