@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from trainer.data.batches import Batch
+from trainer.data.masking import Batch
 from trainer.model.weight_cache import quantized_once
 from trainer.training.processes import Processes
 from trainer.training.work_clock import WorkClock
