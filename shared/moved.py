@@ -28,6 +28,7 @@ PACKAGES: Final = {
 
 RENAMED: Final = {
     "shared.outgoing": "shared.emitter.stream",
+    "shared.conversation": "shared.emitter.peers",
     "shared.leftout": "shared.values.left_out",
     "telemetry.files": "telemetry.json_files",
     "telemetry.hostrun": "telemetry.ingest.host_run",
