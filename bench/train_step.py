@@ -31,12 +31,12 @@ from shared.ids import new_run_id
 from trainer.data.masking import Batch, Masking, mask_for_training
 from trainer.model import BitNetQDyT, ModelConfig
 from trainer.model.diagnostics.diagnostics import Diagnostics
+from trainer.processes import Place, Processes
 from trainer.reporting.observer import Observer, RunFacts, open_emitter
 from trainer.reporting.progress import Progress
 from trainer.reporting.reports import Reading, Reporter
 from trainer.reporting.sidecar import PrivateAddress, serve_command, start_sidecar
 from trainer.training.device import keep_freed_memory
-from trainer.training.processes import Place, Processes
 from trainer.training.scalar_copies import ScalarCopies
 from trainer.training.step import Stepper
 

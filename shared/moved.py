@@ -45,6 +45,7 @@ RENAMED: Final = {
     "trainer.memory": "trainer.training.failures",
     "trainer.rebuild": "trainer.training.resume",
     "trainer.scalars": "trainer.training.scalar_copies",
+    "trainer.training.processes": "trainer.processes",
     "trainer.guidance": "trainer.training.distillation",
     "trainer.observe": "trainer.reporting.observer",
     "trainer.assess": "trainer.evaluation.commands",

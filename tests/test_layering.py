@@ -48,7 +48,7 @@ TRAINER_LAYERS = {
     "trainer/reporting": (
         "trainer.reporting",
         "trainer.model",
-        "trainer.training.processes",
+        "trainer.processes",
         *ROOT_OF_TRAINER,
     ),
     "trainer/training": (

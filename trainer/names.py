@@ -18,8 +18,8 @@ from shared.wandb_limits import cleaned
 from trainer.args import TrainArgs
 from trainer.configure import Say
 from trainer.errors import BadInput
+from trainer.processes import Processes
 from trainer.training.checkpoint import Checkpoint, CheckpointDirectory, read_checkpoint
-from trainer.training.processes import Processes
 
 
 class RunNames(NamedTuple):

@@ -34,6 +34,7 @@ from trainer.model import BitNetQDyT, ModelConfig
 from trainer.model.spans import SPANS, fit_spans
 from trainer.names import name_run
 from trainer.plan import Plan
+from trainer.processes import Place, Processes
 from trainer.reporting.progress import Progress
 from trainer.training.checkpoint import (
     Checkpoint,
@@ -45,7 +46,6 @@ from trainer.training.checkpoint import (
 from trainer.training.compare import compare_arguments, compare_schedule, schedule_of
 from trainer.training.device import resolve_device
 from trainer.training.distillation import AVERAGED
-from trainer.training.processes import Place, Processes
 from trainer.training.resume import rebuild_model
 
 

@@ -16,6 +16,7 @@ from trainer.build import build_training, held_out_batches
 from trainer.errors import EXIT_FAILED, EXIT_INTERRUPTED
 from trainer.facts import run_facts, start_config
 from trainer.prepare import Prepared, check_arguments, prepare
+from trainer.processes import make_processes, read_place
 from trainer.reporting.observer import Observer
 from trainer.reporting.progress import Progress, perplexity
 from trainer.reporting.telemetry_link import open_telemetry
@@ -23,7 +24,6 @@ from trainer.training.device import allow_tf32, use_device
 from trainer.training.evaluate import evaluate
 from trainer.training.failures import explain
 from trainer.training.loop import Training
-from trainer.training.processes import make_processes, read_place
 from trainer.training.stop import StopRequest
 
 

@@ -11,9 +11,9 @@ from shared.events import MetricsLogged
 from tests.trainer.model.test_encoder import make_batch, make_model
 from trainer.__main__ import main
 from trainer.model.teacher import Teacher, divergence
+from trainer.processes import Place, Processes
 from trainer.training.checkpoint import CheckpointDirectory, read_checkpoint
 from trainer.training.distillation import TeacherDistillation
-from trainer.training.processes import Place, Processes
 
 ALONE = Processes(Place())
 DENSE = ["weight_mode=float", "activation_mode=float", "mixers=none", "block_norm=layernorm"]

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from trainer.data.masking import Masking, mask_for_evaluation, mask_for_training
+from trainer.processes import Place, Processes
 from trainer.training.evaluate import evaluate
-from trainer.training.processes import Place, Processes
 from trainer.training.scalar_copies import ScalarCopies
 from trainer.training.step import Stepper
 

@@ -20,8 +20,8 @@ from trainer.__main__ import main
 from trainer.data.batches import TrainingBatches, evaluation_batches
 from trainer.data.masking import Masking
 from trainer.errors import BadInput
+from trainer.processes import Place, is_peer_failure, read_place
 from trainer.training.checkpoint import read_checkpoint
-from trainer.training.processes import Place, is_peer_failure, read_place
 
 FLOAT = ["--model_option", "weight_mode=float", "activation_mode=float", "layers=1"]
 FEW = ["--eval_interval", "100", "--quant_interval", "0", "--model_option", "layers=1"]

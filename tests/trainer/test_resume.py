@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from tests.trainer.model.test_encoder import make_batch, make_model
+from trainer.processes import Place, Processes
 from trainer.training.checkpoint import CheckpointDirectory, read_checkpoint
 from trainer.training.distillation import Distillation
-from trainer.training.processes import Place, Processes
 from trainer.training.random_states import random_states
 from trainer.training.resume import Position, capture, restore
 from trainer.training.step import Stepper

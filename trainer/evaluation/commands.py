@@ -20,12 +20,12 @@ from trainer.evaluation.export import export_encoder
 from trainer.evaluation.text import Say, load_own_tokenizer, load_text
 from trainer.model import BitNetQDyT
 from trainer.model.diagnostics.diagnostics import Diagnostics
+from trainer.processes import Place
 from trainer.reporting.progress import perplexity
 from trainer.reporting.quantization_report import make_page, print_tables
 from trainer.training.checkpoint import Checkpoint, read_checkpoint
 from trainer.training.device import resolve_device, use_device
 from trainer.training.evaluate import Evaluation
-from trainer.training.processes import Place
 from trainer.training.resume import rebuild_model
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.model.diagnostics.alarms import find_alarms
+from trainer.processes import is_first
 from trainer.reporting.observer import Observer
 from trainer.reporting.progress import Progress
-from trainer.training.processes import is_first
 
 ALARMS_TOLD = 5
 """Alarms told at once, at most: with diagnostics by layer, a wrong threshold raises hundreds."""

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from trainer.args import TrainArgs
+from trainer.processes import Processes
 from trainer.reporting.observer import Observer, open_emitter
 from trainer.reporting.progress import Progress
 from trainer.reporting.sidecar import (
@@ -23,7 +24,6 @@ from trainer.reporting.sidecar import (
     serve_command,
     start_sidecar,
 )
-from trainer.training.processes import Processes
 
 NOBODY = "ipc:///dev/null/telemetry.sock"
 """An address at which nobody can listen."""

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 
 from trainer.errors import BadInput
-from trainer.training.processes import Place
+from trainer.processes import Place
 
 # From malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3

@@ -16,7 +16,7 @@ from trainer.model import BitNetQDyT
 from trainer.model.encoder import MaskedLMOutput
 from trainer.model.schedule import last_trained, teacher_weight
 from trainer.model.teacher import AveragedTeacher, Teacher, divergence
-from trainer.training.processes import Processes
+from trainer.processes import Processes
 
 AVERAGED = "ema"
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer.data.masking import Batch
+from trainer.processes import Place, Processes
 from trainer.training.device import exact_float32
-from trainer.training.processes import Place, Processes
 
 ALONE = Processes(Place())
 

@@ -11,7 +11,7 @@ import torch
 
 from trainer.args import TrainArgs
 from trainer.errors import OutOfMemory, PeerLost, TrainingFailed
-from trainer.training.processes import is_peer_failure
+from trainer.processes import is_peer_failure
 
 _CPU_TEXTS = ("can't allocate memory", "not enough memory")
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trainer.data.masking import Batch
 from trainer.model.weight_cache import quantized_once
-from trainer.training.processes import Processes
+from trainer.processes import Processes
 from trainer.training.work_clock import WorkClock
 
 
