@@ -40,7 +40,7 @@ UNNAMED_PROJECT: Final = "uncategorized"
 
 
 class RunInfo:
-    """What is known of a run, kept up to date event by event. Not thread-safe."""
+    """The knowledge of a run, kept up to date event by event. Not thread-safe."""
 
     def __init__(self, directory: Path, run_id: str, clock: Clock) -> None:
         self._place, self._run_id, self._clock = RunDir(directory), run_id, clock

@@ -1,4 +1,4 @@
-"""The first lines of a run at the terminal: what is trained, where, and by which schedule.
+"""The first lines of a run at the terminal: the model, its machine and its schedule.
 
 In: Prepared, and the size of the model.
 Out: sentences.

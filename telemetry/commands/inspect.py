@@ -27,7 +27,7 @@ from telemetry.recorded import Recorded, cut_off, open_recorded
 from telemetry.run_dir import CursorFile, RunDir, RunFile, StateFile, load, sink_is_done
 from telemetry.sinks.base import Position, left_out_of
 from telemetry.sinks.skips import read_skips
-from telemetry.sinks.wandb.check import missing_rows
+from telemetry.sinks.wandb.offline_check import missing_rows
 
 LEFT_OUT_SHOWN = 20
 _T = TypeVar("_T", bound=msgspec.Struct)

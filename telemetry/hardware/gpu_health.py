@@ -1,4 +1,4 @@
-"""GPU health: what the readings of a GPU say of its condition.
+"""GPU health: the conditions of a GPU that its readings tell of.
 
 In: the readings of each GPU, and the XIDs that the driver reported.
 Out: conditions with an onset and an end: `gpu_xid`, `gpu_ecc_uncorrected`,

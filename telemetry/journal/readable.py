@@ -1,4 +1,4 @@
-"""Readable: how much of a journal can be read, and if a process is writing it.
+"""Readable: the part of a journal that can be read, and if a process is writing it.
 
 In: the journal directory of a run, live or finished.
 Out: the mark up to which rows are on disk.

@@ -1,4 +1,4 @@
-"""Facts: what the journal thread publishes of its runs once a second, for other threads."""
+"""Facts: numbers of runs that the journal thread publishes once a second, for other threads."""
 
 from __future__ import annotations
 

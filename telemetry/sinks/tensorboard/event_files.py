@@ -35,7 +35,7 @@ from typing import Final
 
 import google_crc32c
 
-from telemetry.sinks.tensorboard.disk import (
+from telemetry.sinks.tensorboard.disk_calls import (
     is_link,
     make_own_directory,
     sync_directory,

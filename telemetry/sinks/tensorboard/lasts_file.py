@@ -37,7 +37,7 @@ import google_crc32c
 import msgspec
 
 from telemetry.run_dir import RunDir
-from telemetry.sinks.tensorboard.disk import make_directory, sync_directory, write_fully
+from telemetry.sinks.tensorboard.disk_calls import make_directory, sync_directory, write_fully
 from telemetry.sinks.tensorboard.placement import Change
 
 COMPACT_MIN_BYTES: Final = 1024 * 1024

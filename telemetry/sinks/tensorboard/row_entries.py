@@ -45,7 +45,7 @@ from shared.events import (
 )
 from telemetry.alerts.words import level_of, words_of
 from telemetry.journal.rows import ELAPSED, STEP, Point, Row, RunContext, point_of
-from telemetry.sinks.tensorboard import said, words
+from telemetry.sinks.tensorboard import event_lines, said
 from telemetry.sinks.tensorboard.entries import Entry, Extra, Histogram, Text
 from telemetry.sinks.tensorboard.lasts_file import SessionChange
 from telemetry.sinks.tensorboard.placement import TEXT, LeftOut
@@ -121,7 +121,7 @@ class Policy:
             case AlertChanged():
                 entries += said.message(row, stream, level_of(event), words_of(event))
             case Gap():
-                entries += said.message(row, stream, "gap", words.gap(event))
+                entries += said.message(row, stream, "gap", event_lines.gap(event))
             case RunStarted():
                 entries += said.started(row, stream, event)
             case ConfigUpdated(config=config):
@@ -170,7 +170,7 @@ class Policy:
     def _text(self, row: Row, stream: Stream, step: int, name: str, text: str) -> list[Entry]:
         tag = stream.tag(name, "text")
         short = text if len(text) <= 64 else hashlib.sha256(text.encode()).hexdigest()
-        return self._extra(row, stream, step, tag, f"{TEXT}{short}", Text(words.shown(text)))
+        return self._extra(row, stream, step, tag, f"{TEXT}{short}", Text(event_lines.shown(text)))
 
     def _histogram(self, row: Row, stream: Stream, event: HistogramLogged) -> list[Entry]:
         tag = stream.tag(event.name, "histogram")

@@ -12,7 +12,7 @@ from typing import Any, Final
 from shared.events import PartialEvent, RunFinished, RunStarted
 from shared.ids import MAIN_SOURCE
 from telemetry.journal.rows import Row
-from telemetry.sinks.tensorboard import words
+from telemetry.sinks.tensorboard import event_lines
 from telemetry.sinks.tensorboard.entries import (
     ConfigEnd,
     ConfigStart,
@@ -36,7 +36,7 @@ def _said(row: Row, stream: Stream, tag: str, extra: Extra) -> Entry:
 
 def _said_text(row: Row, stream: Stream, name: str, text: str) -> list[Entry]:
     tag = stream.tag(name, "message")
-    extra = Text(words.shown(text))
+    extra = Text(event_lines.shown(text))
     return [_said(row, stream, tag, extra)] if stream.placement.note(tag, "message:") else []
 
 
@@ -54,17 +54,17 @@ def left_out(row: Row, stream: Stream, event: PartialEvent) -> list[Entry]:
     entries = []
     for reason in fresh:
         names = [name for name, why in event.left_out.items() if why == reason]
-        entries += message(row, stream, "left_out", words.left_out(names, reason, event))
+        entries += message(row, stream, "left_out", event_lines.left_out(names, reason, event))
     return entries
 
 
 def started(row: Row, stream: Stream, event: RunStarted) -> list[Entry]:
     """Return the entries of a session's start; for rank 0 also its panels and configuration."""
-    entries = message(row, stream, "run", words.started(event))
+    entries = message(row, stream, "run", event_lines.started(event))
     if row.source == MAIN_SOURCE:
         stream.state.config = {}
         entries.append(_said(row, stream, LAYOUT_TAG, PanelLayout()))
-    return entries + config_text(row, stream, words.description(event) | event.config)
+    return entries + config_text(row, stream, event_lines.description(event) | event.config)
 
 
 def config_text(row: Row, stream: Stream, config: dict[str, Any]) -> list[Entry]:
@@ -92,7 +92,7 @@ def config_start(row: Row, stream: Stream) -> list[Entry]:
 
 def finished(row: Row, stream: Stream, event: RunFinished) -> list[Entry]:
     """Return the entries of a session's end; for rank 0 also that of the HPARAMS tab."""
-    entries = message(row, stream, "run", words.finished(event))
+    entries = message(row, stream, "run", event_lines.finished(event))
     if row.source == MAIN_SOURCE:
         entries += config_start(row, stream)
         entries.append(_said(row, stream, END_TAG, ConfigEnd(event.status)))

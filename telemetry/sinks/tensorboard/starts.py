@@ -10,7 +10,7 @@ from pathlib import Path
 
 from telemetry.json_files import read_json, write_json
 from telemetry.run_dir import RunDir
-from telemetry.sinks.tensorboard.disk import make_directory
+from telemetry.sinks.tensorboard.disk_calls import make_directory
 
 
 class Starts:

@@ -25,9 +25,9 @@ from telemetry.sinks.wandb.core import (
     translated,
     without_secrets,
 )
-from telemetry.sinks.wandb.limits import LIMITS, Limits
 from telemetry.sinks.wandb.run_identity import JOURNAL, bare_identity, identity
 from telemetry.sinks.wandb.selection import AXES, RESERVED, Alert, Histogram, Values
+from telemetry.sinks.wandb.timeouts import TIMEOUTS, Timeouts
 from telemetry.sinks.wandb.values import exit_code as held_exit_code
 
 Mode = Literal["online", "offline"]
@@ -54,12 +54,12 @@ class Client:
     """A live run in wandb. Not thread-safe."""
 
     def __init__(
-        self, wandb: Any, run: Any, is_refused: Callable[[], bool], limits: Limits = LIMITS
+        self, wandb: Any, run: Any, is_refused: Callable[[], bool], timeouts: Timeouts = TIMEOUTS
     ) -> None:
         self._wandb = wandb
         self._run = run
         self._is_refused = is_refused
-        self._limits = limits
+        self._timeouts = timeouts
         self._known = {*AXES, *RESERVED}
         for axis in sorted(set(AXES.values())):
             self._define(axis, None)
@@ -124,7 +124,7 @@ class Client:
             Refused: the server has refused the upload.
             SinkUnavailable: the run could not be flushed in time.
         """
-        with translated(), core_killed_after(limit_s or self._limits.finish_limit_s):
+        with translated(), core_killed_after(limit_s or self._timeouts.finish_limit_s):
             self._run.finish(exit_code=held_exit_code(exit_code))
         self.check()
         if self._gave_up():
@@ -185,7 +185,7 @@ def start(
     mode: Mode,
     directory: Path | None = None,
     bare_for: str = "",
-    limits: Limits = LIMITS,
+    timeouts: Timeouts = TIMEOUTS,
 ) -> Client:
     """Start or resume the run in wandb; its files go below directory (default: out_dir).
 
@@ -209,8 +209,8 @@ def start(
                 reinit="create_new",
                 settings=wandb.Settings(
                     **_SETTINGS,
-                    init_timeout=limits.start_s,
-                    finish_timeout=limits.finish_s,
+                    init_timeout=timeouts.start_s,
+                    finish_timeout=timeouts.finish_s,
                     sweep_id=context.run.wandb_sweep_id or None,
                     # No transaction log online: `wandb sync` could upload it a second time.
                     x_skip_transaction_log=mode == ONLINE,
@@ -229,7 +229,7 @@ def start(
                     f"the W&B server does not take run {context.run_id}: {without_secrets(exc)}"
                 ) from exc
             raise
-        client = Client(wandb, run, lambda: bool(refused), limits)
+        client = Client(wandb, run, lambda: bool(refused), timeouts)
     if directory.resolve() not in client.file.resolve().parents:
         raise SinkUnavailable(f"{directory} can't be written: wandb went to {client.file}")
     return client

@@ -23,10 +23,10 @@ from shared.files import make_directory
 from telemetry.run_dir import RunDir
 from telemetry.sinks.base import SinkContext, SinkRejected, SinkUnavailable
 from telemetry.sinks.wandb import client, offline, wandb_file
-from telemetry.sinks.wandb.limits import LIMITS, Limits
 from telemetry.sinks.wandb.offline import Confirmation, Ledger
 from telemetry.sinks.wandb.run_status import Ending, say_ending
 from telemetry.sinks.wandb.selection import Policy, Selected
+from telemetry.sinks.wandb.timeouts import TIMEOUTS, Timeouts
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class LocalRun:
         place: str,
         clock: Clock,
         pause: Callable[[float], object],
-        limits: Limits = LIMITS,
+        timeouts: Timeouts = TIMEOUTS,
     ) -> None:
         self._context = context
         self._place = place
@@ -78,7 +78,7 @@ class LocalRun:
         self._dir = RunDir(self._parent).wandb
         self._clock = clock
         self._pause = pause
-        self._limits = limits
+        self._timeouts = timeouts
         self._client: client.Client | None = None
         self._confirmation: Confirmation | None = None
         self._ledger = Ledger()
@@ -189,7 +189,7 @@ class LocalRun:
             running.finish(ending.code)
             self._client = None
             if self._confirmation is not None:
-                self._confirmation.wait_for_end(self._clock, self._pause, self._limits.written_s)
+                self._confirmation.wait_for_end(self._clock, self._pause, self._timeouts.written_s)
         found = Ledger().plus(self._rows_of(self._read()))
         if found != self._ledger:
             raise SinkUnavailable(
@@ -208,7 +208,7 @@ class LocalRun:
         try:
             running.finish(0)
             if self._confirmation is not None:
-                self._confirmation.wait_for_end(self._clock, self._pause, self._limits.written_s)
+                self._confirmation.wait_for_end(self._clock, self._pause, self._timeouts.written_s)
         except SinkUnavailable as exc:
             log.warning("sink=wandb run=%s closed unclean: %s", self._context.run_id, exc)
 
@@ -277,7 +277,7 @@ class LocalRun:
             raise SinkRejected(f"wandb refuses run {run_id}: {exc}") from exc
 
     def _start(self, bare_for: str = "") -> client.Client:
-        return client.start(self._context, "offline", self._parent, bare_for, self._limits)
+        return client.start(self._context, "offline", self._parent, bare_for, self._timeouts)
 
     def _part_at(self, spot: Spot) -> LocalPart:
         return LocalPart(spot, self._ledger, self._place, self._superseded)

@@ -28,8 +28,8 @@ import msgspec
 from shared.clock import Clock
 from shared.files import sync_directory, write_atomically
 from telemetry.sinks.base import SinkUnavailable
-from telemetry.sinks.wandb.limits import LIMITS
 from telemetry.sinks.wandb.run_identity import JOURNAL
+from telemetry.sinks.wandb.timeouts import TIMEOUTS
 from telemetry.sinks.wandb.wandb_file import HEADER, DamagedFile, RecordTail
 
 _FRAGMENT = re.compile(r"offline-run-\d{8}_\d{6}-.+")
@@ -245,7 +245,7 @@ class Confirmation:
         self,
         clock: Clock,
         pause: Callable[[float], object],
-        limit_s: float = LIMITS.written_s,
+        limit_s: float = TIMEOUTS.written_s,
     ) -> None:
         """Wait until a finished run's last record is in the file, and all rows before it.
 

@@ -22,12 +22,12 @@ from typing import Final, NamedTuple
 from shared.clock import Clock
 from telemetry.sinks.base import SinkContext, SinkUnavailable
 from telemetry.sinks.wandb import client, core
-from telemetry.sinks.wandb.limits import LIMITS, Limits
 from telemetry.sinks.wandb.link import LinkFile
 from telemetry.sinks.wandb.local import Spot
 from telemetry.sinks.wandb.run_status import INTERRUPTED, Ending, say_ending
 from telemetry.sinks.wandb.selection import Selected
 from telemetry.sinks.wandb.server import Server, View
+from telemetry.sinks.wandb.timeouts import TIMEOUTS, Timeouts
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +61,14 @@ class OnlineRun:
         server: Server,
         link: LinkFile,
         spot: Spot,
-        limits: Limits = LIMITS,
+        timeouts: Timeouts = TIMEOUTS,
     ) -> None:
         self._context = context
         self._clock = clock
         self._server = server
         self._link = link
         self._spot = spot
-        self._limits = limits
+        self._timeouts = timeouts
         self._client: client.Client | None = None
         self._snapshots: deque[_Snapshot] = deque()
         self._sent = array("q")
@@ -94,7 +94,7 @@ class OnlineRun:
         # 2. Start the run; the server must not have more rows than it showed.
         has_more = False
         try:
-            self._client = client.start(self._context, "online", limits=self._limits)
+            self._client = client.start(self._context, "online", timeouts=self._timeouts)
             first_row = self._client.answer().first_row
             has_more = view.exists and first_row != view.last_row + 1
             if has_more:
@@ -147,7 +147,7 @@ class OnlineRun:
         if len(self._snapshots) > MAX_SNAPSHOTS:
             self._snapshots = deque(list(self._snapshots)[1::2])
         now_ns = self._clock.monotonic_ns()
-        if now_ns - self._asked_ns >= self._limits.ask_every_s * 1e9:
+        if now_ns - self._asked_ns >= self._timeouts.ask_every_s * 1e9:
             self._asked_ns = now_ns
             with self._losing():
                 self._ask(now_ns)

@@ -24,10 +24,10 @@ from shared.clock import Clock
 from shared.wandb_limits import cleaned
 from telemetry.sinks.base import SinkContext, SinkUnavailable
 from telemetry.sinks.wandb import core
-from telemetry.sinks.wandb.limits import LIMITS, Limits
 from telemetry.sinks.wandb.mode import NO_KEY, Account
 from telemetry.sinks.wandb.run_identity import JOURNAL
 from telemetry.sinks.wandb.run_identity import said as said_by
+from telemetry.sinks.wandb.timeouts import TIMEOUTS, Timeouts
 
 STILL_S: Final = 30.0
 STILL_POLL_S: Final = 5.0
@@ -67,11 +67,11 @@ class Server:
         context: SinkContext,
         clock: Clock,
         ask: Callable[[SinkContext], View] | None = None,
-        limits: Limits = LIMITS,
+        timeouts: Timeouts = TIMEOUTS,
     ) -> None:
         self._context = context
         self._clock = clock
-        self._ask = ask or functools.partial(resume_query, answer_s=limits.answer_s)
+        self._ask = ask or functools.partial(resume_query, answer_s=timeouts.answer_s)
 
     def view(self) -> View:
         """Ask the server for its view of the run now.
@@ -140,7 +140,7 @@ def _canonical(url: str) -> str:
     return url
 
 
-def resume_query(context: SinkContext, answer_s: float = LIMITS.answer_s) -> View:
+def resume_query(context: SinkContext, answer_s: float = TIMEOUTS.answer_s) -> View:
     """Ask the server that wandb is set up for, with the key that wandb would use.
 
     Raises:

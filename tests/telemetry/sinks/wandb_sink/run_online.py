@@ -17,7 +17,7 @@ from pathlib import Path
 
 from telemetry.sinks.base import START, Position, SinkUnavailable
 from telemetry.sinks.wandb import WandbSink
-from telemetry.sinks.wandb.limits import Limits
+from telemetry.sinks.wandb.timeouts import Timeouts
 
 from .journal import endless_journal, mixed_journal
 from .run_sink import save
@@ -56,7 +56,7 @@ def main(out_dir: Path, count: int | None) -> int:
     clock = FastClock()
     context = make_context(out_dir, "online")._replace(wait=clock.wait)
     rows = iter(mixed_journal(count)) if count else endless_journal()
-    sink = WandbSink(context, clock, limits=Limits(ask_every_s=0.5))
+    sink = WandbSink(context, clock, timeouts=Timeouts(ask_every_s=0.5))
     try:
         first = sink.open(_position(cursor))
         rows = islice(rows, first, None)

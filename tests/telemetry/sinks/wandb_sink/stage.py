@@ -20,7 +20,7 @@ import psutil
 from telemetry.journal.rows import Row
 from telemetry.sinks.base import START, Position, SinkContext
 from telemetry.sinks.wandb import WandbSink, offline
-from telemetry.sinks.wandb.limits import LIMITS, Limits
+from telemetry.sinks.wandb.timeouts import TIMEOUTS, Timeouts
 from tests.fake_wandb import FakeRun, FakeWandb
 
 from .journal import expected_history, server_history, written_history
@@ -32,17 +32,17 @@ DUE_S = 700
 
 @dataclass
 class Stage:
-    """The run's context, its clock, its server, and the limits of its sinks."""
+    """The run's context, its clock, its server, and the timeouts of its sinks."""
 
     context: SinkContext
     clock: PausingClock
     server: FakeWandb
-    limits: Limits = LIMITS
+    timeouts: Timeouts = TIMEOUTS
 
     def sink(self, **changed: Any) -> WandbSink:
         """A sink, of the run's context or of one that is changed so."""
         context = self.context._replace(**changed)
-        return WandbSink(context, self.clock, self.clock.pause, limits=self.limits)
+        return WandbSink(context, self.clock, self.clock.pause, timeouts=self.timeouts)
 
     def begin(self, rows: list[Row], position: Position = START) -> WandbSink:
         """The next sink process: opened, and given the rows that it wants."""

@@ -12,10 +12,10 @@ import pytest
 from shared.events import RunFinished
 from telemetry.sinks.base import START, SinkBehind, SinkUnavailable
 from telemetry.sinks.wandb import WandbSink, client
-from telemetry.sinks.wandb.limits import Limits
 from telemetry.sinks.wandb.link import Link, LinkFile
 from telemetry.sinks.wandb.online import Away
 from telemetry.sinks.wandb.server import View, resume_query
+from telemetry.sinks.wandb.timeouts import Timeouts
 from tests.fake_wandb import FakeWandb
 from tests.telemetry.sinks.helpers_rows import RowMaker
 
@@ -25,13 +25,13 @@ from .surroundings import RUN_ID, teardown_wandb
 
 ROWS = mixed_journal(300)
 UNRESOLVED = "wandb-unresolved"
-SHORT = Limits(answer_s=0.5, start_s=1, finish_s=1, finish_limit_s=2)
+SHORT = Timeouts(answer_s=0.5, start_s=1, finish_s=1, finish_limit_s=2)
 """A second is enough on loopback."""
 
 
 @pytest.fixture(autouse=True)
-def short_limits(stage: Stage) -> None:
-    stage.limits = SHORT
+def short_timeouts(stage: Stage) -> None:
+    stage.timeouts = SHORT
 
 
 @pytest.fixture
@@ -285,7 +285,9 @@ def test_rows_that_show_up_while_wandb_starts_are_not_offered_to_be_synced(stage
     link.set(Link(last_row=stale.last_row, count=stale.row_count))
     teardown_wandb()
 
-    again = WandbSink(stage.context, stage.clock, stage.clock.pause, lambda _: stale, limits=SHORT)
+    again = WandbSink(
+        stage.context, stage.clock, stage.clock.pause, lambda _: stale, timeouts=SHORT
+    )
     first = again.open(START)
     again.write(ROWS[first:200])
     position = again.commit()

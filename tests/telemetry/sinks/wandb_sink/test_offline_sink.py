@@ -16,9 +16,9 @@ import wandb
 
 from telemetry.sinks.base import START, Position, SinkContext, SinkRejected, SinkUnavailable
 from telemetry.sinks.wandb import WandbSink, wandb_file
-from telemetry.sinks.wandb.limits import LIMITS, Limits
 from telemetry.sinks.wandb.offline import fragment_paths
 from telemetry.sinks.wandb.run_identity import REFUSED
+from telemetry.sinks.wandb.timeouts import TIMEOUTS, Timeouts
 
 from .journal import expected_history, mixed_journal, steps, written_history
 from .surroundings import RUN_ID, PausingClock, make_context, teardown_wandb
@@ -36,9 +36,9 @@ def run_whole(context: SinkContext, rows: list[Any], position: Position = START)
     return final
 
 
-def begun(context: SinkContext, rows: list[Any], limits: Limits = LIMITS) -> WandbSink:
+def begun(context: SinkContext, rows: list[Any], timeouts: Timeouts = TIMEOUTS) -> WandbSink:
     """A sink process that was given these rows, from the first on."""
-    sink = WandbSink(context, limits=limits)
+    sink = WandbSink(context, timeouts=timeouts)
     sink.open(START)
     sink.write(rows)
     return sink
@@ -189,7 +189,7 @@ def test_a_full_disk_is_noticed_and_made_up_for(context: SinkContext) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     # wandb-core inherits the limit, and takes it for a disk of that size.
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    sink = begun(context, rows[:1], Limits(written_s=1))
+    sink = begun(context, rows[:1], Timeouts(written_s=1))
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     sink.write(rows[1:])
 

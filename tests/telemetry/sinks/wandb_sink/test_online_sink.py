@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from telemetry.sinks.base import START, SinkRejected, SinkUnavailable
-from telemetry.sinks.wandb.limits import Limits
 from telemetry.sinks.wandb.server import STILL_S, Stopped
+from telemetry.sinks.wandb.timeouts import Timeouts
 from tests.fake_wandb import KEY, FakeRun
 
 from .journal import expected_history, mixed_journal
@@ -175,7 +175,7 @@ def test_a_run_deleted_on_the_server_is_rejected(stage: Stage) -> None:
 
 def test_a_run_id_in_conflict_is_rejected(stage: Stage) -> None:
     """An id that was deleted before this run ever had it can't be had either."""
-    stage.limits = Limits(start_s=1)
+    stage.timeouts = Timeouts(start_s=1)
     stage.server.deleted.add(RUN_ID)
 
     with pytest.raises(SinkRejected, match="previously created and deleted"):

@@ -1,4 +1,4 @@
-"""Words: lines of text for events that have no values.
+"""Event lines: lines of text for events that have no values.
 
 In: an event.
 Out: a line of text, or names and values to show.

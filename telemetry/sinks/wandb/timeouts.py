@@ -1,12 +1,12 @@
-"""Limits of waiting for wandb and its server. Tests on loopback shorten them."""
+"""Timeouts of the W&B sink. Tests on loopback shorten them."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 
-class Limits(NamedTuple):
-    """How long the W&B sink waits, in seconds.
+class Timeouts(NamedTuple):
+    """The times that the W&B sink waits, in seconds.
 
     answer_s: for one answer of the server. ask_every_s: between two questions whether rows
     have arrived. start_s: for the start of a run. finish_s: wandb's own limit of a finish,
@@ -22,4 +22,4 @@ class Limits(NamedTuple):
     written_s: float = 10.0
 
 
-LIMITS = Limits()
+TIMEOUTS = Timeouts()

@@ -1,4 +1,4 @@
-"""Check: compares the files of an offline run with the rows that its cursor covers.
+"""Offline check: compares the files of an offline run with the rows that its cursor covers.
 
 In: the directory of a run.
 Out: a sentence about missing rows, or an empty text.

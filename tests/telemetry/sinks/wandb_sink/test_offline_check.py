@@ -14,7 +14,7 @@ from telemetry.commands.inspect import inspect
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import write_json
 from telemetry.sinks.runner import Reporter, SinkJob, run_sink
-from telemetry.sinks.wandb.check import missing_rows
+from telemetry.sinks.wandb.offline_check import missing_rows
 from telemetry.sinks.wandb.wandb_file import HEADER, clean_records, holds_a_run, split_records
 from telemetry.summary import unsynced_wandb_runs
 from tests.telemetry.wire_client import metric
