@@ -38,6 +38,7 @@ LEFT_OUT_MAX: Final = 64
 
 TRAIN, VAL, QUANT, HARDWARE, CUSTOM = KINDS = ("train", "val", "quant", "hardware", "custom")
 FINISHED, FAILED, PREEMPTED, LOST = STATUSES = ("finished", "failed", "preempted", "lost")
+SEVERITIES: Final = ("info", "warning", "error", "critical")
 
 
 class DecodeError(Exception):
@@ -146,6 +147,31 @@ class MessageLogged(PartialEvent, frozen=True, kw_only=True):
     text: str
 
 
+class AlertChanged(PartialEvent, frozen=True, kw_only=True):
+    """Onset or end of a condition of the hardware, a run or a sink that people should know of.
+
+    The name and the subject together identify the condition: an event with is_active begins
+    it, the next one without ends it. A second event with is_active, without an end between,
+    only brings a new text, severity or value.
+    """
+
+    TAG: ClassVar[str] = "alert"
+
+    name: str
+    """Kind of the condition, stable, for rules and counts: `gpu_xid`, `sink_behind`."""
+    subject: str = ""
+    """Part that has the condition: `gpu/0`, `sink/wandb`, `rank0`; empty for the whole."""
+    is_active: bool = True
+    severity: str = "warning"
+    """One of SEVERITIES; a newer producer may have others."""
+    text: str = ""
+    """A line for people. The subject and the host are in it."""
+    value: _Scalar | None = None
+    """The reading that decided, if it is one: a number of degrees, an XID."""
+    lasted_s: float | None = None
+    """At the end: time since the onset in s, by the producer's monotonic clock."""
+
+
 class Gap(Event, frozen=True, kw_only=True):
     """Count of events that are missing at this place in a stream, and why.
 
@@ -178,6 +204,7 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
         MetricsLogged,
         HistogramLogged,
         MessageLogged,
+        AlertChanged,
         Gap,
         RunFinished,
     )

@@ -1,8 +1,8 @@
-"""Files that survive a crash: written whole, durably named, locked against other processes.
+"""Files that survive a crash: written whole, and durably named.
 
 In: bytes, or a function that writes them; paths and open descriptors.
 Out: the old content or the new one after a crash, never something between.
-Never: leaves a temporary file beside a target, or takes a lock that is held.
+Never: leaves a temporary file beside a target. (Locks are in shared/locks.py.)
 
 A name is durable only once its directory is synced: syncing a file makes its content
 durable, and nothing else.
@@ -11,24 +11,11 @@ durable, and nothing else.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, Final
-
-NO_FLOCK: Final = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
-"""Error numbers of flock on a file system that has no locks."""
-
-
-class Locked(OSError):
-    """Error: another process holds the lock."""
-
-
-class LocksUnsupported(OSError):
-    """Error: the file system has no locks, so another process may be at work there."""
+from typing import BinaryIO
 
 
 def write_all(fd: int, data: bytes | bytearray | memoryview, at: int) -> None:
@@ -40,6 +27,43 @@ def write_all(fd: int, data: bytes | bytearray | memoryview, at: int) -> None:
     view, written = memoryview(data), 0
     while written < len(view):
         written += os.pwrite(fd, view[written:], at + written)
+
+
+def append_whole(fd: int, data: bytes | bytearray | memoryview, size: int) -> None:
+    """Write data behind the first size bytes of a file, in place of what is there.
+
+    Raises:
+        OSError: the disk is full or fails; the file is cut to size again, if that is possible.
+    """
+    try:
+        write_all(fd, data, size)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(fd, size)
+        raise
+
+
+def cut(fd: int, size: int) -> None:
+    """Cut an open file to a size, durably.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    os.ftruncate(fd, size)
+    os.fsync(fd)
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of a file durable.
+
+    Raises:
+        OSError: it is not there, or the disk fails.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def sync_directory(directory: Path) -> None:
@@ -54,13 +78,18 @@ def sync_directory(directory: Path) -> None:
 def make_directory(directory: Path) -> None:
     """Make a directory with its parents, each name of it durable.
 
+    The name of a directory that is there already is synced as well: the process that made
+    it may have been killed before its sync.
+
     Raises:
         OSError: it can't be made.
     """
-    missing = [path for path in (directory, *directory.parents) if not path.is_dir()]
-    directory.mkdir(parents=True, exist_ok=True)
-    for path in reversed(missing):
-        sync_directory(path.parent)
+    if not directory.is_dir():
+        make_directory(directory.parent)
+        directory.mkdir(exist_ok=True)
+    # A parent that this user can't open was there before, and needs no sync.
+    with contextlib.suppress(PermissionError):
+        sync_directory(directory.parent)
 
 
 def write_atomically(path: Path, write: bytes | Callable[[BinaryIO], object]) -> None:
@@ -102,7 +131,7 @@ def write_directory_atomically(path: Path, fill: Callable[[Path], object]) -> No
         beside.mkdir()
         fill(beside)
         for file in beside.iterdir():
-            _sync_file(file)
+            sync_file(file)
         sync_directory(beside)
         if path.exists():
             path.rename(old)
@@ -113,53 +142,3 @@ def write_directory_atomically(path: Path, fill: Callable[[Path], object]) -> No
         shutil.rmtree(beside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     sync_directory(path.parent)
-
-
-def lock(fd: int) -> None:
-    """Take the exclusive lock of an open file or directory; it goes with the descriptor.
-
-    Raises:
-        Locked: another process has it.
-        LocksUnsupported: the file system has no locks.
-        OSError: anything else.
-    """
-    _flock(fd, fcntl.LOCK_EX)
-
-
-def is_locked(path: Path) -> bool:
-    """True if a process holds the exclusive lock of this file or directory.
-
-    Raises:
-        LocksUnsupported: the file system has no locks.
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        # A shared lock: two processes that ask at once must not see each other as holders.
-        _flock(fd, fcntl.LOCK_SH)
-    except Locked:
-        return True
-    finally:
-        os.close(fd)
-    return False
-
-
-def _flock(fd: int, kind: int) -> None:
-    try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
-    except BlockingIOError as exc:
-        raise Locked(exc.errno, "somebody else holds its lock") from exc
-    except OSError as exc:
-        if exc.errno in NO_FLOCK:
-            raise LocksUnsupported(exc.errno, "this file system has no locks (flock)") from exc
-        raise
-
-
-def _sync_file(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -1,4 +1,4 @@
-"""Ids of runs, sources and sessions, and the alphabet that each may use.
+"""Ids of runs, sources, sessions and streams, and the alphabet that each may use.
 
 A run id becomes the name of a directory and the id of a wandb run, so it is
 held to one alphabet wherever it enters the system.
@@ -12,15 +12,35 @@ import secrets
 import time
 import uuid
 from collections.abc import Mapping, MutableMapping
+from typing import NamedTuple
 
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 SOURCE = re.compile(r"(rank[0-9]{1,6}(\.worker[0-9]{1,7})?|sidecar|hardware:[A-Za-z0-9._-]{1,128})")
+MAIN_SOURCE = "rank0"
+"""The source that speaks for its run, as source_of_rank(0) names it."""
+SIDECAR = "sidecar"
+"""The source of what a sidecar itself has to say: gaps, alerts, lost."""
 WORKER = ".worker"
 SESSION = re.compile(r"[A-Za-z0-9-]{1,64}")
 
-
 SWEEP_RUN_TAKEN = "TELEMETRY_SWEEP_RUN_TAKEN"
 """Set by the process that took a sweep's run id, so that none of its children takes it again."""
+
+
+def source_of_rank(rank: int) -> str:
+    """Return the source of the process with this rank in its run, counted from 0."""
+    return f"rank{rank}"
+
+
+class StreamId(NamedTuple):
+    """The identity of a stream: one start of one producer, in one run.
+
+    Streams are numbered for each socket and for each journal; this identity holds in all.
+    """
+
+    run_id: str
+    session: str
+    source: str
 
 
 def new_run_id(environ: MutableMapping[str, str] = os.environ) -> str:
@@ -74,6 +94,18 @@ def check_session(session: str) -> str:
         ValueError: it is not 1 to 64 letters, digits or `-`.
     """
     return _check(session, SESSION, "session", "1 to 64 letters, digits or '-'")
+
+
+def check_stream_id(stream_id: StreamId) -> StreamId:
+    """Return stream_id unchanged.
+
+    Raises:
+        ValueError: the run id, the session or the source is not valid.
+    """
+    check_run_id(stream_id.run_id)
+    check_session(stream_id.session)
+    check_source(stream_id.source)
+    return stream_id
 
 
 def sanitized_host(host: str) -> str:

@@ -28,6 +28,7 @@ PACKAGES: Final = {
 
 RENAMED: Final = {
     "shared.outgoing": "shared.emitter.stream",
+    "shared.conversation": "shared.emitter.peers",
     "shared.leftout": "shared.values.left_out",
     "telemetry.files": "telemetry.json_files",
     "telemetry.hostrun": "telemetry.ingest.host_run",
@@ -36,8 +37,13 @@ RENAMED: Final = {
     "telemetry.samplerprocess": "telemetry.supervise.sampler_process",
     "telemetry.runinfo": "telemetry.run_info",
     "telemetry.runclock": "telemetry.journal.run_clock",
+    "telemetry.journal.journal_id": "telemetry.journal.identity",
     "telemetry.status": "telemetry.http",
+    "telemetry.supervisor": "telemetry.supervise.earlier",
     "telemetry.probes": "telemetry.hardware",
+    "trainer.allocator": "trainer.training.device",
+    "trainer.memory": "trainer.training.failures",
+    "trainer.rebuild": "trainer.training.resume",
     "trainer.scalars": "trainer.training.scalar_copies",
     "trainer.guidance": "trainer.training.distillation",
     "trainer.observe": "trainer.reporting.observer",

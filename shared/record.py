@@ -45,6 +45,8 @@ from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
+from shared.ids import StreamId
+
 EVENTS: Final = 1
 STREAMS: Final = 2
 
@@ -77,6 +79,10 @@ class StreamEntry(msgspec.Struct, frozen=True, array_like=True):
     session: str
     source: str
     durable_seq: Annotated[int, msgspec.Meta(ge=-1)]
+
+    @property
+    def stream_id(self) -> StreamId:
+        return StreamId(self.run_id, self.session, self.source)
 
 
 class SegmentHeader(NamedTuple):

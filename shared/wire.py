@@ -40,6 +40,7 @@ from typing import Annotated, ClassVar, Final
 import msgspec
 
 from shared.events import DecodeError
+from shared.ids import StreamId
 
 VERSION: Final = 1
 SCHEMA: Final = 1
@@ -83,6 +84,10 @@ class Hello(Message, frozen=True, array_like=True):
     schema: U32
     first_seq: Seq = 0
     late: bool = False
+
+    @property
+    def stream_id(self) -> StreamId:
+        return StreamId(self.run_id, self.session, self.source)
 
 
 class Welcome(Message, frozen=True, array_like=True):

@@ -15,8 +15,8 @@ import re
 from typing import Any, Final, NamedTuple
 
 from shared.events import LOST, Event, RunFinished, RunStarted
+from shared.ids import MAIN_SOURCE as MAIN_SOURCE
 
-MAIN_SOURCE: Final = "rank0"
 SESSIONS_MAX: Final = 100
 """Sessions whose order is remembered; a run restarted more often forgets its oldest."""
 

@@ -161,7 +161,7 @@ def test_tensorboard_shows_each_number_with_its_step_and_time(recorded: Path) ->
     steps = [(step, value) for step, value, _ in shown["rank0", "train/global_step"]]
     assert steps == [(step, float(step)) for step in range(1, STEPS + 1)]
     cpu = [e for _, e in metrics_of(rows, "hardware") if "cpu_percent" in e.values]
-    assert len(shown["hardware", "cpu_percent"]) == len(cpu)
+    assert len(shown["hardware", "~hw/cpu_percent"]) == len(cpu)
 
 
 def test_the_wandb_file_holds_each_row_once(recorded: Path) -> None:

@@ -19,14 +19,14 @@ from typing import Final
 import msgspec
 
 from shared.events import Gap, encode_event, join_events
-from shared.ids import new_session
+from shared.ids import SIDECAR, StreamId, new_session
 from shared.wire import FRAME_MAX_EVENTS, FRAME_TARGET_BYTES
 from telemetry.errors import CommandError
-from telemetry.ingest.runs import RUN_FILE, SIDECAR
 from telemetry.journal.reader import JournalReader, NotAJournal
 from telemetry.journal.rows import Row
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import read_json, write_json
+from telemetry.run_dir import RunDir
 
 SYNC_BYTES: Final = 8 * 1024 * 1024
 _ENCODER: Final = msgspec.msgpack.Encoder()
@@ -43,32 +43,31 @@ def repair(run_dir: Path) -> Path:
     if target.exists():
         raise CommandError(f"{target} exists already; move it away to repair once more")
     try:
-        reader = JournalReader(run_dir / "journal", is_recorded=True)
+        reader = JournalReader(RunDir(run_dir).journal, is_recorded=True)
     except NotAJournal as exc:
         raise CommandError(str(exc)) from exc
     beside = target.with_name(target.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
-    with reader, JournalWriter(beside / "journal") as writer:
+    with reader, JournalWriter(RunDir(beside).journal) as writer:
         _copy(run_dir.name, reader, writer)
-        info = read_json(run_dir / RUN_FILE)
+        info = read_json(RunDir(run_dir).run_file)
         if info is not None:
-            write_json(beside / RUN_FILE, {**info, "as_of_row": writer.durable_row})
+            write_json(RunDir(beside).run_file, {**info, "as_of_row": writer.durable_row})
     beside.rename(target)
     return target
 
 
 def _copy(run_id: str, reader: JournalReader, writer: JournalWriter) -> None:
-    session, gaps = new_session(), 0
+    own, gaps = StreamId(run_id, new_session(), SIDECAR), 0
     for rows, missing in _stretches(reader):
         if missing:
-            writer.append(run_id, session, SIDECAR, gaps, 1, join_events([_gap(missing)]))
+            writer.append(own, gaps, 1, join_events([_gap(missing)]))
             gaps += 1
         for frame in _frames(rows):
             first, packed = frame[0], [_ENCODER.encode(row.envelope) for row in frame]
-            writer.append(
-                run_id, first.session, first.source, first.seq, len(packed), join_events(packed),
-                is_late=first.is_late,
-            )  # fmt: skip
+            stream = StreamId(run_id, first.session, first.source)
+            payload = join_events(packed)
+            writer.append(stream, first.seq, len(packed), payload, is_late=first.is_late)
         if writer.pending_bytes > SYNC_BYTES:
             writer.sync()
     writer.sync()

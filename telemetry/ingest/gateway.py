@@ -20,9 +20,9 @@ import zmq
 
 from shared.emitter.connection import check_endpoint
 from shared.events import DecodeError
+from shared.locks import lock_unless_alive
 from shared.wire import FRAME_MAX_BYTES, Message, decode, encode
 from telemetry.ingest.connections import ConnectionLimit
-from telemetry.locks import take_lock
 
 BATCH_MESSAGES: Final = 512
 BATCH_BYTES: Final = 8 * 1024 * 1024
@@ -187,7 +187,7 @@ def _locked_ipc(address: str, pid: int) -> int:
     Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        take_lock(fd)
+        lock_unless_alive(fd)
     except BlockingIOError as exc:
         holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
         os.close(fd)

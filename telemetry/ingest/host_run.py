@@ -7,7 +7,8 @@ import os
 
 from shared.events import FINISHED, RunFinished, RunStarted
 from shared.ids import host_run_id
-from telemetry.ingest.runs import Run, Runs
+from telemetry.ingest.run import Run
+from telemetry.ingest.runs import Runs
 from telemetry.journal.writer import JournalFull
 
 PROJECT = "hardware"

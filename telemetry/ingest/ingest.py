@@ -39,7 +39,8 @@ from telemetry.ingest.lifecycle import Lifecycle
 from telemetry.ingest.limits import RunLimits, Wait
 from telemetry.ingest.opening import Opening
 from telemetry.ingest.quarantine import keep
-from telemetry.ingest.runs import Run, Runs
+from telemetry.ingest.run import Run
+from telemetry.ingest.runs import Runs
 from telemetry.ingest.streams import IncomingStream, StreamKey, StreamTable, TooManyStreams
 from telemetry.journal.writer import JournalFull, JournalLocked
 

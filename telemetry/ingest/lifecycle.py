@@ -23,7 +23,8 @@ from shared.clock import Clock
 from shared.events import FAILED, FINISHED, LOST, Gap, RunFinished
 from telemetry.exits import Exits
 from telemetry.ingest.host_run import HostRun
-from telemetry.ingest.runs import Run, Runs
+from telemetry.ingest.run import Run
+from telemetry.ingest.runs import Runs
 from telemetry.ingest.streams import STREAM_OVER_NS, IncomingStream, StreamTable
 from telemetry.sessions import is_worker
 

@@ -17,7 +17,8 @@ from shared.ids import check_run_id, check_session, check_source
 from shared.wire import Hello
 from telemetry.ingest.host_run import HostRun
 from telemetry.ingest.limits import RunLimits
-from telemetry.ingest.runs import Run, Runs
+from telemetry.ingest.run import Run
+from telemetry.ingest.runs import Runs
 from telemetry.ingest.streams import OWN_STREAM, IncomingStream, StreamTable
 
 log = logging.getLogger("telemetry.ingest.ingest")

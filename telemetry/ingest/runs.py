@@ -1,12 +1,8 @@
-"""Runs: the directory, the journal and run.json of each run.
+"""Runs: the open runs of a data directory, and those that a former sidecar left unfinished.
 
-In: the events of a run, in the order of its journal.
-Out: run.json, for people, tools and sinks.
-Never: trusts run.json alone: rows that were journaled after it was written are read again.
-
-    running --the newest main session has finished, others are over--> ended
-    running --no producer was heard for lost_after_s-----------------> ended (lost)
-    ended ----a new session, or late events--------------------------> running
+In: run ids, from HELLOs and from the names of directories.
+Out: open runs, each with its journal.
+Never: opens a run whose directory leads elsewhere by a symbolic link.
 """
 
 from __future__ import annotations
@@ -16,233 +12,30 @@ import logging
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
 
 from shared.clock import Clock
-from shared.events import (
-    ConfigUpdated,
-    DecodeError,
-    Event,
-    RunFinished,
-    RunStarted,
-    encode_event,
-    join_events,
-)
+from shared.files import make_directory
 from shared.ids import check_run_id
-from telemetry.journal.layout import make_durably
-from telemetry.journal.reader import JournalReader
-from telemetry.journal.recovery import readable_end
-from telemetry.journal.rows import Row
-from telemetry.journal.writer import JournalWriter
-from telemetry.json_files import write_json
-from telemetry.run_info import RUN_FILE, SIDECAR, RunInfo, checked_info
-from telemetry.sessions import MAIN_SOURCE
+from telemetry.ingest.run import Run
+from telemetry.journal.readable import readable_end
+from telemetry.run_dir import RunDir, RunState, read, runs_of
 from telemetry.supervise.tombstones import Tombstone, read_tombstone
-
-__all__ = ["MAIN_SOURCE", "RUN_FILE", "SIDECAR", "Run", "Runs"]
+from telemetry.watch.feed import Feed
 
 log = logging.getLogger("telemetry.ingest.runs")
-
-_REFRESH_ROWS: Final = 200_000
-_SHOWN_AFTER_NS: Final = 60_000_000_000
-"""Time that a run's producer has to introduce it, from its first row on."""
-
-
-class Run:
-    """One run that is open for writing. Not thread-safe: the journal thread owns it."""
-
-    def __init__(self, directory: Path, run_id: str, session: str, clock: Clock) -> None:
-        self.run_id = run_id
-        self.directory = directory
-        self.writer = JournalWriter(directory / "journal")
-        self._session = session
-        self._clock = clock
-        self._is_changed = False
-        self._is_save_failing = False
-        self._first_row_ns: int | None = None
-        self.heard_ns = 0
-        """Monotonic time when a producer was last heard; kept after its streams are gone."""
-        try:
-            self._told = RunInfo(directory, run_id, clock)
-            self._catch_up()
-        except BaseException:
-            self.writer.close()
-            raise
-
-    @property
-    def info(self) -> dict[str, Any]:
-        """Values of run.json, as they are or will be written after the next sync."""
-        return self._told.values
-
-    @property
-    def is_started(self) -> bool:
-        """True if the run has a name: sinks show it from then on."""
-        return self._told.is_shown
-
-    @property
-    def is_ended(self) -> bool:
-        return bool(self.info["state"] == "ended")
-
-    @property
-    def is_empty(self) -> bool:
-        """True if its journal has no row."""
-        return not self.writer.next_row
-
-    @property
-    def finish_status(self) -> str | None:
-        """Status of the run, if its newest main session has finished or it was declared lost."""
-        ending = self._told.sessions.ending
-        return None if ending is None else ending.status
-
-    @property
-    def finished_by(self) -> str | None:
-        """Session whose RunFinished gave that status."""
-        ending = self._told.sessions.ending
-        return None if ending is None else ending.session
-
-    @property
-    def launch_id(self) -> str:
-        """The `telemetry run` whose command began the newest session, or empty."""
-        return str(self.info.get("launch_id", ""))
-
-    def has_finished(self, session: str) -> bool:
-        """Return True if the RunFinished of this main session has come."""
-        return self._told.sessions.is_finished(session)
-
-    def appended_seq(self, session: str, source: str) -> int:
-        """Return the seq of a stream's last event in the journal, -1 before the first."""
-        return self.writer.appended_seq(self.run_id, session, source)
-
-    def durable_seq(self, session: str, source: str) -> int:
-        """Return the seq of a stream's last event on disk, -1 before the first."""
-        return self.writer.durable_seq(self.run_id, session, source)
-
-    def append(
-        self,
-        session: str,
-        source: str,
-        base_seq: int,
-        events: list[Event | None],
-        payload: bytes,
-        *,
-        is_late: bool = False,
-    ) -> None:
-        """Append a frame to the journal, and update run.json's values from its events.
-
-        is_late: the frame comes from the spool of a session that is over.
-        """
-        self.writer.append(
-            self.run_id, session, source, base_seq, len(events), payload, is_late=is_late
-        )
-        for event in events:
-            self._learn(session, source, event, is_late=is_late)
-        if not is_late:
-            self._told.goes_on(session, source)
-        if self.is_ended:
-            self.reopen()
-
-    def say(self, event: Event) -> None:
-        """Append an event of the sidecar's own to the journal."""
-        seq = self.appended_seq(self._session, SIDECAR) + 1
-        packed = encode_event(event, self._clock.wall_ns(), self._clock.monotonic_ns())
-        self.writer.append(self.run_id, self._session, SIDECAR, seq, 1, join_events([packed]))
-        self._learn(self._session, SIDECAR, event)
-
-    def sync(self) -> None:
-        """Sync the journal, then write run.json if it has changed.
-
-        Raises:
-            JournalFull, JournalFault: as the journal says.
-        """
-        self.writer.sync()
-        if self._is_changed or self.writer.durable_row - self.info["as_of_row"] > _REFRESH_ROWS:
-            self._save()
-
-    def show_if_unannounced(self, *, is_over: bool = False) -> bool:
-        """Name a run by its id if no RunStarted came for a minute, or before it is over."""
-        if self.is_started or not self.writer.next_row:
-            return self.is_started
-        now = self._clock.monotonic_ns()
-        self._first_row_ns = now if self._first_row_ns is None else self._first_row_ns
-        if is_over or now - self._first_row_ns > _SHOWN_AFTER_NS:
-            self._told.introduce_by_id()
-            self._is_changed = True
-            self._save()
-        return self.is_started
-
-    def end(self) -> None:
-        """Mark the run as ended in run.json: sinks finish after its last row.
-
-        Where run.json can't be written the run stays running, and a later call tries again.
-        """
-        if self.is_ended:
-            return
-        # Number the endings: a sink that is done with an earlier one has more to do.
-        endings = self.info.get("endings", 0)
-        self.info.update(state="ended", endings=endings + 1)
-        if self._save():
-            log.info("run=%s ended, status=%s", self.run_id, self.finish_status)
-        else:
-            self.info.update(state="running", endings=endings)
-
-    def reopen(self, *, is_new_session: bool = False) -> None:
-        """Mark the run as running again; run.json is written with the next sync."""
-        if is_new_session:
-            self._told.forget_sessions()
-        self.info["state"] = "running"
-        self._is_changed = True
-
-    def end_stream(self, session: str, source: str) -> None:
-        """Note that a stream has ended: the next segment's header need not name it."""
-        self.writer.end_stream(self.run_id, session, source)
-
-    def close(self) -> None:
-        self.writer.close()
-
-    def _learn(
-        self, session: str, source: str, event: Event | None, *, is_late: bool = False
-    ) -> None:
-        # Changed also if the values are the same: as_of_row moves past the event.
-        if self._told.learn(session, source, event, is_late=is_late):
-            self._is_changed = True
-
-    def _catch_up(self) -> None:
-        """Learn what was journaled after run.json was last written."""
-        known = int(self.info["as_of_row"])
-        if known > self.writer.durable_row:
-            # run.json is of another journal, which was replaced by this one.
-            self._told.forget()
-            known = 0
-        if known < self.writer.durable_row:
-            for row, event in lifecycle_events(self.writer.directory, known):
-                self._learn(row.session, row.source, event, is_late=row.is_late)
-            # Rows behind an end: the run goes on, and another end follows them.
-            self.reopen()
-        if self._is_changed:
-            self._save()
-
-    def _save(self) -> bool:
-        """Write run.json; return False on failure, which loses nothing: the journal has it all."""
-        self.info["as_of_row"] = self.writer.durable_row
-        try:
-            write_json(self.directory / RUN_FILE, self.info)
-        except OSError as exc:
-            if not self._is_save_failing:
-                log.error("run=%s: run.json can't be written: %s", self.run_id, exc)
-            self._is_changed = self._is_save_failing = True
-            return False
-        self._is_changed = self._is_save_failing = False
-        return True
 
 
 class Runs:
     """All runs under one data directory, opened as they are needed."""
 
-    def __init__(self, data_dir: Path, session: str, clock: Clock) -> None:
-        self.directory = data_dir / "runs"
+    def __init__(
+        self, data_dir: Path, session: str, clock: Clock, feed: Feed | None = None
+    ) -> None:
+        self.directory = runs_of(data_dir)
         self._data_dir = data_dir
         self._session = session
         self._clock = clock
+        self._feed = feed
         self._open: dict[str, Run] = {}
         self._told_of: set[str] = set()
         self._unfinished: deque[Path] = deque()
@@ -269,8 +62,10 @@ class Runs:
         if run is None:
             directory = self.directory / check_run_id(run_id)
             _refuse_links(directory)
-            make_durably(directory)
-            run = self._open[run_id] = Run(directory, run_id, self._session, self._clock)
+            make_directory(directory)
+            run = self._open[run_id] = Run(
+                directory, run_id, self._session, self._clock, self._feed
+            )
         return run
 
     def open_unfinished(self) -> None:
@@ -290,7 +85,7 @@ class Runs:
             directory = self._unfinished.popleft()
             # Any exception, whatever its files hold: one bad run must not stop the others.
             try:
-                if (directory / "journal").is_dir() and not _is_over(directory):
+                if RunDir(directory).journal.is_dir() and not _is_over(directory):
                     self.open(directory.name)
             except Exception as exc:
                 log.error("run=%s can't be opened: %s", directory.name, exc)
@@ -321,11 +116,11 @@ class Runs:
     def discard(self, run: Run) -> None:
         """Close a run that never got a row, and take its empty directory away."""
         self.release(run)
-        journal = run.directory / "journal"
+        place = RunDir(run.directory)
         with contextlib.suppress(OSError):
-            for path in (run.directory / RUN_FILE, *journal.iterdir()):
+            for path in (place.run_file, *place.journal.iterdir()):
                 path.unlink(missing_ok=True)
-            journal.rmdir()
+            place.journal.rmdir()
             run.directory.rmdir()
 
     def close(self) -> None:
@@ -343,10 +138,10 @@ def _refuse_links(directory: Path) -> None:
     """
     if directory.is_symlink():
         raise ValueError(f"the directory of run {directory.name} is a symbolic link")
-    places = (directory, *(directory / name for name in ("journal", "quarantine", "cursors")))
-    for place in places:
+    place = RunDir(directory)
+    for checked in (directory, place.journal, place.quarantine, place.cursors):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            for path in place.iterdir():
+            for path in checked.iterdir():
                 if path.is_symlink():
                     shown = path.relative_to(directory.parent)
                     raise ValueError(
@@ -355,23 +150,11 @@ def _refuse_links(directory: Path) -> None:
 
 
 def _is_over(directory: Path) -> bool:
-    info = checked_info(directory, directory.name)
+    """True if a run has ended, and has no rows behind its end."""
+    place = RunDir(directory)
     # The journal is read, not only its durable mark: after a power cut the mark may be older
     # than the rows that were acknowledged.
-    end, known = readable_end(directory / "journal"), info.get("as_of_row")
-    has_news = end is not None and not (isinstance(known, int) and end.next_row <= known)
-    return info.get("state") == "ended" and not has_news
-
-
-def lifecycle_events(
-    directory: Path, first_row: int, *, is_recorded: bool = False
-) -> Iterator[tuple[Row, Event | None]]:
-    """Yield the rows from first_row on whose events change run.json."""
-    tags = (RunStarted.TAG, ConfigUpdated.TAG, RunFinished.TAG)
-    with JournalReader(directory, first_row, is_recorded=is_recorded) as reader:
-        while (batch := reader.read()).rows or not batch.is_end:
-            for row in batch.rows:
-                if row.envelope.tag in tags:
-                    # Checked when journaled, but perhaps by an older version of this program.
-                    with contextlib.suppress(DecodeError):
-                        yield row, row.envelope.event()
+    end, run = readable_end(place.journal), read(place.run_file, RunState)
+    if run is None or run.run_id != directory.name or not run.is_ended:
+        return False
+    return end is None or end.next_row <= run.as_of_row

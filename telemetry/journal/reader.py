@@ -7,6 +7,7 @@ Never: writes, or reads past the durable mark of a journal that a process is wri
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from types import TracebackType
@@ -19,15 +20,14 @@ from shared.record import (
     RESYNC_MAX_BYTES,
     STREAMS,
     CorruptRecord,
-    SegmentHeader,
     StreamEntry,
     decode_record_header,
-    decode_segment_header,
     decode_table,
     find_record,
 )
+from telemetry.journal.identity import header_of, read_header
 from telemetry.journal.layout import Mark, SegmentFile, read_mark, segments
-from telemetry.journal.recovery import is_written, readable_end
+from telemetry.journal.readable import is_written, readable_end
 from telemetry.journal.rows import Row
 from telemetry.journal.scan import CONTENT, HOLE, REST, SEGMENT, TAIL, Damage, Found, scan
 
@@ -220,7 +220,7 @@ class JournalReader:
             )
         fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            header = _segment_header(fd)
+            header = read_header(fd)
         except CorruptRecord as exc:
             self._enter_headless(fd, segment, str(exc), damage)
             return
@@ -256,26 +256,9 @@ def _all_streams(directory: Path) -> dict[int, StreamEntry]:
     """Return the streams that the undamaged segment headers of a journal name."""
     streams: dict[int, StreamEntry] = {}
     for segment in segments(directory):
-        fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            streams.update(_segment_header(fd).streams)
-        except CorruptRecord:
-            continue
-        finally:
-            os.close(fd)
+        with contextlib.suppress(CorruptRecord):
+            streams.update(header_of(segment).streams)
     return streams
-
-
-def _segment_header(fd: int) -> SegmentHeader:
-    size = 64 * 1024
-    while True:
-        data = os.pread(fd, size, 0)
-        header = decode_segment_header(memoryview(data))
-        if header is not None:
-            return header
-        if len(data) < size:
-            raise CorruptRecord("segment header is cut short")
-        size *= 4
 
 
 def _shifted(damage: Damage, by: int) -> Damage:

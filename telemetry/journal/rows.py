@@ -20,7 +20,7 @@ from shared.events import (
     RunStarted,
     Scalar,
 )
-from shared.ids import sanitized_host
+from shared.ids import MAIN_SOURCE, sanitized_host
 from telemetry.journal.run_clock import RunClock
 from telemetry.sessions import begins_newest
 
@@ -116,7 +116,7 @@ def point_of(row: Row, event: Event | None, context: RunContext) -> Point | None
         return None
     if event.kind == HARDWARE:
         return Point(HARDWARE, None, wall_ns, _hardware_values(row, event, context))
-    if row.source == "rank0":
+    if row.source == MAIN_SOURCE:
         values = dict(event.values)
     else:
         values = {_own_name(row.source, name): value for name, value in event.values.items()}

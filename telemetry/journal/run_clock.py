@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from shared.ids import MAIN_SOURCE
+
 if TYPE_CHECKING:
     from telemetry.journal.rows import Row
 
@@ -26,7 +28,6 @@ STEP_NS: Final = 100_000_000
 BOOT_NS: Final = 1_000_000_000
 SAME_MACHINE_NS: Final = 5_000_000_000
 """Largest difference between the wall and the monotonic time that passed on one machine."""
-RANK0: Final = "rank0"
 HARDWARE_PREFIX: Final = "hardware:"
 
 
@@ -87,7 +88,7 @@ class RunClock(msgspec.Struct, frozen=True):
 
 def _host_of(source: str, rank0_host: str | None) -> str | None:
     """Return the host whose clock a source uses, or None where it is not followed."""
-    if source == RANK0:
+    if source == MAIN_SOURCE:
         return rank0_host or ""
     if source.startswith(HARDWARE_PREFIX):
         return source.removeprefix(HARDWARE_PREFIX)

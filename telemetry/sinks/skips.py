@@ -18,8 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from shared.files import sync_directory
 from shared.text import clean
-from telemetry.journal.layout import sync_directory
 
 REASON_MAX_CHARS: Final = 300
 
@@ -71,20 +71,6 @@ class Skips:
             file.write(line)
         _sync(self.path)
         self._by_row[row] = skip
-
-
-def skipped_rows(run_dir: Path, sink: str) -> list[Skip]:
-    """Return the skips of one sink of a run, in the order of the rows.
-
-    Raises:
-        OSError: their file can't be read.
-    """
-    return sorted(read_skips(skips_path(run_dir / "cursors", sink)))
-
-
-def skips_path(directory: Path, sink: str) -> Path:
-    """Return the path of a sink's skips; directory is that of its cursor."""
-    return directory / f"{sink}.skipped"
 
 
 def read_skips(path: Path) -> list[Skip]:

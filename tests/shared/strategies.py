@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from shared.events import (
     KINDS,
+    SEVERITIES,
+    AlertChanged,
     ConfigUpdated,
     Event,
     Gap,
@@ -70,6 +72,16 @@ def events() -> st.SearchStrategy[Event]:
         ),
         histograms(),
         st.builds(MessageLogged, level=TEXTS, text=TEXTS),
+        st.builds(
+            AlertChanged,
+            name=TEXTS,
+            subject=TEXTS,
+            is_active=st.booleans(),
+            severity=st.sampled_from(SEVERITIES),
+            text=TEXTS,
+            value=st.none() | SCALARS,
+            lasted_s=st.none() | st.floats(),
+        ),
         st.builds(
             Gap,
             count=st.integers(0, 2**40),

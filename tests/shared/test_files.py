@@ -1,9 +1,8 @@
-"""Files: whole or as before, durable by name, locked by one."""
+"""Files: whole or as before, and durable by name."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import random
 from pathlib import Path
@@ -11,10 +10,8 @@ from pathlib import Path
 import pytest
 
 from shared.files import (
-    Locked,
-    LocksUnsupported,
-    is_locked,
-    lock,
+    append_whole,
+    cut,
     make_directory,
     write_all,
     write_atomically,
@@ -94,40 +91,52 @@ def test_every_new_name_on_the_way_to_a_directory_is_synced(tmp_path: Path, monk
 
     make_directory(tmp_path / "a" / "b" / "c")
 
-    assert synced == [str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a" / "b")]
+    made = [tmp_path.parent, tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
+    assert synced == [str(path) for path in made]
+    synced.clear()
+
+    # The process that made it may have been killed before its sync.
+    make_directory(tmp_path / "a" / "b")
+
+    assert synced == [str(tmp_path / "a")]
 
 
-def test_a_lock_is_held_by_one_and_seen_by_all(tmp_path: Path) -> None:
-    """It is free again when the descriptor is closed, and asking does not take it."""
-    path = tmp_path / "lock"
-    first, second = (os.open(path, os.O_RDWR | os.O_CREAT) for _ in range(2))
-    assert not is_locked(path)
+def test_a_write_that_fails_at_the_end_of_a_file_leaves_no_part(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """The next one begins where it began."""
+    real, room = os.pwrite, [3]
 
-    lock(first)
+    def pwrite(fd: int, data: bytes, at: int) -> int:
+        if not room:
+            raise OSError(errno.ENOSPC, "full")
+        return real(fd, bytes(data)[: room.pop()], at)
 
-    assert is_locked(path)
-    with pytest.raises(Locked):
-        lock(second)
-    os.close(first)
-    assert not is_locked(path)
-    lock(second)
-    os.close(second)
+    fd = os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT)
+    append_whole(fd, b"kept", 0)
+    monkeypatch.setattr(os, "pwrite", pwrite)
 
+    with pytest.raises(OSError, match="full"):
+        append_whole(fd, b"gone again", 4)
 
-@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
-def test_a_file_system_without_locks_is_told_as_that(tmp_path: Path, monkeypatch, code) -> None:
-    """It is not in use by anybody."""
-
-    def flock(fd: int, kind: int) -> None:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    (tmp_path / "f").touch()
-    fd = os.open(tmp_path / "f", os.O_RDWR)
-
-    with pytest.raises(LocksUnsupported):
-        lock(fd)
-    with pytest.raises(LocksUnsupported):
-        is_locked(tmp_path / "f")
-
+    monkeypatch.undo()
+    assert (tmp_path / "f").read_bytes() == b"kept"
+    append_whole(fd, b", and more", 4)
     os.close(fd)
+    assert (tmp_path / "f").read_bytes() == b"kept, and more"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_file_that_was_cut_stays_cut_after_a_power_cut(tmp_path: Path, seed: int) -> None:
+    """A torn tail must not come back when something was written in its place."""
+    root = tmp_path / "disk"
+    root.mkdir()
+    with ForgetfulDisk(root) as disk:
+        write_atomically(root / "f", b"whole, torn")
+        fd = os.open(root / "f", os.O_RDWR)
+
+        cut(fd, 5)
+
+        disk.power_cut(random.Random(seed))
+        assert (root / "f").read_bytes() == b"whole"
+        os.close(fd)

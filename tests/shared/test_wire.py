@@ -9,10 +9,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shared.events import DecodeError, encode_event, join_events
+from shared.ids import StreamId, check_stream_id
+from shared.record import StreamEntry
 from shared.wire import (
     FRAME_MAX_BYTES,
     FRAME_MAX_EVENTS,
     FRAME_TARGET_BYTES,
+    SCHEMA,
     VERSION,
     WHOLE_STREAM,
     Ack,
@@ -150,3 +153,23 @@ def test_the_whole_stream_is_no_event_of_it():
     """A NACK of the stream can't be taken for one of an event."""
     assert WHOLE_STREAM < 0
     assert decode(encode(Nack(1, WHOLE_STREAM, "why"))) == Nack(1, WHOLE_STREAM, "why")
+
+
+def test_a_stream_has_one_identity_on_the_wire_and_in_a_journal():
+    """It is a key: equal where its three parts are, and written as those three in a row."""
+    said = Hello(7, "run", "session", "rank0", SCHEMA).stream_id
+
+    listed = StreamEntry("run", "session", "rank0", -1).stream_id
+
+    assert {said: "here"}[listed] == "here"
+    assert list(said) == ["run", "session", "rank0"]
+
+
+@pytest.mark.parametrize("part", ["run_id", "session", "source"])
+def test_a_stream_with_a_bad_part_is_refused_by_its_name(part):
+    """The other two parts are good."""
+    good = StreamId("run", "session", "rank0")
+    assert check_stream_id(good) is good
+
+    with pytest.raises(ValueError, match=part.replace("_", " ")):
+        check_stream_id(good._replace(**{part: "../x"}))

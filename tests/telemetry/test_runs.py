@@ -133,7 +133,7 @@ def test_a_run_json_that_can_not_be_written_now_is_written_later(station, monkey
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("telemetry.ingest.runs.write_json", failing)
+        patch.setattr("telemetry.ingest.run.write_json", failing)
         acknowledged = acks(producer.committed())
         producer.emit(finished())
         station.settle()
@@ -715,7 +715,7 @@ def test_a_run_whose_opening_failed_halfway_can_be_opened_later(station, monkeyp
         raise RuntimeError("no")
 
     with monkeypatch.context() as patch:
-        patch.setattr("telemetry.ingest.runs.Run._catch_up", failing)
+        patch.setattr("telemetry.ingest.run.Run._catch_up", failing)
         with pytest.raises(RuntimeError):
             station.runs.open("r")
 

@@ -27,6 +27,7 @@ from shared.events import (
     RunFinished,
     RunStarted,
 )
+from shared.ids import source_of_rank
 
 Scalar = float | int | bool | str
 
@@ -134,7 +135,7 @@ def open_emitter(
         return Emitter(
             endpoint,
             run_id=run_id,
-            source=f"rank{rank}",
+            source=source_of_rank(rank),
             spool_dir=spool_dir,
             close_timeout_s=close_timeout_s,
         )

@@ -8,14 +8,14 @@ Never: repeats a report in several processes of one run: only the first makes it
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.model.diagnostics.alarms import find_alarms
 from trainer.reporting.observer import Observer
 from trainer.reporting.progress import Progress
-from trainer.training.scalar_copies import Numbers
+from trainer.training.processes import is_first
 
 ALARMS_TOLD = 5
 """Alarms told at once, at most: with diagnostics by layer, a wrong threshold raises hundreds."""
@@ -31,10 +31,11 @@ class Reading:
 
 
 class Reporter:
-    """The reporter of the process of one rank. Not thread-safe."""
+    """The reporter of the process of one rank; that of rank 0 is the first. Not thread-safe."""
 
     def __init__(self, observer: Observer, progress: Progress, rank: int = 0) -> None:
-        self._observer, self._progress, self._rank = observer, progress, rank
+        self._observer, self._progress = observer, progress
+        self._rank, self._is_first = rank, is_first(rank)
         self._alarmed: set[str] = set()
 
     def begin(self, step: int, total_steps: int) -> None:
@@ -49,12 +50,12 @@ class Reporter:
     def advance_to_end(self, profiles: Sequence[tuple[int, dict[str, float]]]) -> None:
         """Report times of blocks, as (step, seconds by metric name)."""
         for step, seconds in profiles:
-            if self._rank == 0 and seconds:
+            if self._is_first and seconds:
                 self._observer.metrics("custom", step, seconds)
 
-    def report(self, reading: Reading, numbers: Numbers) -> None:
+    def report(self, reading: Reading, numbers: Mapping[str, Any]) -> None:
         """Report numbers that have arrived from the device; lists belong to histograms."""
-        if self._rank:
+        if not self._is_first:
             return
         scalars = {n: v for n, v in numbers.items() if not isinstance(v, list)}
         values = {**scalars, **reading.values}
@@ -69,7 +70,7 @@ class Reporter:
                 self._observer.histogram(reading.kind, reading.step, title, numbers[name], counts)
 
     def work(self, step: int, values: dict[str, Any], work_seconds: Sequence[float]) -> None:
-        """Report step and work time of this rank; rank 0 adds them to `values` instead.
+        """Report step and work time of this rank; the first adds them to `values` instead.
 
         work_seconds has a time for each rank. A step takes equally long in all ranks, since
         they wait for each other; the time before that wait shows which of them is slow.
@@ -80,7 +81,7 @@ class Reporter:
             f"rank/{self._rank}/step_seconds": values["train/step_seconds"],
             f"rank/{self._rank}/work_seconds": work_seconds[self._rank],
         }
-        if self._rank:
+        if not self._is_first:
             self._observer.metrics("train", step, own)
             return
         values |= own
@@ -98,7 +99,7 @@ class Reporter:
             + (f" on, after {old}." if old else ", where this session begins.")
         )
 
-    def _tell_alarms(self, step: int, values: Numbers) -> None:
+    def _tell_alarms(self, step: int, values: Mapping[str, float]) -> None:
         """Report metrics that left their range since the last reading, and those back in it."""
         alarms = find_alarms(values)
         new = [sentence for name, sentence in alarms.items() if name not in self._alarmed]
@@ -114,6 +115,6 @@ class Reporter:
 
     def tell(self, text: str, level: str = "info") -> None:
         """Write a line to the record and to the terminal."""
-        if self._rank == 0:
+        if self._is_first:
             self._observer.message(text, level)
             self._progress.say(text)

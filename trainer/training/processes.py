@@ -44,6 +44,11 @@ class Place:
     node: int = 0
 
 
+def is_first(rank: int) -> bool:
+    """True for the rank of the process that reports for its whole run and writes its files."""
+    return rank == 0
+
+
 def read_place(environ: Mapping[str, str]) -> Place:
     """Read the place that torchrun gave this process, or that of a single process.
 
@@ -72,7 +77,7 @@ class Processes:
     @property
     def is_first(self) -> bool:
         """True for the process of rank 0, which reports for the whole run."""
-        return self.rank == 0
+        return is_first(self.rank)
 
     def share(self, values: Sequence[Any]) -> list[Any]:
         """Return the values of the first process, in all processes."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from shared.events import PartialEvent, RunFinished, RunStarted
+from shared.ids import MAIN_SOURCE
 from telemetry.journal.rows import Row
 from telemetry.sinks.tensorboard import words
 from telemetry.sinks.tensorboard.entries import (
@@ -25,7 +26,6 @@ from telemetry.sinks.tensorboard.run_config import flat_config, hparams_of, tabl
 from telemetry.sinks.tensorboard.session_dirs import REASONS_MAX, Stream
 
 CONFIG_TAG: Final = "config"
-RANK0: Final = "rank0"
 
 
 def _said(row: Row, stream: Stream, tag: str, extra: Extra) -> Entry:
@@ -61,7 +61,7 @@ def left_out(row: Row, stream: Stream, event: PartialEvent) -> list[Entry]:
 def started(row: Row, stream: Stream, event: RunStarted) -> list[Entry]:
     """Return the entries of a session's start; for rank 0 also its panels and configuration."""
     entries = message(row, stream, "run", words.started(event))
-    if row.source == RANK0:
+    if row.source == MAIN_SOURCE:
         stream.state.config = {}
         entries.append(_said(row, stream, LAYOUT_TAG, PanelLayout()))
     return entries + config_text(row, stream, words.description(event) | event.config)
@@ -69,7 +69,7 @@ def started(row: Row, stream: Stream, event: RunStarted) -> list[Entry]:
 
 def config_text(row: Row, stream: Stream, config: dict[str, Any]) -> list[Entry]:
     """Return the configuration so far as a text; none for ranks above 0, which repeat rank 0's."""
-    if row.source.startswith("rank") and row.source != RANK0:
+    if row.source.startswith("rank") and row.source != MAIN_SOURCE:
         return []
     flat = flat_config(config)
     if stream.state.config is not None:
@@ -93,7 +93,7 @@ def config_start(row: Row, stream: Stream) -> list[Entry]:
 def finished(row: Row, stream: Stream, event: RunFinished) -> list[Entry]:
     """Return the entries of a session's end; for rank 0 also that of the HPARAMS tab."""
     entries = message(row, stream, "run", words.finished(event))
-    if row.source == RANK0:
+    if row.source == MAIN_SOURCE:
         entries += config_start(row, stream)
         entries.append(_said(row, stream, END_TAG, ConfigEnd(event.status)))
     return entries

@@ -2,9 +2,9 @@
 
 In: the hardware values of a row, with the names that every sink knows.
 Out: the values to chart, and the sampler's own counts.
-Never: renames the established names, such as `cpu_percent`.
 
-    every sink                                   here
+    every other sink                             here
+    cpu_percent                                  ~hw/cpu_percent
     hw/<host>/memory/used_bytes                  ~hw/<host>/memory/used_gib
     hw/<host>/disk/read_bytes_per_second         ~hw/<host>/disk/read_mib_per_second
     hw/<host>/cpu/frequency_hertz                ~hw/<host>/cpu/frequency_ghz
@@ -69,7 +69,7 @@ def _shown(name: str) -> Shown:
     if own:
         return Shown(f"{OWN_PREFIX}{own[1]}/{own[2]}")
     if not name.startswith("hw/"):
-        return Shown(name)
+        return Shown(GROUP + name)
     name = GROUP + name.removeprefix("hw/")
     for end, new_end, divisor in _UNITS:
         if name.endswith(end):

@@ -14,14 +14,16 @@ from pathlib import Path
 import pytest
 
 from shared.events import encode_event, join_events
+from shared.ids import StreamId
 from telemetry.errors import EXIT_BACKLOG, EXIT_FAULT, EXIT_OK, EXIT_RUNNING, CommandError
 from telemetry.journal.reader import Batch, JournalReader
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import read_json, write_json
+from telemetry.run_dir import RunDir
 from telemetry.sinks.base import SinkRejected, SinkUnavailable
 from telemetry.sinks.cursor import Cursor
 from telemetry.sinks.runner import Reporter, SinkJob, run_sink
-from telemetry.sinks.skips import Skips, skips_path
+from telemetry.sinks.skips import Skips
 from tests.telemetry.sinks.lines_sink import Killed, LinesSink, Trouble, lines
 from tests.telemetry.waiting import wait_until
 from tests.telemetry.wire_client import metric
@@ -41,7 +43,7 @@ class Recorded:
         for at in range(first, first + count, 100):
             rows = range(at, min(at + 100, first + count))
             payload = join_events([encode_event(metric(row), 1, 1) for row in rows])
-            self.writer.append("r", "s1", "rank0", at, len(rows), payload)
+            self.writer.append(StreamId("r", "s1", "rank0"), at, len(rows), payload)
         self.writer.sync()
 
     def set_state(self, state: str, **more: object) -> None:
@@ -436,7 +438,7 @@ def test_rows_that_are_stepped_over_at_the_end_leave_nothing_behind(bench):
     bench.run.append(100)
     bench.run.set_state("ended", endings=1)
     (bench.run.directory / "cursors").mkdir()
-    skips = Skips(skips_path(bench.run.directory / "cursors", "lines"))
+    skips = Skips(RunDir(bench.run.directory).skips("lines"))
     for row in (50, 98, 99):
         skips.add(row, "crashed 2 times")
 

@@ -137,7 +137,7 @@ def test_the_step_of_hardware_is_the_second_of_the_run(tmp_path: Path, journal: 
 
     write_all(tmp_path, journal.rows)
 
-    found = by_tag(read_all(tmp_path), "cpu_percent", "hardware")
+    found = by_tag(read_all(tmp_path), "~hw/cpu_percent", "hardware")
     assert found == [(2, 10), (3, 20), (4, 25), (7, 30)]
 
 
@@ -149,7 +149,7 @@ def test_samples_of_one_second_are_all_written(tmp_path: Path, journal: RowMaker
 
     write_all(tmp_path, journal.rows)
 
-    found = by_tag(read_all(tmp_path), "cpu_percent", "hardware")
+    found = by_tag(read_all(tmp_path), "~hw/cpu_percent", "hardware")
     assert len(found) == 30
     assert [step for step, _ in found] == sorted(step for step, _ in found)
     assert {step for step, _ in found} == {0, 1, 2, 3}

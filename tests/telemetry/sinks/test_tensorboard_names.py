@@ -199,7 +199,7 @@ def test_a_run_that_nobody_introduced_is_shown_like_any_other(
 
     found = read_all(tmp_path)
     assert by_tag(found, "train/loss", "rank0") == [(1, 1.0)]
-    assert by_tag(found, "cpu_percent", "hardware") == [(1, 3.0)]
+    assert by_tag(found, "~hw/cpu_percent", "hardware") == [(1, 3.0)]
 
 
 def test_what_the_telemetry_counts_of_itself_stands_apart(
@@ -240,8 +240,8 @@ def test_hardware_has_units_that_people_read() -> None:
     shown = shown_hardware(values, has_cores=False)
 
     assert shown == {
-        "cpu_percent": 5.0,
-        "gpu_memory_used": 1024,
+        "~hw/cpu_percent": 5.0,
+        "~hw/gpu_memory_used": 1024,
         "~hw/n/memory/used_gib": 3.0,
         "~hw/n/disk/read_mib_per_second": 5.0,
         "~hw/n/gpu/0/clock_sm_ghz": 1.5,
@@ -251,7 +251,7 @@ def test_hardware_has_units_that_people_read() -> None:
         "~hw/n/gpu/0/percent": 50.0,
     }
     assert shown_hardware(values, has_cores=True)["~hw/n/cpu/3/percent"] == 50.0
-    assert all(name > "val/loss" for name in shown if "/" in name)
+    assert all(name > "val/loss" for name in shown)
 
 
 def test_hardware_of_who_is_no_sampler_is_under_its_source(
