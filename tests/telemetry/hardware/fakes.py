@@ -13,22 +13,6 @@ import pynvml
 CpuTimes = namedtuple("CpuTimes", "user system idle iowait guest", defaults=[0.0] * 5)
 
 
-class ManualClock:
-    """A clock that moves only when it is told to."""
-
-    def __init__(self, now_s: float = 1000.0) -> None:
-        self.now_ns = round(now_s * 1e9)
-
-    def wall_ns(self) -> int:
-        return self.now_ns
-
-    def monotonic_ns(self) -> int:
-        return self.now_ns
-
-    def advance(self, seconds: float) -> None:
-        self.now_ns += round(seconds * 1e9)
-
-
 class FakeSystem:
     """What the host probes ask psutil for, with values a test sets."""
 

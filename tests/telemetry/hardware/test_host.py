@@ -15,7 +15,8 @@ from telemetry.hardware.host import (
     SwapProbe,
     host_probes,
 )
-from tests.telemetry.hardware.fakes import CpuTimes, FakeSystem, ManualClock, card, disk
+from tests.fakes import ManualClock
+from tests.telemetry.hardware.fakes import CpuTimes, FakeSystem, card, disk
 
 
 @pytest.fixture
