@@ -189,7 +189,7 @@ class CursorFile(CursorState, frozen=True, kw_only=True):
             raise ValueError(f"row {self.row}")
 
 
-class SinkState(msgspec.Struct, frozen=True):
+class StateFile(msgspec.Struct, frozen=True):
     """A sink as its supervisor last saw it, for `inspect`."""
 
     state: str = ""

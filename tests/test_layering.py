@@ -31,7 +31,7 @@ HOMES = {
     "wandb": ("telemetry/sinks/wandb/",),
     "tensorboard": ("telemetry/sinks/tensorboard/",),
     "google_crc32c": ("telemetry/sinks/tensorboard/",),
-    "prometheus_client": ("telemetry/http.py",),
+    "prometheus_client": ("telemetry/http.py", "telemetry/watch/exposition.py"),
     "psutil": ("telemetry/",),
     "rich": ("telemetry/",),
     "transformers": ("trainer/",),

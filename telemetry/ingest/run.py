@@ -23,6 +23,8 @@ from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import write_json
 from telemetry.run_dir import ENDED, RUNNING, RunDir, RunFile
 from telemetry.run_info import RunInfo, lifecycle_events
+from telemetry.watch.facts import RunFacts
+from telemetry.watch.feed import Fed, Feed
 
 log = logging.getLogger("telemetry.ingest.runs")
 
@@ -42,6 +44,7 @@ class Run:
         clock: Clock,
         unsynced: set[str],
         open_journal: Callable[[Path], JournalWriter] = JournalWriter,
+        feed: Feed | None = None,
     ) -> None:
         """Open the journal of a run, and learn what run.json does not say yet.
 
@@ -53,6 +56,7 @@ class Run:
         self._unsynced = unsynced
         self._session = session
         self._clock = clock
+        self._feed = feed
         self._is_changed = False
         self._is_save_failing = False
         self._first_row_ns: int | None = None
@@ -118,6 +122,22 @@ class Run:
         """Return the seq of a stream's last event on disk, -1 before the first."""
         return self.writer.durable_seq(self._stream_id(session, source))
 
+    def facts(self, now_ns: int, *, is_host: bool) -> RunFacts:
+        """Return what other threads may know of the run."""
+        return RunFacts(
+            run_id=self.run_id,
+            name=self._told.file.name or "",
+            project=self._told.file.project or "",
+            is_host=is_host,
+            is_started=self.is_started,
+            is_ended=self.is_ended,
+            finish_status=self.finish_status,
+            main_session=self._told.sessions.newest,
+            silent_s=(now_ns - self.heard_ns) / 1e9 if self.heard_ns else 0.0,
+            durable_row=self.writer.durable_row,
+            alerts=tuple(self._told.alerts),
+        )
+
     def append(
         self,
         session: str,
@@ -139,6 +159,7 @@ class Run:
             self._learn(session, source, event, is_late=is_late)
         if not is_late:
             self._told.goes_on(session, source)
+            self._hand_on(session, source, events, len(payload))
         if self.is_ended:
             self.reopen()
 
@@ -150,6 +171,7 @@ class Run:
         self.writer.append(own, seq, 1, join_events([packed]))
         self._unsynced.add(self.run_id)
         self._learn(self._session, SIDECAR, event)
+        self._hand_on(self._session, SIDECAR, [event], len(packed))
 
     def sync(self) -> None:
         """Sync the journal, then write run.json if it has changed.
@@ -202,6 +224,10 @@ class Run:
 
     def close(self) -> None:
         self.writer.close()
+
+    def _hand_on(self, session: str, source: str, events: list[Event | None], size: int) -> None:
+        if self._feed is not None:
+            self._feed.put(Fed(self.run_id, session, source, events, size))
 
     def _stream_id(self, session: str, source: str) -> StreamId:
         """Return the id under which a stream stands in this run's journal.

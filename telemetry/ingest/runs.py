@@ -21,6 +21,7 @@ from telemetry.journal.readable import readable_end
 from telemetry.journal.writer import JournalWriter
 from telemetry.run_dir import RunDir, RunState, read, runs_of
 from telemetry.supervise.tombstones import Tombstone, read_tombstone
+from telemetry.watch.feed import Feed
 
 log = logging.getLogger("telemetry.ingest.runs")
 
@@ -33,6 +34,7 @@ class Runs:
         data_dir: Path,
         session: str,
         clock: Clock,
+        feed: Feed | None = None,
         open_journal: Callable[[Path], JournalWriter] = JournalWriter,
     ) -> None:
         self.directory = runs_of(data_dir)
@@ -40,6 +42,7 @@ class Runs:
         self._session = session
         self._clock = clock
         self._open_journal = open_journal
+        self._feed = feed
         self.unsynced: set[str] = set()
         """Ids of the open runs whose journals have rows that are not on disk."""
         self._open: dict[str, Run] = {}
@@ -71,7 +74,7 @@ class Runs:
             make_directory(directory)
             run = self._open[run_id] = Run(
                 RunDir(directory), run_id, self._session, self._clock, self.unsynced,
-                self._open_journal,
+                self._open_journal, self._feed,
             )  # fmt: skip
         return run
 

@@ -706,7 +706,7 @@ class BrokenJournal(JournalWriter):
 def test_a_run_whose_opening_failed_halfway_can_be_opened_later(tmp_path):
     """Its lock was let go."""
     with pytest.raises(RuntimeError):
-        Runs(tmp_path, "s", ManualClock(), BrokenJournal).open("r")
+        Runs(tmp_path, "s", ManualClock(), open_journal=BrokenJournal).open("r")
 
     runs = Runs(tmp_path, "s", ManualClock())
 

@@ -104,7 +104,8 @@ class Station:
         self.clock = clock
         self.is_host_run_enabled = host_run
         self.journals = Journals()
-        self.runs = Runs(path, f"sidecar-{clock.mono}", clock, self.journals.open)
+        session = f"sidecar-{clock.mono}"
+        self.runs = Runs(path, session, clock, open_journal=self.journals.open)
         self.host_run = HostRun("node1", "offline", is_enabled=host_run)
         self.ingest = Ingest(self.runs, clock, self.host_run, LOST_AFTER_S, open_runs_max, streams)
         self.runs.open_unfinished()

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-IGNORED = -100
-"""The label of a position that is not to be predicted."""
+from trainer.data.tokenizer import LoadedTokenizer
+from trainer.model.config import NOT_PREDICTED
+
 EVALUATION_SEED = 20_240_607
 """The seed of the masks of all evaluations. It does not depend on the run's seed, so that losses
 of several runs can be compared."""
@@ -87,6 +88,17 @@ class Masking:
         special = torch.tensor(sorted(special_ids))
         every = torch.arange(vocabulary_size)
         return cls(p, mask_id, pad_id, special, every[~torch.isin(every, special)])
+
+    @classmethod
+    def with_tokenizer(cls, tokenizer: LoadedTokenizer, probability: float) -> Masking:
+        """Build the settings of a run from its tokenizer."""
+        return cls.of(
+            tokenizer.vocabulary_size,
+            tokenizer.special_ids,
+            tokenizer.mask_id,
+            tokenizer.pad_id,
+            probability,
+        )
 
 
 def pack_rows(
@@ -170,7 +182,7 @@ def _choose(rows: Tensor, masking: Masking, generator: torch.Generator) -> Tenso
 
 def _batch(rows: Tensor, inputs: Tensor, chosen: Tensor, pad_id: int) -> Batch:
     visible = rows != pad_id
-    labels = torch.where(chosen, rows, IGNORED)
+    labels = torch.where(chosen, rows, NOT_PREDICTED)
     predicted = chosen.flatten().nonzero().squeeze(1)
     return Batch(inputs, visible, labels, predicted, int(visible.sum()))
 

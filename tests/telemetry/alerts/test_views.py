@@ -12,6 +12,7 @@ from shared.events import AlertChanged
 from telemetry.alerts.standing import STANDING_MAX, after, without_former
 from telemetry.ingest.run import Run
 from telemetry.json_files import read_json
+from telemetry.run_dir import RunFile
 from telemetry.sinks.base import START, SinkContext
 from telemetry.sinks.console import ConsoleSink
 from telemetry.sinks.tensorboard.row_entries import Policy as TensorBoardPolicy
@@ -35,7 +36,7 @@ def journal() -> RowMaker:
 def test_the_console_prints_the_onset_and_the_end(journal):
     """With the time that it lasted."""
     stream = io.StringIO()
-    sink = ConsoleSink(SinkContext("run", Path(), {}, {}), stream)  # type: ignore[arg-type]
+    sink = ConsoleSink(SinkContext("run", Path(), RunFile(), {}), stream)  # type: ignore[arg-type]
     sink.open(START)
     sink.write(journal.rows)
 
@@ -99,7 +100,7 @@ def test_a_kill_between_the_journal_and_run_json_loses_no_open_alert(run):
     run.close()
 
     again = Run(run.directory, "r", "sidecar2", ManualClock())
-    found = [alert["name"] for alert in again.info["alerts"]]
+    found = [alert["name"] for alert in again.file.alerts or []]
     again.close()
 
     assert found == ["a"]

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import wandb
 
@@ -115,7 +116,7 @@ def test_configs_and_summaries_of_any_shape_arrive(context: SinkContext) -> None
         MetricsLogged(kind="train", step=1, values={"a": 1.0}),
         RunFinished(status="failed", exit_code=0xC0000005, summary=odd),
     )
-    odd_context = context._replace(run={**context.run, "config": odd})
+    odd_context = context._replace(run=msgspec.structs.replace(context.run, config=odd))
 
     run_whole(odd_context, rows)
 
