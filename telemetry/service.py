@@ -16,6 +16,7 @@ import os
 import shutil
 import socket
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
