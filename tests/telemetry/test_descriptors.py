@@ -6,9 +6,6 @@ import resource
 import socket
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import zmq
@@ -23,12 +20,6 @@ from tests.telemetry.sidecar_process import clean_env
 from tests.telemetry.waiting import wait_until
 
 SECOND = 10**9
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="tm-", dir="/tmp") as name:
-        yield Path(name)
 
 
 @pytest.mark.parametrize("limit", [512, 1024, 4096, 65_536])

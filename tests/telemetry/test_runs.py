@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from shared.events import ConfigUpdated, Gap, RunFinished
 from telemetry.ingest.runs import Runs
 from telemetry.journal.writer import JournalFull, JournalWriter
 from telemetry.json_files import read_json, write_json
-from tests.fakes import ManualClock
 from tests.telemetry.wire_client import (
     LOST_AFTER_S,
     Producer,
@@ -22,13 +20,6 @@ from tests.telemetry.wire_client import (
     metric,
     started,
 )
-
-
-@pytest.fixture
-def station(tmp_path: Path) -> Iterator[Station]:
-    station = Station(tmp_path, ManualClock())
-    yield station
-    station.killed()
 
 
 def run_file(station: Station, run_id: str = "r") -> Path:

@@ -7,9 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,13 +23,6 @@ from telemetry.service import Service, exit_code_in
 from tests.telemetry.sidecar_process import SidecarProcess, clean_env, http_get
 from tests.telemetry.waiting import wait_until
 from tests.telemetry.wire_client import finished, metric, read_rows, started
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory with a path short enough for an ipc socket."""
-    with tempfile.TemporaryDirectory(prefix="tm-", dir="/tmp") as name:
-        yield Path(name)
 
 
 def emitter(endpoint: str, **options: object) -> Emitter:
