@@ -11,6 +11,7 @@ from shared.events import ConfigUpdated, Gap, RunFinished
 from telemetry.ingest.runs import Runs
 from telemetry.journal.writer import JournalFull, JournalWriter
 from telemetry.json_files import read_json, write_json
+from tests.fakes import ManualClock
 from tests.telemetry.wire_client import (
     LOST_AFTER_S,
     Producer,
