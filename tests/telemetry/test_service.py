@@ -429,6 +429,16 @@ def test_a_turn_that_fails_is_counted_and_the_next_one_is_as_ever(place, monkeyp
     assert is_all and codes == [EXIT_OK] and steps(place / "data") == [0]
 
 
+def test_what_both_threads_count_is_shown_as_one_sum(place):
+    """A peer is told to wait by either."""
+    with Service(config(place)) as service:
+        service._ingest.counts["streams_told_to_wait_total"] = 2
+        service._reading.reception.counts["streams_told_to_wait_total"] = 3
+        service._tick()
+
+        assert service.health().counts["streams_told_to_wait_total"] == 5
+
+
 def test_a_start_that_fails_lets_go_of_all_it_had(place):
     """The next try is not in its own way."""
     with socket.create_server(("127.0.0.1", 0)) as server:

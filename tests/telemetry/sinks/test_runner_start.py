@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from shared.events import encode_event, join_events
+from shared.ids import StreamId
 from telemetry.errors import EXIT_OK
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import write_json
@@ -29,7 +30,7 @@ class JournalOnWait(threading.Event):
         if self.waits == 1:
             with JournalWriter(self.directory) as writer:
                 payload = join_events([encode_event(metric(0), 1, 1)])
-                writer.append("r", "s1", "rank0", 0, 1, payload)
+                writer.append(StreamId("r", "s1", "rank0"), 0, 1, payload)
                 writer.sync()
         return False
 

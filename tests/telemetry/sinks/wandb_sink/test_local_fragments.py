@@ -20,7 +20,7 @@ from telemetry.sinks.wandb.run_identity import JOURNAL
 from telemetry.sinks.wandb.run_status import Ending
 from telemetry.sinks.wandb.selection import Alert, Selected
 
-from .conftest import RUN_ID, ManualClock
+from .surroundings import RUN_ID, PausingClock
 from .test_wandb_file import framed, history
 
 
@@ -76,7 +76,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[FileClient]:
     """The fragments that were begun."""
     begun: list[FileClient] = []
 
-    def start(context: Any, mode: str, directory: Path, bare_for: str = "") -> FileClient:
+    def start(
+        context: Any, mode: str, directory: Path, bare_for: str = "", limits: Any = None
+    ) -> FileClient:
         name = f"offline-run-20260102_00000{len(begun)}-{RUN_ID}"
         begun.append(FileClient(directory / "wandb" / name / f"run-{RUN_ID}.wandb"))
         return begun[-1]
@@ -103,7 +105,7 @@ def rows_in(begun: list[FileClient]) -> list[list[int]]:
 
 
 def opened(
-    context: SinkContext, clock: ManualClock, part: LocalPart | None = None, **known: int
+    context: SinkContext, clock: PausingClock, part: LocalPart | None = None, **known: int
 ) -> LocalRun:
     run = LocalRun(context, ".", clock, clock.pause)
     run.open(Spot(), part, known.get("first_row", 0), known.get("settled_row", 0))
@@ -117,7 +119,7 @@ def carried(run: LocalRun, rows: Iterable[int]) -> None:
 
 @pytest.mark.parametrize("spot", [0, 3, 5])
 def test_a_run_goes_on_with_the_row_behind_the_last_one_in_its_files(
-    context: SinkContext, clock: ManualClock, started: list[FileClient], spot: int
+    context: SinkContext, clock: PausingClock, started: list[FileClient], spot: int
 ) -> None:
     """Not with that row again, and not one later; wherever the cursor stood."""
     write(context, range(5))
@@ -134,7 +136,7 @@ def test_a_run_goes_on_with_the_row_behind_the_last_one_in_its_files(
 
 
 def test_a_run_that_was_finished_already_is_not_begun_again(
-    context: SinkContext, clock: ManualClock, started: list[FileClient]
+    context: SinkContext, clock: PausingClock, started: list[FileClient]
 ) -> None:
     """The process died between its finish and its commit: nothing is missing in the files."""
     write(context, range(5), code=3)
@@ -148,7 +150,7 @@ def test_a_run_that_was_finished_already_is_not_begun_again(
 
 @pytest.mark.parametrize("code", [None, 0])
 def test_a_run_that_ended_otherwise_is_finished_once_more(
-    context: SinkContext, clock: ManualClock, started: list[FileClient], code: int | None
+    context: SinkContext, clock: PausingClock, started: list[FileClient], code: int | None
 ) -> None:
     """Killed before its end, or reopened and failed since: W&B shows the last exit code."""
     write(context, range(5), code=code)
@@ -161,7 +163,7 @@ def test_a_run_that_ended_otherwise_is_finished_once_more(
 
 
 def test_a_run_without_rows_is_begun_to_be_finished(
-    context: SinkContext, clock: ManualClock, started: list[FileClient]
+    context: SinkContext, clock: PausingClock, started: list[FileClient]
 ) -> None:
     """W&B shows it with its exit code."""
     part = opened(context, clock).finish(Spot(2), Ending("failed", 1))
@@ -171,7 +173,7 @@ def test_a_run_without_rows_is_begun_to_be_finished(
 
 
 def test_a_rows_effects_are_written_before_the_row(
-    context: SinkContext, clock: ManualClock, started: list[FileClient]
+    context: SinkContext, clock: PausingClock, started: list[FileClient]
 ) -> None:
     """A row in the file proves that all that was sent with it is there too."""
     run = opened(context, clock)
@@ -185,7 +187,7 @@ def test_a_rows_effects_are_written_before_the_row(
 
 
 def test_a_row_that_the_files_hold_sends_no_effects_again(
-    context: SinkContext, clock: ManualClock, started: list[FileClient]
+    context: SinkContext, clock: PausingClock, started: list[FileClient]
 ) -> None:
     """What was sent with it is in the file too; behind it nothing was settled."""
     write(context, range(2))
@@ -199,7 +201,7 @@ def test_a_row_that_the_files_hold_sends_no_effects_again(
 
 
 def test_what_was_settled_in_files_that_are_gone_is_written(
-    context: SinkContext, clock: ManualClock, started: list[FileClient]
+    context: SinkContext, clock: PausingClock, started: list[FileClient]
 ) -> None:
     """Without a file nothing of this run is anywhere."""
     run = opened(context, clock, settled_row=4)
@@ -210,7 +212,7 @@ def test_what_was_settled_in_files_that_are_gone_is_written(
 
 
 def test_a_commit_covers_what_was_read_back_and_no_more(
-    context: SinkContext, clock: ManualClock, started: list[FileClient]
+    context: SinkContext, clock: PausingClock, started: list[FileClient]
 ) -> None:
     """An effect without a row is known to be in the file only by a row behind it."""
     run = opened(context, clock)
@@ -234,7 +236,7 @@ def test_a_commit_covers_what_was_read_back_and_no_more(
 
 
 def test_rows_found_in_the_files_can_be_committed_at_once(
-    context: SinkContext, clock: ManualClock, started: list[FileClient]
+    context: SinkContext, clock: PausingClock, started: list[FileClient]
 ) -> None:
     """They were read and synced when the run was opened."""
     write(context, range(3))
@@ -247,7 +249,7 @@ def test_rows_found_in_the_files_can_be_committed_at_once(
 
 
 def test_rows_that_the_server_has_come_into_no_file(
-    context: SinkContext, clock: ManualClock, started: list[FileClient]
+    context: SinkContext, clock: PausingClock, started: list[FileClient]
 ) -> None:
     """And are not looked for in the files at the end."""
     run = opened(context, clock, first_row=3)
@@ -259,7 +261,7 @@ def test_rows_that_the_server_has_come_into_no_file(
 
 
 def test_files_with_rows_that_the_server_has_are_superseded(
-    context: SinkContext, clock: ManualClock, started: list[FileClient]
+    context: SinkContext, clock: PausingClock, started: list[FileClient]
 ) -> None:
     """`wandb sync` would send those again; a part about these files is worth nothing then."""
     earlier = write(context, range(5))
@@ -275,7 +277,7 @@ def test_files_with_rows_that_the_server_has_are_superseded(
 
 
 def test_files_that_begin_where_the_server_ends_stay(
-    context: SinkContext, clock: ManualClock, started: list[FileClient]
+    context: SinkContext, clock: PausingClock, started: list[FileClient]
 ) -> None:
     """Nothing in them is on the server."""
     earlier = write(context, range(3, 5))
@@ -287,7 +289,7 @@ def test_files_that_begin_where_the_server_ends_stay(
 
 @pytest.mark.parametrize(("place", "superseded"), [("elsewhere", 0), (".", 1)])
 def test_a_part_about_other_files_is_not_used(
-    context: SinkContext, clock: ManualClock, place: str, superseded: int
+    context: SinkContext, clock: PausingClock, place: str, superseded: int
 ) -> None:
     """The run is taken up at the spot that its caller knows."""
     write(context, range(5))
@@ -300,7 +302,7 @@ def test_a_part_about_other_files_is_not_used(
 
 def test_rows_that_somebody_has_removed_are_said_and_not_written_again(
     context: SinkContext,
-    clock: ManualClock,
+    clock: PausingClock,
     started: list[FileClient],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -316,7 +318,7 @@ def test_rows_that_somebody_has_removed_are_said_and_not_written_again(
 
 
 def test_rows_that_are_all_there_are_not_spoken_of(
-    context: SinkContext, clock: ManualClock, caplog: pytest.LogCaptureFixture
+    context: SinkContext, clock: PausingClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     write(context, range(7))
 
@@ -327,7 +329,7 @@ def test_rows_that_are_all_there_are_not_spoken_of(
 
 @pytest.mark.parametrize(("own", "theirs"), [("a", "a"), ("a", ""), ("", "b")])
 def test_files_of_this_journal_or_of_one_unknown_are_taken(
-    context: SinkContext, clock: ManualClock, own: str, theirs: str
+    context: SinkContext, clock: PausingClock, own: str, theirs: str
 ) -> None:
     write(context, range(2), journal=theirs)
 
@@ -338,7 +340,7 @@ def test_files_of_this_journal_or_of_one_unknown_are_taken(
 
 
 def test_files_of_another_journal_are_refused_by_name(
-    context: SinkContext, clock: ManualClock
+    context: SinkContext, clock: PausingClock
 ) -> None:
     """Its row 1 is another event."""
     write(context, range(2), journal="b")
@@ -348,7 +350,7 @@ def test_files_of_another_journal_are_refused_by_name(
 
 
 def test_files_that_another_process_holds_open_are_not_read(
-    context: SinkContext, clock: ManualClock
+    context: SinkContext, clock: PausingClock
 ) -> None:
     """A stopped wandb-core could still write rows."""
     file = write(context, range(2))
@@ -362,7 +364,7 @@ def test_files_that_another_process_holds_open_are_not_read(
             opened(context, clock)
 
 
-def test_a_torn_end_is_cut_and_kept_beside(context: SinkContext, clock: ManualClock) -> None:
+def test_a_torn_end_is_cut_and_kept_beside(context: SinkContext, clock: PausingClock) -> None:
     """Before the run goes on: `wandb sync` would fail at it."""
     file = write(context, range(2))
     whole = file.read_bytes()
@@ -375,7 +377,7 @@ def test_a_torn_end_is_cut_and_kept_beside(context: SinkContext, clock: ManualCl
 
 
 def test_reading_long_files_tells_the_supervisor_that_it_goes_on(
-    context: SinkContext, clock: ManualClock
+    context: SinkContext, clock: PausingClock
 ) -> None:
     """It reports, and waits for nothing."""
     waits: list[float] = []
@@ -387,7 +389,7 @@ def test_reading_long_files_tells_the_supervisor_that_it_goes_on(
 
 
 def test_a_close_ends_the_fragment_and_not_the_run(
-    context: SinkContext, clock: ManualClock, started: list[FileClient]
+    context: SinkContext, clock: PausingClock, started: list[FileClient]
 ) -> None:
     """The next process goes on in another one; closing twice is no error."""
     run = opened(context, clock)
@@ -403,7 +405,7 @@ def test_a_close_ends_the_fragment_and_not_the_run(
 
 def test_a_close_that_wandb_refuses_is_only_said(
     context: SinkContext,
-    clock: ManualClock,
+    clock: PausingClock,
     started: list[FileClient],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -418,18 +420,18 @@ def test_a_close_that_wandb_refuses_is_only_said(
 
 
 def test_a_close_waits_until_the_file_is_written_to_its_end(
-    context: SinkContext, clock: ManualClock, started: list[FileClient]
+    context: SinkContext, clock: PausingClock, started: list[FileClient]
 ) -> None:
     """The next process, which may begin at once, reads it."""
     run = opened(context, clock)
     carried(run, [0])
-    before_ns = clock.now_ns
+    before_ns = clock.monotonic_ns()
     whole = started[0].file.read_bytes()
     started[0].finish = lambda code: started[0].file.write_bytes(whole)  # type: ignore[method-assign]
 
     run.close()
 
-    assert clock.now_ns > before_ns
+    assert clock.monotonic_ns() > before_ns
 
 
 def test_a_part_is_read_from_a_cursor_as_it_was_written() -> None:
