@@ -12,7 +12,7 @@ The threads of `serve`, and what each of them alone may touch:
 
     reading     reading.py      the ZeroMQ socket, and how far each stream was received;
                                 never waits for a disk
-    journal     service.py      (the main thread) runs, journal files, run.json, the sampler's
+    journal     turns.py        (the main thread) runs, journal files, run.json, the sampler's
                                 process; never touches the socket
     supervisor  supervisor.py   the sink processes and when each may start; reads no journal
     carrier     spools.py       spools of emitters that are gone; a client of this sidecar
