@@ -14,6 +14,7 @@ import contextlib
 import logging
 import socket
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -37,12 +38,12 @@ from telemetry.ingest.orphan_spools import SpoolCarrier
 from telemetry.ingest.reading import Reading
 from telemetry.ingest.runs import Runs
 from telemetry.journal.writer import JournalFault
+from telemetry.journal_loop import JournalLoop
 from telemetry.room import Room
 from telemetry.summary import Commands, print_summary
 from telemetry.supervise.retention import Retention
 from telemetry.supervise.sampler_process import SamplerProcess
 from telemetry.supervise.supervisor import Supervisor, sink_command
-from telemetry.turns import Turns
 from telemetry.watch.facts import RunFacts
 from telemetry.watch.feed import Feed
 from telemetry.watch.watcher import Watcher
@@ -53,7 +54,7 @@ SETTLE_S: Final = 0.3
 """After the last producer is gone: what is still in the socket arrives within this."""
 
 OPENED_AT_ONCE: Final = 64
-"""Runs of a former sidecar that are opened before the first turn, and then in each second."""
+"""Runs of a former sidecar that are opened before the first poll, and then in each second."""
 
 LAST_WORDS_SHARE: Final = 0.5
 """Share of the grace time in which trainers may still send their last events."""
@@ -123,7 +124,7 @@ class Service:
         self._carrier = SpoolCarrier(config.address, spools, self._clock)
         self._retention = Retention(self._runs.directory, config.sinks, config.retain_bytes)
         self._sampler = SamplerProcess(config.address, self._host, config.sample_hz, self._clock)
-        self._turns = Turns(
+        self._loop = JournalLoop(
             config, self._clock, self._inbox, self._reading, self._ingest, self._tick, self.stop
         )
         self._health = Health()
@@ -152,7 +153,7 @@ class Service:
         # 6. Serve until asked to stop, then drain.
         try:
             while not self.stop.is_set():
-                self._turns.run()
+                self._loop.poll()
             return self._drain()
         except JournalFault as exc:
             log.error("journal fault, stopping: %s", exc)
@@ -163,8 +164,8 @@ class Service:
         now = self._clock.monotonic_ns()
         return replace(
             self._health,
-            loop_age_s=(now - self._reading.turned_ns) / 1e9,
-            journal_age_s=(now - self._turns.turned_ns) / 1e9,
+            loop_age_s=(now - self._reading.polled_ns) / 1e9,
+            journal_age_s=(now - self._loop.polled_ns) / 1e9,
             sinks=self._supervisor.snapshot(),
             latest=self._watcher.latest,
             now_ns=now,
@@ -223,9 +224,9 @@ class Service:
             is_writable=self._ingest.is_writable,
             detail="" if self._ingest.is_writable else "no room on disk",
             counts={
-                **self._ingest.counts,
-                **self._reading.counts,
-                "failed_turns_total": self._turns.failures + self._reading.failures,
+                # Both threads count some of the same things.
+                **(self._ingest.counts + Counter(self._reading.counts)),
+                "failed_turns_total": self._loop.failures + self._reading.failures,
                 "watch_skipped_frames_total": self._feed.dropped_frames,
             },
             gaps=dict(self._ingest.gaps),
@@ -255,7 +256,7 @@ class Service:
         """
         grace = Grace(self._clock, self.config.drain_grace_s)
         # First, ask the producers of our own to finish: they need time to send their last
-        # events, and the turns of the next step take those in.
+        # events, and the next step takes those in.
         with grace.step("asking the sampler and the spools for their last events"):
             self._sampler.ask_to_end()
             self._carrier.look_now()
@@ -271,11 +272,11 @@ class Service:
             if self.are_producers_gone:
                 self._ingest.declare_abandoned(self.exit_code)
             self._host_run.finish(self._runs)
-        # The turn syncs the journals and sends the last acknowledgements, and the tick ends
+        # The poll syncs the journals and sends the last acknowledgements, and the tick ends
         # the runs whose last event it synced.
         with grace.step("ending runs"):
             self._ingest.tick()
-            self._turns.run()
+            self._loop.poll()
             self._tick()
         # After the last sync: sinks read only what is on disk, and close a run in their
         # service only where run.json says that it has ended.
@@ -292,7 +293,7 @@ class Service:
         """
         settle_s = min(SETTLE_S, self.config.drain_grace_s / 4)
         while True:
-            self._turns.run()
+            self._loop.poll()
             has_words = self._ingest.has_live_trainers and not self.are_producers_gone
             is_waited_for = has_words or not self._carrier.is_idle
             if grace.spent_s >= settle_s and not (is_waited_for and grace.left_s(LAST_WORDS_SHARE)):

@@ -25,8 +25,8 @@ from trainer.configure import (
     row_length,
     run_identity,
 )
-from trainer.data.batches import Masking
 from trainer.data.corpus import load_corpus
+from trainer.data.masking import Masking
 from trainer.data.token_cache import load_rows
 from trainer.data.tokenizer import LoadedTokenizer, load_tokenizer
 from trainer.errors import BadInput

@@ -71,11 +71,11 @@ class Delivery:
         self._committed_s = time.monotonic()
         is_recorded = not self._job.follow
         with JournalReader(self._place.journal, first_row, is_recorded=is_recorded) as reader:
-            while (is_done := self._turn(reader)) is None:
+            while (is_done := self._poll(reader)) is None:
                 pass
         return is_done
 
-    def _turn(self, reader: JournalReader) -> bool | None:
+    def _poll(self, reader: JournalReader) -> bool | None:
         """Deliver what can be read at once. Return True at the end, False at a stop, else None."""
         # 1. Read run.json before the journal: if it says "ended", the read sees all rows.
         if self._job.follow:

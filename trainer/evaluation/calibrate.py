@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from trainer.data.batches import Batch
+from trainer.data.masking import Batch
 from trainer.errors import BadInput
 from trainer.evaluation.text import Batches, Say, Text
 from trainer.model import BitNetQDyT

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from shared.files import write_atomically
-from trainer.data.batches import Batch
+from trainer.data.masking import Batch
 from trainer.errors import BadInput
 from trainer.evaluation.calibrate import calibrate, evaluate_batches
 from trainer.evaluation.checkpoint_args import CheckpointArgs

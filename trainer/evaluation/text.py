@@ -14,8 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from trainer.args import TrainArgs
-from trainer.data.batches import Batch, Masking, evaluation_batches
+from trainer.data.batches import evaluation_batches
 from trainer.data.corpus import load_corpus
+from trainer.data.masking import Batch, Masking
 from trainer.data.token_cache import load_rows
 from trainer.data.tokenizer import LoadedTokenizer, load_tokenizer
 from trainer.errors import BadInput

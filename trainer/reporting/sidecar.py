@@ -15,7 +15,6 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 from shared.programs import ROOT, module_command, module_environ
@@ -52,12 +51,7 @@ class PrivateAddress:
             return f"ipc://{self._directory / SOCKET_NAME}"
         return None
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
 

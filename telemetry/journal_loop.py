@@ -1,4 +1,4 @@
-"""Turns of the journal thread: take in messages, commit, acknowledge, and once a second tick.
+"""Journal loop: takes in messages, commits, acknowledges, and once a second ticks.
 
 In: messages from the inbox.
 Out: rows on disk, and the answers that say so.
@@ -30,12 +30,12 @@ TICK_NS: Final = 1_000_000_000
 PENDING_MAX_BYTES: Final = 8 * 1024 * 1024
 """Bytes received and not synced, above which nothing is taken while the disk has no room."""
 
-OPENINGS_A_TURN: Final = 256
+OPENINGS_A_POLL: Final = 256
 """Streams that are opened at most between two looks at the frames."""
 
 
-class Turns:
-    """The turns of one sidecar."""
+class JournalLoop:
+    """The polls of the journal thread of one sidecar."""
 
     def __init__(
         self,
@@ -53,29 +53,29 @@ class Turns:
         self._clock, self._inbox, self._reading, self._ingest = clock, inbox, reading, ingest
         self._tick, self._stop = tick, stop
         self._ticked_ns = 0
-        self.turned_ns = clock.monotonic_ns()
+        self.polled_ns = clock.monotonic_ns()
         """Monotonic time when the journal thread was last seen not to be stalled."""
         self.failures = 0
-        """Turns and messages that raised something unexpected."""
+        """Polls and messages that raised something unexpected."""
 
-    def run(self) -> None:
-        """Run one turn; log and count an exception in it, so that the next turn begins.
+    def poll(self) -> None:
+        """Run one poll; log and count an exception in it, so that the next poll begins.
 
         Raises:
             JournalFault: a disk failed; going on would acknowledge what may not be on it.
         """
         try:
-            self._run()
+            self._poll()
         except JournalFault:
             raise
         except Exception:
             self._note_failure("a turn failed; the sidecar goes on")
 
-    def _run(self) -> None:
+    def _poll(self) -> None:
         """One sync then serves all messages of up to commit_interval_ms, of all streams."""
         due_ns: int | None = None
-        # 1. Renew the leave to open runs: openings take a disk's time, and may not fill a turn.
-        self._ingest.limits.begin_turn()
+        # 1. Renew the leave to open runs: openings take a disk's time, and may not fill a poll.
+        self._ingest.limits.begin_poll()
         # 2. Append what comes in, until a commit is due or nothing comes. The first message
         #    sets the time of the commit, so that an idle sidecar syncs nothing.
         while not self._is_commit_due(due_ns):
@@ -86,7 +86,7 @@ class Turns:
             self._publish()
             if not has_news:
                 break
-            due_ns = due_ns or self.turned_ns + int(self._commit_interval_s * 1e9)
+            due_ns = due_ns or self.polled_ns + int(self._commit_interval_s * 1e9)
             self._take_in()
         # 3. Sync the journals, and only then acknowledge: an ACK says "on disk".
         self._reading.answer(self._ingest.commit())
@@ -96,23 +96,23 @@ class Turns:
         self._ingest.hear(self._reading.reception.taken_heard())
         # 5. Once a second, look at room and silence. Last: silence is judged by what the
         #    steps before have heard.
-        if self.turned_ns - self._ticked_ns >= TICK_NS:
-            self._ticked_ns = self.turned_ns
+        if self.polled_ns - self._ticked_ns >= TICK_NS:
+            self._ticked_ns = self.polled_ns
             self._tick()
 
     def _is_commit_due(self, due_ns: int | None) -> bool:
         if due_ns is None:
             return False
-        # Openings that this turn has no more time for wait for the next turn: commit now.
-        if self._ingest.limits.is_turn_spent or self._clock.monotonic_ns() >= due_ns:
+        # Openings that this poll has no more time for wait for the next: commit now.
+        if self._ingest.limits.is_poll_spent or self._clock.monotonic_ns() >= due_ns:
             return True
         return self._ingest.pending_bytes >= self._commit_bytes
 
     def _take_in(self) -> None:
         """Take openings of streams, then frames: as many as may be pending."""
-        # 1. Openings, within this turn's bounds: a frame is of use only in an open stream.
-        for _ in range(OPENINGS_A_TURN):
-            if self._ingest.limits.is_turn_spent or not (item := self._inbox.take_opening()):
+        # 1. Openings, within the bounds of this poll: a frame is of use only in an open stream.
+        for _ in range(OPENINGS_A_POLL):
+            if self._ingest.limits.is_poll_spent or not (item := self._inbox.take_opening()):
                 break
             self._handle(*item)
         # 2. With a full disk, leave the frames in the inbox: its size is bounded, and the
@@ -141,5 +141,5 @@ class Turns:
 
     def _publish(self) -> None:
         """Tell the reading thread that this thread is not stalled, and how much credit to give."""
-        self.turned_ns = self._reading.reception.turned_ns = self._clock.monotonic_ns()
+        self.polled_ns = self._reading.reception.polled_ns = self._clock.monotonic_ns()
         self._reading.reception.credit_bytes = self._ingest.credit_bytes
