@@ -42,7 +42,7 @@ from telemetry.journal_loop import JournalLoop
 from telemetry.room import Room
 from telemetry.summary import Commands, print_summary
 from telemetry.supervise.retention import Retention
-from telemetry.supervise.sampler_process import SamplerProcess
+from telemetry.supervise.sampler_process import SamplerProcess, processes_on
 from telemetry.supervise.supervisor import Supervisor, sink_command
 from telemetry.watch.facts import RunFacts
 from telemetry.watch.feed import Feed
@@ -218,6 +218,8 @@ class Service:
         # 3. Restart a sampler that died, but not while draining.
         if not self.stop.is_set():
             self._sampler.keep()
+            active_here = self._runs.active(self._host_run.run_id)
+            self._sampler.watch(processes_on(self._host, active_here))
         # 4. Publish, as one new value: other threads read it without a lock.
         active = [run for run in self._runs if not run.is_ended]
         self._health = Health(

@@ -22,7 +22,7 @@ from shared.ids import SIDECAR, StreamId
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import write_json
 from telemetry.run_dir import ENDED, RUNNING, RunDir, RunFile
-from telemetry.run_info import RunInfo, lifecycle_events
+from telemetry.run_info import Process, RunInfo, lifecycle_events
 from telemetry.watch.facts import RunFacts
 from telemetry.watch.feed import Fed, Feed
 
@@ -172,6 +172,11 @@ class Run:
         self._unsynced.add(self.run_id)
         self._learn(self._session, SIDECAR, event)
         self._hand_on(self._session, SIDECAR, [event], len(packed))
+
+    @property
+    def processes(self) -> dict[str, Process]:
+        """The process of each rank, by source, until it has finished."""
+        return self._told.processes
 
     def sync(self) -> None:
         """Sync the journal, then write run.json if it has changed.
