@@ -108,11 +108,10 @@ def test_a_run_that_exists_is_no_new_one():
         limits.check(b"p", is_new=False, open_runs=0)
 
 
-def test_what_is_remembered_of_peers_is_bounded(monkeypatch):
+def test_what_is_remembered_of_peers_is_bounded():
     """Each HELLO may come from another one."""
-    monkeypatch.setattr("telemetry.ingest.limits.PEERS_MAX", 10)
     clock = ManualClock()
-    limits = RunLimits(clock, 10_000)
+    limits = RunLimits(clock, 10_000, peers_max=10)
     for n in range(100):
         clock.mono += SECOND
         limits.check(b"p%d" % n, is_new=True, open_runs=0)
