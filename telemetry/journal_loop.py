@@ -47,7 +47,7 @@ class JournalLoop:
         tick: Callable[[], None],
         stop: threading.Event,
     ) -> None:
-        """tick: what is due once a second. stop: ends a wait for room on disk."""
+        """Make the loop. tick: called once a second. stop: ends a wait for room on disk."""
         self._commit_bytes = config.commit_bytes
         self._commit_interval_s = config.commit_interval_ms / 1e3
         self._clock, self._inbox, self._reading, self._ingest = clock, inbox, reading, ingest

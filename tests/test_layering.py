@@ -70,7 +70,8 @@ LAYERS = {
     # The supervisor knows of sinks what it needs to start and watch their processes.
     "telemetry.supervise": """
         shared telemetry.journal telemetry.sinks.slot telemetry.sinks.surroundings
-        telemetry.errors telemetry.run_dir telemetry.summary
+        telemetry.sinks.reporter telemetry.hardware.watched telemetry.errors telemetry.run_dir
+        telemetry.run_info telemetry.summary
     """,
     "telemetry.checks": """
         shared telemetry.hardware telemetry.journal telemetry.sinks telemetry.sinks.wandb

@@ -1,4 +1,4 @@
-"""Refusals: what can't be recorded is kept in quarantine, counted, and logged once.
+"""Refusals: keeps in quarantine, counts and logs once what can't be recorded.
 
 In: frames and events that were refused, streams that can't be opened, and gaps.
 Out: files in `quarantine/` of a run, counters of /metrics, and log lines.

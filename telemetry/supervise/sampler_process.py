@@ -11,18 +11,27 @@ import logging
 import os
 import subprocess
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, Protocol
 
 from shared.clock import Clock
 from shared.ids import sanitized_host
 from shared.programs import module_command, module_environ
 from telemetry.hardware.watched import Watched, order_of
-from telemetry.ingest.run import Run
+from telemetry.run_info import Process
 
 log = logging.getLogger("telemetry.service")
 
 RESTART_NS: Final = 5_000_000_000
 WATCHED_MAX: Final = 256
+
+
+class Run(Protocol):
+    """The part of an open run that tells of its processes."""
+
+    run_id: str
+
+    @property
+    def processes(self) -> dict[str, Process]: ...
 
 
 def processes_on(host: str, runs: Iterable[Run]) -> list[Watched]:
