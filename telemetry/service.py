@@ -28,6 +28,9 @@ import msgspec
 from shared.clock import Clock, SystemClock
 from shared.ids import new_session, sanitized_host
 from shared.wire import Message
+from telemetry.alerts.recording import record
+from telemetry.alerts.rules import read_rules
+from telemetry.alerts.telling import Telling
 from telemetry.config import ServeConfig
 from telemetry.datadir import DataDir
 from telemetry.descriptors import Shares, shares_in_use
@@ -45,7 +48,7 @@ from telemetry.summary import Commands, print_summary
 from telemetry.supervise.retention import Retention
 from telemetry.supervise.sampler_process import SamplerProcess
 from telemetry.supervise.supervisor import Supervisor, sink_command
-from telemetry.watch.facts import RunFacts
+from telemetry.watch.facts import RunFacts, Situation
 from telemetry.watch.feed import Feed
 from telemetry.watch.watcher import Watcher
 
@@ -137,7 +140,11 @@ class Service:
         self._ticked_ns = 0
         self._failures = 0
         self._health = Health()
-        self._watcher = Watcher(self._feed, lambda: self._health.runs, self._clock)
+        self._free_bytes: int | None = None
+        rules = read_rules(config.alerts)
+        for complaint in rules.complaints:
+            log.warning("%s", complaint)
+        self._watcher = Watcher(self._feed, self._situation, self._clock, rules, Telling())
         self._status = None if config.http == "off" else StatusServer(config.http, self.health)
 
     def run(self) -> int:
@@ -177,6 +184,7 @@ class Service:
             journal_age_s=(now - self._turned_ns) / 1e9,
             sinks=self._supervisor.snapshot(),
             latest=self._watcher.latest,
+            alerts=self._watcher.counts,
             now_ns=now,
         )
 
@@ -315,7 +323,10 @@ class Service:
         # 3. Restart a sampler that died, but not while draining.
         if not self.stop.is_set():
             self._sampler.keep()
-        # 4. Publish, as one new value: other threads read it without a lock.
+        # 4. Record alerts, where there is room for them, and a commit still follows.
+        if self._ingest.is_writable and not self.stop.is_set():
+            self._record_alerts()
+        # 5. Publish, as one new value: other threads read it without a lock.
         active = [run for run in self._runs if not run.is_ended]
         self._health = Health(
             is_writable=self._ingest.is_writable,
@@ -331,6 +342,17 @@ class Service:
             durable_rows={run.run_id: run.writer.durable_row for run in self._runs},
             runs=tuple(self._facts()),
         )
+
+    def _record_alerts(self) -> None:
+        """Write the onsets and ends of conditions into the runs that they concern."""
+        host_id = self._host_run.run_id
+        records = {run.run_id for run in self._runs.active(host_id)} or {host_id}
+        published = self._watcher.published
+        record(published, self._runs, lambda run: run.run_id in records, self._ingest.say)
+
+    def _situation(self) -> Situation:
+        """Return what the rules of alerts look at. Called from the watching thread."""
+        return Situation(self._health.runs, self._supervisor.snapshot(), self._free_bytes)
 
     def _facts(self) -> Iterator[RunFacts]:
         now_ns = self._clock.monotonic_ns()
@@ -353,6 +375,7 @@ class Service:
             # Writes would still succeed, into deleted files that nobody can open any more.
             raise JournalFault(f"the data directory {self.config.data_dir} was removed or moved")
         free = shutil.disk_usage(self.config.data_dir).free
+        self._free_bytes = free
         has_room = free >= self.config.min_free_bytes
         if has_room != self._ingest.has_room:
             level = logging.INFO if has_room else logging.ERROR
