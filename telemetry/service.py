@@ -16,6 +16,7 @@ import os
 import shutil
 import socket
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -46,7 +47,7 @@ from telemetry.ingest.runs import Runs
 from telemetry.journal.writer import JournalFault
 from telemetry.summary import Commands, print_summary
 from telemetry.supervise.retention import Retention
-from telemetry.supervise.sampler_process import SamplerProcess
+from telemetry.supervise.sampler_process import SamplerProcess, processes_on
 from telemetry.supervise.supervisor import Supervisor, sink_command
 from telemetry.watch.facts import RunFacts, Situation
 from telemetry.watch.feed import Feed
@@ -180,7 +181,7 @@ class Service:
         now = self._clock.monotonic_ns()
         return replace(
             self._health,
-            loop_age_s=(now - self._reading.turned_ns) / 1e9,
+            loop_age_s=(now - self._reading.polled_ns) / 1e9,
             journal_age_s=(now - self._turned_ns) / 1e9,
             sinks=self._supervisor.snapshot(),
             latest=self._watcher.latest,
@@ -249,7 +250,7 @@ class Service:
         commit_ns = int(self.config.commit_interval_ms * 1e6)
         due_ns: int | None = None
         # 1. Renew the leave to open runs: openings take a disk's time, and may not fill a turn.
-        self._ingest.limits.begin_turn()
+        self._ingest.limits.begin_poll()
         # 2. Append what comes in, until a commit is due or nothing comes. The first message
         #    sets the time of the commit, so that an idle sidecar syncs nothing.
         while not self._is_commit_due(due_ns):
@@ -278,7 +279,7 @@ class Service:
         if due_ns is None:
             return False
         # Openings that this turn has no more time for wait for the next turn: commit now.
-        if self._ingest.limits.is_turn_spent or self._clock.monotonic_ns() >= due_ns:
+        if self._ingest.limits.is_poll_spent or self._clock.monotonic_ns() >= due_ns:
             return True
         return self._ingest.pending_bytes >= self.config.commit_bytes
 
@@ -286,7 +287,7 @@ class Service:
         """Take openings of streams, then frames: as many as may be pending."""
         # 1. Openings, within this turn's bounds: a frame is of use only in an open stream.
         for _ in range(OPENINGS_A_TURN):
-            if self._ingest.limits.is_turn_spent or not (item := self._inbox.take_opening()):
+            if self._ingest.limits.is_poll_spent or not (item := self._inbox.take_opening()):
                 break
             self._handle(*item)
         # 2. With a full disk, leave the frames in the inbox: its size is bounded, and the
@@ -310,7 +311,7 @@ class Service:
 
     def _publish_turn(self) -> None:
         """Tell the reading thread that this thread is not stalled, and how much credit to give."""
-        self._turned_ns = self._reading.reception.turned_ns = self._clock.monotonic_ns()
+        self._turned_ns = self._reading.reception.polled_ns = self._clock.monotonic_ns()
         self._reading.reception.credit_bytes = self._ingest.credit_bytes
 
     def _tick(self) -> None:
@@ -323,6 +324,8 @@ class Service:
         # 3. Restart a sampler that died, but not while draining.
         if not self.stop.is_set():
             self._sampler.keep()
+            active_here = self._runs.active(self._host_run.run_id)
+            self._sampler.watch(processes_on(self._host, active_here))
         # 4. Record alerts, where there is room for them, and a commit still follows.
         if self._ingest.is_writable and not self.stop.is_set():
             self._record_alerts()
@@ -332,8 +335,8 @@ class Service:
             is_writable=self._ingest.is_writable,
             detail="" if self._ingest.is_writable else "no room on disk",
             counts={
-                **self._ingest.counts,
-                **self._reading.counts,
+                # Both threads count some of the same things.
+                **(self._ingest.counts + Counter(self._reading.counts)),
                 "failed_turns_total": self._failures + self._reading.failures,
                 "watch_skipped_frames_total": self._feed.dropped_frames,
             },

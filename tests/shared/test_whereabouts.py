@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import zmq
 
 from shared.emitter import Emitter
-from shared.emitter import spool as spool_module
 from shared.emitter.connection import Connection, check_address, check_endpoint
 from shared.emitter.spool import Spool, SpoolUnavailable
 from shared.emitter.whereabouts import endpoint_of, spool_dir_of
@@ -23,13 +21,6 @@ from tests.fakes import FakeSidecar
 from tests.shared.test_emitter import wait_until
 
 FAR_S = 20.0
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory with a name that is short enough for an ipc path."""
-    with tempfile.TemporaryDirectory(dir="/tmp", prefix="tt-") as name:
-        yield Path(name)
 
 
 def metric(step: int) -> MetricsLogged:
@@ -201,7 +192,7 @@ def test_a_file_system_without_locks_is_told_as_that(place, monkeypatch, error):
     def no_locks(fd: int, how: int) -> None:
         raise OSError(error, os.strerror(error))
 
-    monkeypatch.setattr(spool_module.fcntl, "flock", no_locks)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
 
     with pytest.raises(SpoolUnavailable, match="can't lock files"):
         Spool.create(place / "spool", "r", "s", "rank0")
