@@ -35,7 +35,6 @@ def record(
     published: Published,
     runs: Iterable[Run],
     is_of_host: Callable[[Run], bool],
-    say: Callable[[Run, AlertChanged], None],
 ) -> None:
     """Write what has changed into each run that goes on.
 
@@ -50,7 +49,7 @@ def record(
             if not left:
                 return
             left -= 1
-            say(run, event)
+            run.say(event)
 
 
 def _changes(published: Published, run: Run, scopes: tuple[str, ...]) -> list[AlertChanged]:

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from shared.clock import Clock
-from shared.events import DecodeError, Event
+from shared.events import DecodeError
 from shared.wire import (
     WHOLE_STREAM,
     Ack,
@@ -117,11 +117,6 @@ class Ingest(Handler):
             if (stream := self.streams.get(key)) is not None:
                 stream.heard_ns = max(stream.heard_ns, at_ns)
                 self._tell_rivals(stream)
-
-    def say(self, run: Run, event: Event) -> None:
-        """Append an event of the sidecar's own to a run; the next commit syncs it."""
-        run.say(event)
-        self._dirty.add(run.run_id)
 
     def commit(self) -> list[Reply]:
         """Make what was received durable, and return the acknowledgements for it.

@@ -48,7 +48,7 @@ def published(*active: Key, over: tuple[Key, ...] = ()) -> Published:
 
 
 def turn(station: Station, now: Published, host_runs: tuple[str, ...] = ("r",)) -> None:
-    record(now, station.runs, lambda run: run.run_id in host_runs, station.ingest.say)
+    record(now, station.runs, lambda run: run.run_id in host_runs)
     station.ingest.commit()
 
 
