@@ -18,9 +18,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from shared.text import clean
 from telemetry.errors import CommandError
 from telemetry.http_server import Answer, BoundedServer
-from telemetry.supervise.sink_process import SinkStatus
 from telemetry.watch.exposition import families
-from telemetry.watch.facts import RunFacts
+from telemetry.watch.facts import RunFacts, SinkStatus
 from telemetry.watch.latest import Latest
 
 LOOP_MAX_AGE_S: Final = 10.0

@@ -27,6 +27,7 @@ from shared.ids import new_session, sanitized_host
 from telemetry.alerts.recording import record
 from telemetry.alerts.rules import read_rules
 from telemetry.alerts.telling import Telling
+from telemetry.alerts.watcher import Watcher
 from telemetry.config import ServeConfig
 from telemetry.datadir import DataDir
 from telemetry.descriptors import Shares, shares_in_use
@@ -49,7 +50,6 @@ from telemetry.supervise.sampler_process import SamplerProcess, processes_on
 from telemetry.supervise.supervisor import Supervisor, sink_command
 from telemetry.watch.facts import RunFacts, Situation
 from telemetry.watch.feed import Feed
-from telemetry.watch.watcher import Watcher
 
 log = logging.getLogger("telemetry.service")
 

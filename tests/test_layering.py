@@ -46,8 +46,8 @@ LAYERS = {
     "shared.emitter": "shared shared.values",
     # The journal is below all of the sidecar.
     "telemetry.journal": "shared telemetry.sessions",
-    "telemetry.alerts": "shared",
-    "telemetry.watch": "shared telemetry.journal telemetry.alerts",
+    "telemetry.alerts": "shared telemetry.watch",
+    "telemetry.watch": "shared telemetry.journal",
     "telemetry.hardware": "shared shared.emitter telemetry.logs",
     "telemetry.ingest": """
         shared shared.values shared.emitter telemetry.journal telemetry.watch telemetry.alerts
@@ -70,8 +70,8 @@ LAYERS = {
     # The supervisor knows of sinks what it needs to start and watch their processes.
     "telemetry.supervise": """
         shared telemetry.journal telemetry.sinks.slot telemetry.sinks.surroundings
-        telemetry.sinks.reporter telemetry.hardware.watched telemetry.errors telemetry.run_dir
-        telemetry.run_info telemetry.summary
+        telemetry.sinks.reporter telemetry.hardware.watched telemetry.watch telemetry.errors
+        telemetry.run_dir         telemetry.run_info telemetry.summary
     """,
     "telemetry.checks": """
         shared telemetry.hardware telemetry.journal telemetry.sinks telemetry.sinks.wandb

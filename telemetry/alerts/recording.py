@@ -10,17 +10,33 @@ again by the next sidecar, if the condition still holds then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, Protocol, TypeVar
 
-from shared.events import AlertChanged
+from shared.events import AlertChanged, Event
 from shared.ids import SIDECAR
 from telemetry.alerts.verdicts import HOST, Active, Key
-from telemetry.ingest.run import Run
 
 SAID_MAX: Final = 64
 """Alerts that are written in one turn; the others come in the next."""
+
+
+class OpenRun(Protocol):
+    """The part of an open run that alerts are written into."""
+
+    run_id: str
+
+    @property
+    def is_started(self) -> bool: ...
+    @property
+    def is_ended(self) -> bool: ...
+    @property
+    def alerts(self) -> Sequence[dict[str, Any]]: ...
+    def say(self, event: Event) -> None: ...
+
+
+Run = TypeVar("Run", bound=OpenRun)
 
 
 @dataclass(frozen=True)
@@ -52,7 +68,7 @@ def record(
             run.say(event)
 
 
-def _changes(published: Published, run: Run, scopes: tuple[str, ...]) -> list[AlertChanged]:
+def _changes(published: Published, run: OpenRun, scopes: tuple[str, ...]) -> list[AlertChanged]:
     """Return the events that a run lacks. A condition of the machine may end in any run."""
     own = [alert for alert in run.alerts if alert.get("source") == SIDECAR]
     standing = {(str(alert.get("name")), str(alert.get("subject"))) for alert in own}

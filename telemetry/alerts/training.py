@@ -1,4 +1,4 @@
-"""Training rules: what the values of one session of a trainer say of its health.
+"""Training rules: judge the health of a trainer by the values of one session.
 
 In: the metrics of one session, in their order, with the time at which they came.
 Out: verdicts.

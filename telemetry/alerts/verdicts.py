@@ -1,4 +1,4 @@
-"""Verdicts: what a rule says of one condition now, and how long it must say so to count.
+"""Verdicts: the word of a rule on one condition now, and the time that it must hold to count.
 
 In: verdicts, once a second, and the time.
 Out: the conditions that are active, and those that are known to be over.
@@ -32,7 +32,7 @@ class Key(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a rule says of one condition now. Without evidence a rule gives no verdict.
+    """The word of a rule on one condition now. Without evidence a rule gives no verdict.
 
     for_s: the condition counts when it was so for this long.
     """

@@ -20,7 +20,7 @@ import subprocess
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -30,6 +30,7 @@ from telemetry.sinks.reporter import report_in
 from telemetry.sinks.slot import Slot
 from telemetry.sinks.surroundings import sink_environ
 from telemetry.supervise.descendants import Descendants
+from telemetry.watch.facts import SinkStatus
 
 log = logging.getLogger("telemetry.supervise.supervisor")
 
@@ -47,21 +48,6 @@ the kernel that has no memory left."""
 
 RECOVERIES_MAX: Final = 3
 """Crashes after which a drain waits no more; skipping one bad row takes two crashes."""
-
-
-class SinkStatus(NamedTuple):
-    """State of one sink of one run, as the supervisor last saw it."""
-
-    run_id: str
-    sink: str
-    state: str
-    row: int
-    restarts: int
-    detail: str
-    skipped: int = 0
-    """Rows that the sink skipped because it can't take them."""
-    left_out: int = 0
-    """Values that the sink left out because it has no place for them."""
 
 
 @dataclass

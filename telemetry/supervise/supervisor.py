@@ -24,7 +24,8 @@ from shared.ids import RUN_ID
 from shared.programs import module_command
 from telemetry.run_dir import CursorState, RunDir, RunState, read, sink_is_done
 from telemetry.sinks.surroundings import sink_defaults
-from telemetry.supervise.sink_process import SinkProcess, SinkStatus
+from telemetry.supervise.sink_process import SinkProcess
+from telemetry.watch.facts import SinkStatus
 
 log = logging.getLogger("telemetry.supervise.supervisor")
 

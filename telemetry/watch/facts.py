@@ -1,12 +1,25 @@
-"""Facts: numbers of runs that the journal thread publishes once a second, for other threads."""
+"""Facts: states of runs and sinks that their threads publish once a second, for other threads."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from telemetry.supervise.sink_process import SinkStatus
+
+class SinkStatus(NamedTuple):
+    """State of one sink of one run, as the supervisor last saw it."""
+
+    run_id: str
+    sink: str
+    state: str
+    row: int
+    restarts: int
+    detail: str
+    skipped: int = 0
+    """Rows that the sink skipped because it can't take them."""
+    left_out: int = 0
+    """Values that the sink left out because it has no place for them."""
 
 
 @dataclass(frozen=True)

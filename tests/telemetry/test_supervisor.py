@@ -16,8 +16,8 @@ from telemetry.commands.inspect import inspect
 from telemetry.http import Health, StatusServer
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import write_json
-from telemetry.supervise.sink_process import SinkStatus
 from telemetry.supervise.supervisor import Supervisor
+from telemetry.watch.facts import SinkStatus
 from tests.fakes import ManualClock
 from tests.telemetry import supervised
 from tests.telemetry.sidecar_process import http_get

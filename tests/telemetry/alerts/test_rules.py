@@ -12,8 +12,7 @@ from telemetry.alerts import verdicts as verdicts_module
 from telemetry.alerts.evaluator import Evaluator
 from telemetry.alerts.rules import DEFAULTS, read_rules
 from telemetry.alerts.verdicts import CLEAR_S, HOST, REST_S, Conditions, Key, Verdict
-from telemetry.supervise.sink_process import SinkStatus
-from telemetry.watch.facts import RunFacts, Situation
+from telemetry.watch.facts import RunFacts, SinkStatus, Situation
 from telemetry.watch.feed import Fed
 from telemetry.watch.latest import Latest
 

@@ -15,7 +15,7 @@ from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import write_json
 from telemetry.sinks.base import Position, left_out_of
 from telemetry.sinks.runner import Reporter
-from telemetry.supervise.sink_process import SinkStatus
+from telemetry.watch.facts import SinkStatus
 
 
 def test_inspect_says_how_many_values_a_sink_left_out(

@@ -16,10 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from shared.events import AlertChanged, MetricsLogged, Scalar
 from telemetry.http import Health, _Collector
-from telemetry.supervise.sink_process import SinkStatus
 from telemetry.watch import latest as latest_module
 from telemetry.watch.exposition import SERIES_MAX, TRAINING, families, hardware_name
-from telemetry.watch.facts import RunFacts
+from telemetry.watch.facts import RunFacts, SinkStatus
 from telemetry.watch.feed import ALERTS_MAX, Fed, Feed
 from telemetry.watch.latest import HOST_STALE_NS, Latest
 from tests.fakes import ManualClock

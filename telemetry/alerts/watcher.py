@@ -24,7 +24,7 @@ from telemetry.watch.facts import Situation
 from telemetry.watch.feed import Feed
 from telemetry.watch.latest import Latest
 
-log = logging.getLogger("telemetry.watch.watcher")
+log = logging.getLogger("telemetry.alerts.watcher")
 
 TURN_S: Final = 1.0
 
