@@ -20,7 +20,7 @@ import zmq
 
 from shared.emitter.connection import check_endpoint
 from shared.events import DecodeError
-from shared.locks import lock_unless_alive
+from shared.locks import lock_unless_alive, write_holder
 from shared.wire import FRAME_MAX_BYTES, Message, decode, encode
 from telemetry.ingest.connections import ConnectionLimit
 
@@ -195,6 +195,5 @@ def _locked_ipc(address: str, pid: int) -> int:
     except OSError as exc:
         os.close(fd)
         raise OSError(exc.errno, f"{path} can't be locked: {exc.strerror}") from exc
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{pid}\n".encode(), 0)
+    write_holder(fd, f"{pid}\n")
     return fd
