@@ -13,11 +13,11 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
 import zmq
 
+from shared.closing import Closing
 from shared.emitter.connection import check_endpoint
 from shared.events import DecodeError
 from shared.locks import lock_unless_alive, write_holder
@@ -52,7 +52,7 @@ class AddressInUse(Exception):
     """Another sidecar listens there."""
 
 
-class Gateway:
+class Gateway(Closing):
     """A bound ROUTER socket. Not thread-safe: the reading thread owns it."""
 
     def __init__(
@@ -137,17 +137,6 @@ class Gateway:
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
-
-    def __enter__(self) -> Gateway:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def check_bind(address: str, *, allow_insecure: bool) -> None:
