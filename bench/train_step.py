@@ -28,7 +28,7 @@ from torch import nn
 
 from bench.dense import DenseEncoder
 from shared.ids import new_run_id
-from trainer.data.batches import Batch, Masking, mask_for_training
+from trainer.data.masking import Batch, Masking, mask_for_training
 from trainer.model import BitNetQDyT, ModelConfig
 from trainer.model.diagnostics.diagnostics import Diagnostics
 from trainer.reporting.observer import Observer, RunFacts, open_emitter

@@ -12,13 +12,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from trainer.data.batches import (
-    Batch,
-    TrainingBatches,
-    evaluation_batches,
-    load_batches,
-    usable_workers,
-)
+from trainer.data.batches import TrainingBatches, evaluation_batches, load_batches, usable_workers
+from trainer.data.masking import Batch
 from trainer.facts import checkpoint_facts, describe_model
 from trainer.first_lines import first_lines
 from trainer.model import BitNetQDyT

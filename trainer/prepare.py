@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from shared.emitter.connection import check_address
+from shared.terminal import Say
 from trainer.args import TrainArgs
 from trainer.configure import (
-    Say,
     build_model_config,
     build_plan,
     describe_data,
@@ -25,8 +25,8 @@ from trainer.configure import (
     row_length,
     run_identity,
 )
-from trainer.data.batches import Masking
 from trainer.data.corpus import load_corpus
+from trainer.data.masking import Masking
 from trainer.data.token_cache import load_rows
 from trainer.data.tokenizer import LoadedTokenizer, load_tokenizer
 from trainer.errors import BadInput

@@ -11,16 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.batches import (
-    Masking,
-    TrainingBatches,
-    evaluation_batches,
-    load_batches,
-    mask_for_evaluation,
-    mask_for_training,
-    pack_rows,
-    usable_workers,
-)
+from trainer.data.batches import TrainingBatches, evaluation_batches, load_batches, usable_workers
+from trainer.data.masking import Masking, mask_for_evaluation, mask_for_training
+from trainer.data.token_cache import pack_rows
 from trainer.model.config import NOT_PREDICTED
 
 PAD, UNK, CLS, SEP, MASK = range(5)

@@ -14,7 +14,7 @@ import torch
 from tests.test_readme import EXAMPLES
 from tests.trainer.model.test_encoder import make_model
 from trainer.__main__ import main
-from trainer.data.batches import Masking
+from trainer.data.masking import Masking
 from trainer.evaluation.calibrate import calibrate
 from trainer.evaluation.export import load_exported
 from trainer.evaluation.text import Text

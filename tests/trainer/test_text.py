@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.data.batches import Masking, mask_for_evaluation
 from trainer.data.corpus import load_corpus, load_sample, split_paragraphs
+from trainer.data.masking import Masking, mask_for_evaluation
 from trainer.data.token_cache import load_rows
 from trainer.data.tokenizer import load_tokenizer
 from trainer.errors import BadInput

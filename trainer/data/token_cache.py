@@ -9,14 +9,16 @@ of all three.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.files import write_atomically
-from trainer.data.batches import pack_rows
+from shared.terminal import Say
 from trainer.data.corpus import Corpus
 from trainer.data.tokenizer import LoadedTokenizer
 
@@ -28,7 +30,7 @@ def load_rows(
     tokenizer: LoadedTokenizer,
     length: int,
     cache_dir: Path,
-    say: Callable[[str], None],
+    say: Say,
 ) -> dict[str, Tensor]:
     """Return the packed rows of each split, (rows, length) int32.
 
@@ -59,12 +61,31 @@ def load_rows(
     return rows
 
 
+def pack_rows(
+    paragraphs: Iterable[NDArray[np.int32]], length: int, *, cls_id: int, sep_id: int, pad_id: int
+) -> Tensor:
+    """Pack paragraphs one after another into rows; only the end of the last row is padding.
+
+    A row is [CLS] and length - 1 tokens of the stream of all paragraphs, each of which ends
+    with a [SEP]. Shapes: -> (rows, length) int32.
+    """
+    separator = np.array([sep_id], dtype=np.int32)
+    parts = [part for ids in paragraphs for part in (ids, separator)]
+    stream = np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
+    count = -(-len(stream) // (length - 1))
+    body = np.full(count * (length - 1), pad_id, dtype=np.int32)
+    body[: len(stream)] = stream
+    rows = np.full((count, length), cls_id, dtype=np.int32)
+    rows[:, 1:] = body.reshape(count, length - 1)
+    return torch.from_numpy(rows)
+
+
 def _key(corpus: Corpus, tokenizer: LoadedTokenizer, length: int) -> str:
     text = f"{FORMAT} {corpus.sha256} {tokenizer.name} {tokenizer.sha256} {length}"
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def _read(path: Path, say: Callable[[str], None]) -> dict[str, Tensor] | None:
+def _read(path: Path, say: Say) -> dict[str, Tensor] | None:
     if not path.exists():
         return None
     try:

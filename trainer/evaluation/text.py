@@ -13,16 +13,17 @@ from typing import Any
 
 from torch import Tensor
 
+from shared.terminal import Say
 from trainer.args import TrainArgs
-from trainer.data.batches import Batch, Masking, evaluation_batches
+from trainer.data.batches import evaluation_batches
 from trainer.data.corpus import load_corpus
+from trainer.data.masking import Batch, Masking
 from trainer.data.token_cache import load_rows
 from trainer.data.tokenizer import LoadedTokenizer, load_tokenizer
 from trainer.errors import BadInput
 from trainer.evaluation.checkpoint_args import CheckpointArgs
 from trainer.training.checkpoint import Checkpoint, tokenizer_of
 
-Say = Callable[[str], None]
 Batches = Callable[[], Iterator[Batch]]
 
 

@@ -13,18 +13,16 @@ import shutil
 import subprocess
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 from shared.programs import ROOT, module_command, module_environ
 from shared.socket_path import SOCKET_NAME, fits, temporary_directories
+from shared.terminal import Say
 
 DRAIN_TIMEOUT_S = 25.0
 """Wait for the child's end. The service drains for 20 s at most; the rest is for its exit."""
-
-Say = Callable[[str], None]
 
 
 class PrivateAddress:
@@ -52,12 +50,7 @@ class PrivateAddress:
             return f"ipc://{self._directory / SOCKET_NAME}"
         return None
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.data.batches import Batch
+from trainer.data.masking import Batch
 from trainer.errors import TrainingDiverged
 from trainer.model.diagnostics.diagnostics import Diagnostics
 from trainer.model.diagnostics.flips import is_watched

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from trainer.data.batches import EVALUATION_SEED
+from trainer.data.masking import EVALUATION_SEED
 from trainer.errors import BadInput
 from trainer.model import BitNetQDyT, ModelConfig
 from trainer.model.schedule import last_trained
