@@ -10,6 +10,7 @@ Never: read again after the start.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import tomllib
 from collections.abc import Callable, Mapping
@@ -68,6 +69,8 @@ class ServeConfig:
     lost_after_s: float = _setting(300.0, "a run without a trainer is lost after this", 1, 10**7)
     max_sink_processes: int = _setting(16, "sink processes at a time", 1, 1024)
     sink_timeout_s: float = _setting(60.0, "a call of a sink hangs after this", 1, 86_400)
+    alerts: str = _setting("", "rules of alerts, as JSON; in a file the table [alerts], see "
+                               "docs/ALERTS.md")  # fmt: skip
     drain_grace_s: float = _setting(20.0, "time to drain on SIGTERM", 0, 86_400)
 
     @property
@@ -98,7 +101,11 @@ def load(
         elif environ.get(variable):
             values[field.name] = _parsed(field, environ[variable], variable)
         elif field.name in from_file:
-            values[field.name] = _parsed(field, from_file[field.name], f"{file}: {field.name}")
+            said = from_file[field.name]
+            if field.name == "alerts" and isinstance(said, dict):
+                # A table goes on as one text: flags carry it to the service.
+                said = json.dumps(said, default=str)
+            values[field.name] = _parsed(field, said, f"{file}: {field.name}")
     return _with_absolute_paths(ServeConfig(**values))
 
 
