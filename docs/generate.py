@@ -35,6 +35,10 @@ a TOML file given by `--config` (there without the dashes: `sample_hz = 2`). A f
 a variable, a variable before the file, the file before the default. A value of several names
 has commas between them.
 """
+DOCTOR = """\
+Takes the settings of `serve`, and checks what they name. Exit code 1 if something that was
+configured does not work.
+"""
 
 
 FORMATS_HEAD = """\
@@ -123,6 +127,9 @@ def _flags_page() -> str:
         parts.append(f"### {name}\n\n{_sentence(parser)}\n")
         if name == "serve":
             parts += [SETTINGS, _table(_settings(), ("flag", "variable", "default", ""))]
+        elif name == "doctor":
+            settings = frozenset(field.name for field in dataclasses.fields(ServeConfig))
+            parts += [DOCTOR, _table(_flags(parser, settings), ("flag", "default", ""))]
         elif name != "run":
             parts.append(_table(_flags(parser), ("flag", "default", "")))
     parts.append("## python -m trainer\n")
@@ -158,9 +165,12 @@ def _settings() -> Iterable[tuple[str, ...]]:
         )
 
 
-def _flags(parser: argparse.ArgumentParser) -> Iterable[tuple[str, ...]]:
+def _flags(
+    parser: argparse.ArgumentParser, without: frozenset[str] = frozenset()
+) -> Iterable[tuple[str, ...]]:
     for action in parser._actions:
-        if action.option_strings and action.dest != "help" and action.help != argparse.SUPPRESS:
+        is_shown = action.dest != "help" and action.help != argparse.SUPPRESS
+        if action.option_strings and is_shown and action.dest not in without:
             yield _named(action), _default(action.default), action.help or ""
 
 

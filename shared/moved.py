@@ -38,6 +38,7 @@ RENAMED: Final = {
     "telemetry.runclock": "telemetry.journal.run_clock",
     "telemetry.journal.journal_id": "telemetry.journal.identity",
     "telemetry.status": "telemetry.http",
+    "telemetry.supervisor": "telemetry.supervise.earlier",
     "telemetry.probes": "telemetry.hardware",
     "trainer.scalars": "trainer.training.scalar_copies",
     "trainer.guidance": "trainer.training.distillation",

@@ -97,6 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_sink(commands)
     _add_replay(commands)
     _add_inspect(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -301,3 +302,19 @@ def _inspect(args: argparse.Namespace) -> int:
         say(f"the clean copy is {copy}")
         return inspect(copy)
     return inspect(args.run)
+
+
+def _add_doctor(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "doctor", help="what works on this machine, and what to do", allow_abbrev=False
+    )
+    _add_config_flags(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(act=_doctor)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from telemetry.commands.doctor import doctor
+
+    is_asked = args.sinks is not None or bool(os.environ.get("TELEMETRY_SINKS"))
+    return doctor(_config(args), os.environ, is_json=args.json, is_asked=is_asked)

@@ -10,6 +10,7 @@ from typing import Final
 from shared.locks import lock_unless_alive
 from telemetry.errors import EXIT_RUNNING, CommandError
 from telemetry.journal.layout import make_durably
+from telemetry.run_dir import RunDir, runs_of
 
 LOCK_NAME: Final = "sidecar.lock"
 
@@ -25,7 +26,7 @@ def check_run_dir(path: Path) -> None:
             raise CommandError(f"there is no {path}")
         if not path.is_dir():
             raise CommandError(f"{path} is a file; give the directory of a run, DATA_DIR/runs/RUN")
-        if (path / "journal").is_dir():
+        if RunDir(path).journal.is_dir():
             return
         runs = sorted(path.glob("runs/*/journal")) or sorted(path.glob("*/journal"))
     except (OSError, ValueError) as exc:
@@ -50,7 +51,7 @@ class DataDir:
         self._pid = pid or os.getpid()
         try:
             make_durably(path)
-            make_durably(path / "runs")
+            make_durably(runs_of(path))
             self._fd = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
             why = getattr(exc, "strerror", exc)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from shared.clock import SystemClock
 from shared.ids import RUN_ID
@@ -20,22 +19,23 @@ from telemetry.ingest.run import lifecycle_events
 from telemetry.journal.layout import MARK_NAME, Mark, read_mark, segments
 from telemetry.journal.reader import JournalReader, NotAJournal
 from telemetry.journal.scan import HOLE, TAIL, Damage
-from telemetry.json_files import DamagedFile, load_json
-from telemetry.run_info import RUN_FILE, RunInfo
+from telemetry.json_files import DamagedFile
+from telemetry.run_dir import ENDED, RunDir, RunFile, load, typed
+from telemetry.run_info import RunInfo
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A recorded run. info is as run.json has it."""
+    """A recorded run, and what run.json says of it, or would say."""
 
     run_dir: Path
-    info: dict[str, Any]
+    facts: RunFile
     damaged: list[str]
     """What is wrong with the files beside the journal, in words."""
 
     @property
     def run_id(self) -> str:
-        return str(self.info["run_id"])
+        return self.facts.run_id
 
 
 def open_recorded(run_dir: Path) -> Recorded:
@@ -46,20 +46,20 @@ def open_recorded(run_dir: Path) -> Recorded:
     """
     check_run_dir(run_dir)
     try:
-        if not segments(run_dir / "journal"):
+        if not segments(RunDir(run_dir).journal):
             raise CommandError(f"{run_dir} is not a recorded run: its journal/ has no segment")
-        info, damaged = _run_file(run_dir)
+        facts, damaged = _run_file(run_dir)
         damaged += damaged_mark(run_dir)
-        if info is None:
-            info = _learned(run_dir)
+        if facts is None:
+            facts = _learned(run_dir)
     except (OSError, NotAJournal) as exc:
         raise CommandError(f"{run_dir} can't be read: {exc}") from exc
-    return Recorded(run_dir, info, damaged)
+    return Recorded(run_dir, facts, damaged)
 
 
 def damaged_mark(run_dir: Path) -> list[str]:
     """Say what is wrong with the journal's durable mark. One that is not there is no damage."""
-    journal = run_dir / "journal"
+    journal = RunDir(run_dir).journal
     if (journal / MARK_NAME).exists() and read_mark(journal) is None:
         return [f"journal/{MARK_NAME} is not readable; all whole records are taken as durable"]
     return []
@@ -70,7 +70,7 @@ def missing_rows(run_dir: Path) -> tuple[int, list[Damage]]:
 
     A torn tail is no damage: it was never acknowledged.
     """
-    journal = run_dir / "journal"
+    journal = RunDir(run_dir).journal
     mark = read_mark(journal)
     damage: list[Damage] = []
     found = 0
@@ -96,37 +96,36 @@ def cut_off(mark: Mark | None, end_row: int) -> list[Damage]:
     return [Damage(HOLE, 0, 0, end_row, mark.next_row, "they were on disk once")]
 
 
-def _run_file(run_dir: Path) -> tuple[dict[str, Any] | None, list[str]]:
+def _run_file(run_dir: Path) -> tuple[RunFile | None, list[str]]:
     """Return what run.json says; None where it is not there, or says what can't be."""
+    path = RunDir(run_dir).run_file
     try:
-        info = load_json(run_dir / RUN_FILE)
+        run = load(path, RunFile)
     except DamagedFile as exc:
         return None, [f"{exc}; what the journal says is shown"]
-    if info is None:
+    if run is None:
         return None, []
-    run_id = info.get("run_id")
-    if not isinstance(run_id, str) or not RUN_ID.fullmatch(run_id):
-        return None, [f"{RUN_FILE} has run_id {run_id!r}; what the journal says is shown"]
-    # The same check as where a sidecar opens the run.
-    if not RunInfo(run_dir, run_id, SystemClock()).is_shown:
-        return None, [f"{RUN_FILE} is not of a run of ours; what the journal says is shown"]
-    return info, []
+    if not RUN_ID.fullmatch(run.run_id):
+        return None, [f"{path.name} has run_id {run.run_id!r}; what the journal says is shown"]
+    if not (run.is_shown and run.state):
+        return None, [f"{path.name} is not of a run of ours; what the journal says is shown"]
+    return run, []
 
 
-def _learned(run_dir: Path) -> dict[str, Any]:
+def _learned(run_dir: Path) -> RunFile:
     told = RunInfo(run_dir, _journaled_run_id(run_dir), SystemClock())
     told.forget()
-    for row, event in lifecycle_events(run_dir / "journal", 0, is_recorded=True):
+    for row, event in lifecycle_events(RunDir(run_dir).journal, 0, is_recorded=True):
         told.learn(row.session, row.source, event, is_late=row.is_late)
     if not told.is_introduced:
         told.introduce_by_id()
-    told.values["state"] = "ended"
-    return told.values
+    told.values["state"] = ENDED
+    return typed(told.values, RunFile, "run.json")
 
 
 def _journaled_run_id(run_dir: Path) -> str:
     """Return the run id that most streams of the journal have; else the directory's name."""
-    with JournalReader(run_dir / "journal", is_recorded=True) as reader:
+    with JournalReader(RunDir(run_dir).journal, is_recorded=True) as reader:
         while not reader.read().is_end:
             pass
         ids = Counter(stream.run_id for stream in reader.streams.values())

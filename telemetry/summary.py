@@ -14,13 +14,11 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from shared.text import clean
-from telemetry.ingest.runs import RUN_FILE
 from telemetry.journal.layout import read_mark
-from telemetry.json_files import read_json
 from telemetry.logs import LINE_MAX_CHARS
+from telemetry.run_dir import ENDED, RUNNING, RunDir, RunFile, read
 from telemetry.run_names import logdir_of
 
 PYTHON = ("python", "-m", "telemetry")
@@ -52,20 +50,19 @@ def print_summary(
     """Print a summary of each run, with the commands that show it."""
     behind = set(backlog)
     for run_id in run_ids:
-        info = read_json(runs_dir / run_id / RUN_FILE) or {}
         sinks = {sink for run, sink in behind if run == run_id}
-        for line in _lines(runs_dir / run_id, info, sinks, commands):
+        for line in _lines(runs_dir / run_id, sinks, commands):
             print(clean(line, LINE_MAX_CHARS), file=sys.stderr)
 
 
-def launched_runs(runs_dir: Path, launch_id: str) -> dict[str, dict[str, Any]]:
+def launched_runs(runs_dir: Path, launch_id: str) -> dict[str, RunFile]:
     """Return run.json of every run that one launch began, by run id."""
     try:
         names = [path.name for path in runs_dir.iterdir()]
     except OSError:
         return {}
-    found = {name: read_json(runs_dir / name / RUN_FILE) or {} for name in names}
-    return {name: info for name, info in found.items() if info.get("launch_id") == launch_id}
+    found = {name: read(RunDir(runs_dir / name).run_file, RunFile) for name in names}
+    return {name: run for name, run in found.items() if run and run.launch_id == launch_id}
 
 
 def unsynced_wandb_runs(run_dir: Path) -> list[Path]:
@@ -73,7 +70,7 @@ def unsynced_wandb_runs(run_dir: Path) -> list[Path]:
 
     One without anything in it, as a kill may leave it, is not.
     """
-    found = sorted((run_dir / "wandb").glob("offline-run-*"))
+    found = sorted(RunDir(run_dir).wandb.glob("offline-run-*"))
     return [p for p in found if not any(p.glob("*.synced")) and not _is_empty(p)]
 
 
@@ -85,16 +82,17 @@ def _is_empty(fragment: Path) -> bool:
     return bool(files) and not any(map(holds_a_run, files))
 
 
-def _lines(run_dir: Path, info: dict[str, Any], behind: set[str], commands: Commands) -> list[str]:
-    mark = read_mark(run_dir / "journal")
+def _lines(run_dir: Path, behind: set[str], commands: Commands) -> list[str]:
+    place = RunDir(run_dir)
+    run, mark = read(place.run_file, RunFile) or RunFile(), read_mark(place.journal)
     rows = mark.next_row if mark else 0
-    name = info.get("name", "without a name")
-    lines = [f"telemetry: run {run_dir.name} ({name}): {rows:,} events, {_state(info)}"]
+    name = run.name if run.is_shown else "without a name"
+    lines = [f"telemetry: run {run_dir.name} ({name}): {rows:,} events, {_state(run)}"]
 
     def add(label: str, *words: object) -> None:
         lines.append(f"telemetry:   {label + ':':<13} {commands.line(*words)}")
 
-    if (run_dir / "tensorboard").is_dir():
+    if place.tensorboard.is_dir():
         if commands.tensorboard_url:
             lines.append(f"telemetry:   {'look:':<13} {commands.tensorboard_url}")
         else:
@@ -109,11 +107,10 @@ def _lines(run_dir: Path, info: dict[str, Any], behind: set[str], commands: Comm
     return lines
 
 
-def _state(info: dict[str, Any]) -> str:
-    status, code = info.get("status"), info.get("exit_code")
-    if not isinstance(status, str):
-        return "ended" if info.get("state") == "ended" else "running"
-    return f"{status}, exit code {code}" if code else status
+def _state(run: RunFile) -> str:
+    if run.status is None:
+        return ENDED if run.is_ended else RUNNING
+    return f"{run.status}, exit code {run.exit_code}" if run.exit_code else run.status
 
 
 def _found(program: str) -> str:

@@ -11,7 +11,9 @@ import contextlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+import msgspec
 
 from shared.events import DecodeError, Gap, HistogramLogged, MetricsLogged, PartialEvent
 from telemetry.errors import EXIT_DAMAGED, EXIT_OK, CommandError
@@ -19,16 +21,16 @@ from telemetry.journal.layout import read_mark
 from telemetry.journal.reader import JournalReader, NotAJournal
 from telemetry.journal.rows import Row
 from telemetry.journal.scan import TAIL, Damage
-from telemetry.json_files import DamagedFile, load_json
+from telemetry.json_files import DamagedFile
 from telemetry.output import Page
 from telemetry.recorded import Recorded, cut_off, open_recorded
+from telemetry.run_dir import CursorFile, RunDir, RunFile, SinkState, load, sink_is_done
 from telemetry.sinks.base import Position, left_out_of
-from telemetry.sinks.cursor import sink_is_done
 from telemetry.sinks.skips import read_skips
 from telemetry.sinks.wandb.check import missing_rows
-from telemetry.supervise.sink_process import state_path
 
 LEFT_OUT_SHOWN = 20
+_T = TypeVar("_T", bound=msgspec.Struct)
 TROUBLED = ("unavailable", "rejected", "crashed", "killed")
 """States of a sink that are shown, because they need attention."""
 
@@ -68,7 +70,7 @@ def inspect(run_dir: Path) -> int:
     """
     recorded = open_recorded(run_dir)
     try:
-        contents = read_contents(run_dir / "journal")
+        contents = read_contents(RunDir(run_dir).journal)
     except (OSError, NotAJournal) as exc:
         raise CommandError(f"{run_dir} can't be read: {exc}") from exc
     page = Page()
@@ -128,14 +130,13 @@ def _count(contents: Contents, row: Row) -> None:
 
 
 def _print_run(page: Page, recorded: Recorded, contents: Contents) -> None:
-    info = recorded.info
-    state = info.get("status") or info.get("state")
-    if info.get("exit_code"):
-        state = f"{state}, exit code {info['exit_code']}"
-    size = sum(path.stat().st_size for path in (recorded.run_dir / "journal").iterdir())
+    run = recorded.facts
+    state = run.status or run.state
+    if run.exit_code:
+        state = f"{state}, exit code {run.exit_code}"
+    size = sum(path.stat().st_size for path in RunDir(recorded.run_dir).journal.iterdir())
     page.line(
-        f"run {recorded.run_id} ({info['name']}): {contents.rows:,} rows, "
-        f"{size / 1e6:.1f} MB, {state}"
+        f"run {recorded.run_id} ({run.name}): {contents.rows:,} rows, {size / 1e6:.1f} MB, {state}"
     )
 
 
@@ -183,43 +184,37 @@ def _duration(seconds: float) -> str:
 def _print_sinks(page: Page, recorded: Recorded, contents: Contents) -> list[str]:
     """Print how far each sink is, and return descriptions of damaged sink files."""
     damaged: list[str] = []
-    run_dir = recorded.run_dir
-    paths = (run_dir / "cursors").glob("*.*")
+    place = RunDir(recorded.run_dir)
+    paths = place.cursors.glob("*.*")
     for sink in sorted({path.stem for path in paths if path.suffix in (".json", ".state")}):
-        cursor, of_cursor = _loaded(run_dir / "cursors" / f"{sink}.json")
-        told, of_state = _loaded(state_path(run_dir, sink))
-        row = cursor.get("row", 0)
-        if type(row) is not int or row < 0:
-            of_cursor = [*of_cursor, f"{sink}.json has row {row!r}"]
+        cursor, of_cursor = _loaded(place.cursor(sink), CursorFile)
+        told, of_state = _loaded(place.state(sink), SinkState)
         damaged += [f"sink {sink}: {text}" for text in (*of_cursor, *of_state)]
         if not of_cursor:
-            skipped = len(read_skips(run_dir / "cursors" / f"{sink}.skipped"))
-            words = _sink_words(cursor, told, recorded.info, contents.rows, skipped)
-            if gone := _gone_from(run_dir, sink):
+            skipped = len(read_skips(place.skips(sink)))
+            words = _sink_words(cursor, told, recorded.facts, contents.rows, skipped)
+            if gone := _gone_from(recorded.run_dir, sink):
                 damaged.append(f"sink {sink}: {gone}")
                 words = words.replace("has all of it", gone)
             page.line(f"sink {sink}: {words}")
     return damaged
 
 
-def _sink_words(
-    cursor: dict[str, Any], told: dict[str, Any], info: dict[str, Any], rows: int, skipped: int
-) -> str:
+def _sink_words(cursor: CursorFile, told: SinkState, run: RunFile, rows: int, skipped: int) -> str:
     """Describe how far a sink is. It has all of a run only if it is done with its last end."""
-    row = cursor.get("row", 0)
-    if sink_is_done(cursor, info) and row >= rows:
+    row = cursor.row
+    if sink_is_done(cursor, run) and row >= rows:
         words = f"at row {row:,}, has all of it"
     else:
         words = f"at row {row:,}, {max(0, rows - row):,} rows behind"
-    if told.get("restarts"):
-        words += f", {told['restarts']} restarts"
+    if told.restarts:
+        words += f", {told.restarts} restarts"
     if skipped:
         words += f", {skipped:,} rows stepped over"
-    state = cursor.get("state")
-    if left_out := left_out_of(Position(0, state if isinstance(state, dict) else {})):
+    if left_out := left_out_of(Position(row, cursor.state)):
         words += f", {left_out:,} values left out"
-    if told.get("state") in TROUBLED:
-        words += f", {told['state']}: {told.get('detail', '')}"
+    if told.state in TROUBLED:
+        words += f", {told.state}: {told.detail}"
     return words
 
 
@@ -235,12 +230,12 @@ def _gone_from(run_dir: Path, sink: str) -> str:
     return ""
 
 
-def _loaded(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return the object in a JSON file, and a list that describes damage to it."""
+def _loaded(path: Path, kind: type[_T]) -> tuple[_T, list[str]]:
+    """Return the content of a file, empty if there is none, and a list of what is wrong with it."""
     try:
-        return load_json(path) or {}, []
+        return load(path, kind) or kind(), []
     except DamagedFile as exc:
-        return {}, [str(exc)]
+        return kind(), [str(exc)]
 
 
 def _print_damage(page: Page, contents: Contents, *, is_damaged: bool) -> bool:

@@ -30,6 +30,7 @@ from telemetry.config import ServeConfig, as_flags
 from telemetry.datadir import holder_of, is_held, was_used
 from telemetry.errors import EXIT_RUNNING, EXIT_USAGE
 from telemetry.exits import tell_exit
+from telemetry.run_dir import runs_of
 from telemetry.summary import launched_runs, print_summary
 
 log = logging.getLogger("telemetry.commands.launch")
@@ -286,10 +287,10 @@ def _conclude(started: Launch, code: int) -> None:
     if sidecar is not None:
         sidecar.drain(config.drain_grace_s + 5, code)
         return
-    runs_dir, deadline_s = config.data_dir / "runs", time.monotonic() + CONCLUDE_S
+    runs_dir, deadline_s = runs_of(config.data_dir), time.monotonic() + CONCLUDE_S
     while True:
         runs = launched_runs(runs_dir, started.launch_id)
-        is_over = all(info.get("state") == "ended" for info in runs.values())
+        is_over = all(run.is_ended for run in runs.values())
         if is_over and (runs or not _is_anything_left(config)):
             break
         if time.monotonic() >= deadline_s or signal.sigtimedwait(FORWARDED, POLL_S):

@@ -22,11 +22,12 @@ from shared.events import Gap, encode_event, join_events
 from shared.ids import new_session
 from shared.wire import FRAME_MAX_EVENTS, FRAME_TARGET_BYTES
 from telemetry.errors import CommandError
-from telemetry.ingest.runs import RUN_FILE, SIDECAR
 from telemetry.journal.reader import JournalReader, NotAJournal
 from telemetry.journal.rows import Row
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import read_json, write_json
+from telemetry.run_dir import RunDir
+from telemetry.run_info import SIDECAR
 
 SYNC_BYTES: Final = 8 * 1024 * 1024
 _ENCODER: Final = msgspec.msgpack.Encoder()
@@ -43,16 +44,16 @@ def repair(run_dir: Path) -> Path:
     if target.exists():
         raise CommandError(f"{target} exists already; move it away to repair once more")
     try:
-        reader = JournalReader(run_dir / "journal", is_recorded=True)
+        reader = JournalReader(RunDir(run_dir).journal, is_recorded=True)
     except NotAJournal as exc:
         raise CommandError(str(exc)) from exc
     beside = target.with_name(target.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
-    with reader, JournalWriter(beside / "journal") as writer:
+    with reader, JournalWriter(RunDir(beside).journal) as writer:
         _copy(run_dir.name, reader, writer)
-        info = read_json(run_dir / RUN_FILE)
+        info = read_json(RunDir(run_dir).run_file)
         if info is not None:
-            write_json(beside / RUN_FILE, {**info, "as_of_row": writer.durable_row})
+            write_json(RunDir(beside).run_file, {**info, "as_of_row": writer.durable_row})
     beside.rename(target)
     return target
 

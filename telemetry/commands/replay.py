@@ -22,6 +22,7 @@ from telemetry.errors import EXIT_BACKLOG, EXIT_DAMAGED, EXIT_OK, CommandError
 from telemetry.journal.readable import readable_end
 from telemetry.logs import LINE_MAX_CHARS
 from telemetry.recorded import Recorded, missing_rows, open_recorded
+from telemetry.run_dir import RunDir
 from telemetry.sinks.runner import Reporter, SinkJob, run_sink
 
 COLUMNS: Final = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -63,7 +64,7 @@ def _replay_one(run: Recorded, job: SinkJob, stop: threading.Event, progress: Pr
     for text in run.damaged:
         _say(f"{_name(run)} is damaged: {text}")
     missing, damage = missing_rows(run.run_dir)
-    mark = readable_end(run.run_dir / "journal")
+    mark = readable_end(RunDir(run.run_dir).journal)
     total = None if mark is None else max(0, mark.next_row - missing)
     report = _ProgressReporter(progress, progress.add_task(clean(_name(run), 64), total=total))
     code = run_sink(job, stop, report)
@@ -122,7 +123,7 @@ def _options(run: Recorded, wandb_mode: str | None) -> dict[str, str]:
     Without the option the sink uses the mode of the live run. A run with W&B disabled gets
     "auto": online where there is an API key.
     """
-    if wandb_mode is None and run.info.get("wandb_mode") == "disabled":
+    if wandb_mode is None and not run.facts.wants("wandb"):
         wandb_mode = "auto"
     return {"mode": wandb_mode} if wandb_mode else {}
 

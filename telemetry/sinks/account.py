@@ -20,9 +20,10 @@ from typing import Final
 
 from shared.text import clean
 from telemetry.journal.rows import Row
+from telemetry.run_dir import RunDir
 from telemetry.sinks.base import SinkUnavailable
-from telemetry.sinks.skips import Skips, skips_path
-from telemetry.sinks.slot import OPENING, Slot, slot_path
+from telemetry.sinks.skips import Skips
+from telemetry.sinks.slot import OPENING, Slot
 
 log = logging.getLogger("telemetry.sink")
 
@@ -40,20 +41,19 @@ _NO_ROWS_FAULT: Final = frozenset(
 class Account:
     """The slot and the skips of one sink of one run. Not thread-safe."""
 
-    def __init__(self, directory: Path, recorded: Path, sink: str, run_id: str) -> None:
+    def __init__(self, out: RunDir, recorded: RunDir, sink: str, run_id: str) -> None:
         """Open the account; a row at which two processes crashed is skipped from here on.
 
-        directory: the cursor directory of this sink. recorded: the cursor directory of the
-        live run; in a replay it is another one.
+        out: where the sink writes. recorded: the run; in a replay it is another directory.
 
         Raises:
             SinkUnavailable: the disk refuses.
         """
         self._sink, self._run_id = sink, run_id
         try:
-            elsewhere = None if recorded == directory else skips_path(recorded, sink)
-            self.skips = Skips(skips_path(directory, sink), elsewhere)
-            self.slot = Slot(slot_path(directory, sink))
+            elsewhere = None if recorded == out else recorded.skips(sink)
+            self.skips = Skips(out.skips(sink), elsewhere)
+            self.slot = Slot(out.slot(sink))
         except OSError as exc:
             raise SinkUnavailable(f"the account of sink {sink} can't be opened: {exc}") from exc
         # Clear the phase that the last process left behind.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from telemetry.journal.rows import Row
+from telemetry.run_dir import RunFile
 
 
 class SinkUnavailable(Exception):
@@ -61,8 +62,7 @@ class SinkContext(NamedTuple):
     """The run and the services that a sink is created with.
 
     `out_dir` is the directory for its files: RUN_DIR live, another directory in a
-    replay. `run` is the content of the run's run.json: run_id, project, name, tags, notes,
-    group, wandb_mode, config, host, gpu_uuids, started_wall_ns.
+    replay. `run` is the content of the run's run.json.
 
     `wait` is for a sink that needs long for something: it reports that the sink is
     alive, waits so many seconds (0: not at all), and returns True as soon as the sink
@@ -76,7 +76,7 @@ class SinkContext(NamedTuple):
 
     run_id: str
     out_dir: Path
-    run: dict[str, Any]
+    run: RunFile
     options: dict[str, str]
     wait: Callable[[float], bool] = sleep
     journal: str = ""

@@ -60,7 +60,7 @@ class ConsoleSink:
         self._next_row = position.row
         self._hardware_shown_ns = dict(position.state.get("hardware_shown_ns", {}))
         self._told = set(position.state.get("told", []))
-        if position.row == 0 and self._context.run.get("is_introduced") is False:
+        if position.row == 0 and self._context.run.has_no_introduction:
             self._print(f"run {clean(self._context.run_id)}: no RunStarted of it was seen")
         return position.row
 

@@ -22,32 +22,18 @@ A run can end more than once, because late events reopen it: the sink is done on
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
+import msgspec
+
+from shared.locks import Locked, lock
 from telemetry.journal.layout import make_durably
-from telemetry.json_files import read_json, write_json
+from telemetry.json_files import DamagedFile, read_json, write_json
+from telemetry.run_dir import CursorFile, RunDir, typed
 from telemetry.sinks.base import START, Position
-
-
-def sink_is_done(cursor: dict[str, Any] | None, run_info: dict[str, Any]) -> bool:
-    """Return True if a sink has all of a run, as of the last time that the run ended.
-
-    cursor: the content of the sink's cursor file, None where it can't be read.
-    run_info: the content of run.json. Late events reopen a run, which then ends again: a
-    sink that was done with an earlier end has more rows to write.
-    """
-    if cursor is None or cursor.get("done") is not True:
-        return False
-    if {"run_id"} <= cursor.keys() & run_info.keys() and cursor["run_id"] != run_info["run_id"]:
-        return False
-    ending, endings = cursor.get("ending", 0), run_info.get("endings", 0)
-    # A damaged file may hold any type here, and True would be equal to 1.
-    return type(ending) is int and type(endings) is int and ending == endings
 
 
 class CursorLocked(Exception):
@@ -70,21 +56,21 @@ class Cursor:
             OSError: the directory can't be written.
             ValueError: it belongs to another run, or is damaged.
         """
-        directory = out_dir / "cursors"
+        place = RunDir(out_dir)
         # A commit is durable only if the names of its directories are.
-        make_durably(directory)
-        self.path = directory / f"{sink}.json"
+        make_durably(place.cursors)
+        self.path = place.cursor(sink)
         self._run_id = run_id
         self.journal = journal
-        self._fd = os.open(directory / f"{sink}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._fd = os.open(place.lock(sink), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
+            lock(self._fd)
+        except Locked as exc:
             self.close()
             raise CursorLocked(f"{self.path} is held by another process") from exc
         except OSError as exc:
             self.close()
-            raise OSError(exc.errno, f"{directory} can't be locked: {exc.strerror}") from exc
+            raise OSError(exc.errno, f"{place.cursors} can't be locked: {exc.strerror}") from exc
         try:
             self.position, self.is_done, self._ending = _read(self.path, run_id, journal)
         except BaseException:
@@ -99,16 +85,16 @@ class Cursor:
         state = (position, is_done, ending)
         if state == (self.position, self.is_done, self._ending):
             return
-        value = {
-            "run_id": self._run_id,
-            "journal": self.journal,
-            "row": position.row,
-            "state": position.state,
-            "done": is_done,
-            "ending": ending,
-            "wall_s": round(time.time(), 3),
-        }
-        write_json(self.path, value)
+        file = CursorFile(
+            run_id=self._run_id,
+            journal=self.journal,
+            row=position.row,
+            state=position.state,
+            done=is_done,
+            ending=ending,
+            wall_s=round(time.time(), 3),
+        )
+        write_json(self.path, msgspec.structs.asdict(file))
         self.position, self.is_done, self._ending = state
 
     def close(self) -> None:
@@ -130,22 +116,26 @@ class Cursor:
 
 
 def _read(path: Path, run_id: str, journal: str) -> tuple[Position, bool, int]:
-    value = read_json(path)
-    if value is None:
+    """Return the position, and the end of the run that the sink is done with.
+
+    A file that holds no JSON object, as a disk may leave it, counts as none: the sink itself
+    then finds what it has. One of another run or journal, or with wrong values, is refused.
+    """
+    values = read_json(path)
+    if values is None:
         return START, False, 0
-    if value.get("run_id") != run_id:
-        raise ValueError(f"{path} belongs to run {value.get('run_id')}, not to {run_id}")
-    known = value.get("journal") or journal
+    if values.get("run_id") != run_id:
+        raise ValueError(f"{path} belongs to run {values.get('run_id')}, not to {run_id}")
+    if "row" not in values or "state" not in values:
+        raise ValueError(f"{path} is damaged: it has no row, or no state")
+    try:
+        file = typed(values, CursorFile, str(path))
+    except DamagedFile as exc:
+        raise ValueError(str(exc)) from exc
+    known = file.journal or journal
     if journal and known != journal:
         raise OtherJournal(
             f"{path} counts rows of journal {known}, and this one is {journal}: a row number "
             "means nothing in another journal. Send this one to another place, or as another run"
         )
-    try:
-        row, ending = int(value["row"]), int(value.get("ending", 0))
-        position = Position(row, dict(value["state"]))
-    except (KeyError, TypeError, ValueError, OverflowError) as exc:
-        raise ValueError(f"{path} is damaged: {exc!r}") from exc
-    if row < 0:
-        raise ValueError(f"{path} is damaged: row {row}")
-    return position, value.get("done") is True, ending
+    return Position(file.row, file.state), file.done, file.ending

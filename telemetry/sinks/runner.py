@@ -26,13 +26,12 @@ from telemetry.errors import (
     EXIT_RUNNING,
     CommandError,
 )
-from telemetry.ingest.runs import RUN_FILE
 from telemetry.journal.identity import journal_uuid
 from telemetry.journal.layout import segments
 from telemetry.journal.reader import JournalReader
 from telemetry.journal.rows import Row
-from telemetry.json_files import read_json
 from telemetry.recorded import open_recorded
+from telemetry.run_dir import RunDir, RunFile, read
 from telemetry.sinks.account import Account
 from telemetry.sinks.base import (
     Position,
@@ -112,12 +111,12 @@ def run_sink(job: SinkJob, stop: threading.Event, report: Reporter) -> int:
     # Absolute, because the sink runs in a working directory of its own.
     run_dir, out_dir = job.run_dir.absolute(), job.out_dir.absolute()
     job = replace(job, run_dir=run_dir, out_dir=out_dir)
-    info = _await_run(job, stop)
-    if info is None:
+    run = _await_run(job, stop)
+    if run is None:
         return EXIT_OK
-    run_id = str(info["run_id"])
+    run_id = run.run_id
     try:
-        journal = journal_uuid(job.run_dir / "journal")
+        journal = journal_uuid(RunDir(job.run_dir).journal)
         cursor = Cursor(job.out_dir, job.sink, run_id, journal)
     except CursorLocked as exc:
         raise CommandError(f"sink {job.sink} of run {run_id}: {exc}", EXIT_RUNNING) from exc
@@ -127,24 +126,24 @@ def run_sink(job: SinkJob, stop: threading.Event, report: Reporter) -> int:
         raise CommandError(f"sink {job.sink} of run {run_id}: {exc}") from exc
     with cursor, own_surroundings(cursor.path.parent) as defaults:
         options = {**defaults, **job.options}
-        return _guarded(replace(job, options=options), info, cursor, stop, report)
+        return _guarded(replace(job, options=options), run, cursor, stop, report)
 
 
 def _guarded(
     job: SinkJob,
-    info: dict[str, Any],
+    run: RunFile,
     cursor: Cursor,
     stop: threading.Event,
     report: Reporter,
 ) -> int:
     """Carry rows; turn every failure into an exit code, a report and one log line."""
     report("opening", cursor.position.row)
-    run_id = str(info["run_id"])
+    run_id = run.run_id
     account = None
     try:
         with closing(_account(job, cursor, run_id)) as account:
             report.count_skips(account.skips)
-            is_done = _opened(job, info, cursor, account, stop, report)
+            is_done = _opened(job, run, cursor, account, stop, report)
     except (SinkUnavailable, ImportError) as exc:
         report.is_said = isinstance(exc, SinkBehind)
         report("unavailable", cursor.position.row, str(exc)[:300])
@@ -166,7 +165,7 @@ class _Crashed(Exception):
 
 
 def _account(job: SinkJob, cursor: Cursor, run_id: str) -> Account:
-    return Account(cursor.path.parent, job.run_dir / "cursors", job.sink, run_id)
+    return Account(RunDir(job.out_dir), RunDir(job.run_dir), job.sink, run_id)
 
 
 def _rejected(job: SinkJob, run_id: str, row: int, exc: Exception, report: Reporter) -> int:
@@ -177,7 +176,7 @@ def _rejected(job: SinkJob, run_id: str, row: int, exc: Exception, report: Repor
 
 def _opened(
     job: SinkJob,
-    info: dict[str, Any],
+    run: RunFile,
     cursor: Cursor,
     account: Account,
     stop: threading.Event,
@@ -195,13 +194,13 @@ def _opened(
         return stop.wait(seconds)
 
     context = SinkContext(
-        info["run_id"], job.out_dir, info, job.options, wait,
+        run.run_id, job.out_dir, run, job.options, wait,
         cursor.journal, account.skips, account.skip,
     )  # fmt: skip
     try:
         sink = make_sink(job.sink, context)
         try:
-            return _carry(job, info, sink, cursor, account, stop, report)
+            return _carry(job, run, sink, cursor, account, stop, report)
         finally:
             sink.close()
     except (SinkUnavailable, SinkRejected, ImportError):
@@ -212,7 +211,7 @@ def _opened(
 
 def _carry(
     job: SinkJob,
-    info: dict[str, Any],
+    run: RunFile,
     sink: Sink,
     cursor: Cursor,
     account: Account,
@@ -227,12 +226,12 @@ def _carry(
     first_row, slot = sink.open(cursor.position), account.slot
     report.left_out = left_out_of(cursor.position)
     committed_s = time.monotonic()
-    journal = job.run_dir / "journal"
-    with JournalReader(journal, first_row, is_recorded=not job.follow) as reader:
+    place = RunDir(job.run_dir)
+    with JournalReader(place.journal, first_row, is_recorded=not job.follow) as reader:
         while True:
             # 1. Read run.json before the journal: if it says "ended", the read sees all rows.
             if job.follow:
-                info = read_json(job.run_dir / RUN_FILE) or {}
+                run = read(place.run_file, RunFile) or RunFile()
             is_stopping = stop.is_set()
             batch = reader.read()
             # 2. Write the rows, without the skipped ones.
@@ -250,12 +249,12 @@ def _carry(
             ):
                 continue
             # 3. At the end of an ended run: finish, and mark the sink as done.
-            if batch.is_end and not reader.is_blind and _is_over(job, info):
+            if batch.is_end and not reader.is_blind and _is_over(job, run):
                 report("finishing", reader.next_row)
                 slot.enter(FINISHING)
-                position = sink.finish(info.get("status"), info.get("exit_code"))
+                position = sink.finish(run.status, run.exit_code)
                 position = _behind_skips(position, reader.next_row, account)
-                cursor.commit(position, is_done=True, ending=int(info.get("endings", 0)))
+                cursor.commit(position, is_done=True, ending=run.endings or 0)
                 report.left_out = left_out_of(position)
                 report("done", position.row)
                 return True
@@ -280,25 +279,26 @@ def _behind_skips(position: Position, next_row: int, account: Account) -> Positi
     return position._replace(row=max(position.row, next_row)) if is_rest_skipped else position
 
 
-def _is_over(job: SinkJob, info: dict[str, Any]) -> bool:
-    """True if the journal will not grow. info must be older than the read that found its end."""
-    return not job.follow or info.get("state") == "ended"
+def _is_over(job: SinkJob, run: RunFile) -> bool:
+    """True if the journal will not grow. run must be older than the read that found its end."""
+    return not job.follow or run.is_ended
 
 
 def _chunks(rows: Sequence[Row]) -> list[Sequence[Row]]:
     return [rows[at : at + WRITE_ROWS] for at in range(0, len(rows), WRITE_ROWS)]
 
 
-def _await_run(job: SinkJob, stop: threading.Event) -> dict[str, Any] | None:
+def _await_run(job: SinkJob, stop: threading.Event) -> RunFile | None:
     """Wait for run.json to name the run, and return it; None if stopped before.
 
     Without follow the run is recorded already, and its journal alone is enough.
     """
     if not job.follow:
-        return open_recorded(job.run_dir).info
+        return open_recorded(job.run_dir).facts
+    place = RunDir(job.run_dir)
     while True:
-        info = read_json(job.run_dir / RUN_FILE)
-        if info is not None and "name" in info and segments(job.run_dir / "journal"):
-            return info
+        run = read(place.run_file, RunFile)
+        if run is not None and run.is_shown and segments(place.journal):
+            return run
         if stop.wait(POLL_S):
             return None

@@ -73,20 +73,6 @@ class Skips:
         self._by_row[row] = skip
 
 
-def skipped_rows(run_dir: Path, sink: str) -> list[Skip]:
-    """Return the skips of one sink of a run, in the order of the rows.
-
-    Raises:
-        OSError: their file can't be read.
-    """
-    return sorted(read_skips(skips_path(run_dir / "cursors", sink)))
-
-
-def skips_path(directory: Path, sink: str) -> Path:
-    """Return the path of a sink's skips; directory is that of its cursor."""
-    return directory / f"{sink}.skipped"
-
-
 def read_skips(path: Path) -> list[Skip]:
     """Return the skips in a file, none if it does not exist; invalid lines are ignored.
 

@@ -128,11 +128,6 @@ class _Announced(Sequence[Row]):
         return self._rows[index]
 
 
-def slot_path(directory: Path, sink: str) -> Path:
-    """Return the path of a sink's page; directory is that of its cursor."""
-    return directory / f"{sink}.slot"
-
-
 def _mapped(path: Path) -> mmap.mmap:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:

@@ -17,7 +17,6 @@ Runs on a thread of its own: removing gigabytes takes time.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
@@ -25,15 +24,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from shared.files import sync_directory
 from shared.ids import RUN_ID
+from shared.locks import Locked, lock
 from shared.record import CorruptRecord
-from telemetry.ingest.runs import RUN_FILE
-from telemetry.journal.layout import Mark, read_mark, sync_directory
+from telemetry.journal.layout import Mark, read_mark
 from telemetry.journal.readable import readable_end
-from telemetry.json_files import read_json
-from telemetry.sinks.cursor import sink_is_done
+from telemetry.run_dir import CursorState, RunDir, RunState, read, sink_is_done
 from telemetry.summary import unsynced_wandb_runs
 from telemetry.supervise.tombstones import Tombstone, read_tombstone, write_tombstone
 
@@ -102,9 +101,10 @@ class Retention:
         if end is None or not self._may_go(path, end):
             return False
         try:
-            with _locked(path / "journal"):
+            journal = RunDir(path).journal
+            with _locked(journal):
                 # 2. Look again under the lock: it may have been continued and closed meanwhile.
-                if not self._may_go(path, max(end, read_mark(path / "journal") or end)):
+                if not self._may_go(path, max(end, read_mark(journal) or end)):
                     return False
                 # 3. Tombstone first: late events of the run must not begin a new journal.
                 write_tombstone(self._runs_dir, path.name, REASON)
@@ -113,7 +113,7 @@ class Retention:
                 # 4. Sync the rename before a byte is deleted: a power cut must not bring back
                 #    half a run.
                 sync_directory(self._runs_dir)
-        except BlockingIOError:
+        except Locked:
             return False  # ingest has it open
         except (OSError, CorruptRecord) as exc:
             self._tell(path.name, f"can't be removed: {exc}")
@@ -134,29 +134,29 @@ class Retention:
                 yield path
 
     def _may_go(self, path: Path, end: Mark) -> bool:
-        info = read_json(path / RUN_FILE)
-        if info is None or not _is_over(path, info, end) or unsynced_wandb_runs(path):
+        place = RunDir(path)
+        run = read(place.run_file, RunState)
+        if run is None or not _is_over(path, run, end) or unsynced_wandb_runs(path):
             return False
         return all(
-            sink_is_done(read_json(path / "cursors" / f"{sink}.json"), info)
+            sink_is_done(read(place.cursor(sink), CursorState), run)
             for sink in self._sinks
-            if sink != "wandb" or info.get("wandb_mode") != "disabled"
+            if run.wants(sink)
         )
 
 
-def _is_over(path: Path, info: dict[str, Any], end: Mark) -> bool:
+def _is_over(path: Path, run: RunState, end: Mark) -> bool:
     """Return True if a run has ended, and nothing was journaled behind its end."""
-    as_of_row = info.get("as_of_row", 0)
-    if info.get("state") != "ended" or info.get("run_id", path.name) != path.name:
+    if not run.is_ended or run.run_id not in ("", path.name):
         return False
     # A run with rows behind its end goes on at the next start, and ends once more.
-    return type(as_of_row) is int and end.next_row == as_of_row
+    return end.next_row == run.as_of_row
 
 
 def _readable_end(path: Path) -> Mark | None:
     """Return the end of a run's readable journal, None where it can't be read."""
     try:
-        return readable_end(path / "journal")
+        return readable_end(RunDir(path).journal)
     except OSError:
         return None
 
@@ -166,11 +166,12 @@ def _locked(journal: Path) -> Iterator[None]:
     """Hold the writer's own lock: ingest can't open the journal meanwhile.
 
     Raises:
-        OSError: another process holds it (BlockingIOError), or there is no such directory.
+        Locked: another process holds it.
+        OSError: there is no such directory, or it can't be locked.
     """
     fd = os.open(journal, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(fd)
         yield
     finally:
         os.close(fd)
@@ -189,6 +190,6 @@ def _size(path: Path) -> int:
 def _ended_ns(path: Path) -> int:
     """Return the time a run ended, which is when its run.json was last written; 0 for none."""
     try:
-        return (path / RUN_FILE).stat().st_mtime_ns
+        return RunDir(path).run_file.stat().st_mtime_ns
     except OSError:
         return 0

@@ -22,10 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import msgspec
 import psutil
 
 from telemetry.errors import EXIT_FAULT, EXIT_OK, EXIT_RUNNING
-from telemetry.sinks.slot import Slot, slot_path
+from telemetry.run_dir import RunDir, SinkState
+from telemetry.sinks.slot import Slot
 from telemetry.sinks.surroundings import sink_environ
 
 log = logging.getLogger("telemetry.supervise.supervisor")
@@ -120,7 +122,7 @@ class SinkProcess:
         """
         # A working directory without foreign files: a library might read a file there as its
         # configuration.
-        directory = (self.run_dir / "cursors").absolute()
+        directory = RunDir(self.run_dir).cursors.absolute()
         directory.mkdir(exist_ok=True)
         read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(read_fd, False)
@@ -188,10 +190,10 @@ class SinkProcess:
         if told == self.told:
             return
         self.told = told
-        value = {"state": self.state, "restarts": self.restarts, "detail": self.detail}
+        place, value = RunDir(self.run_dir), SinkState(*told)
         with contextlib.suppress(OSError):
-            (self.run_dir / "cursors").mkdir(exist_ok=True)
-            state_path(self.run_dir, self.sink).write_text(json.dumps(value))
+            place.cursors.mkdir(exist_ok=True)
+            place.state(self.sink).write_text(json.dumps(msgspec.structs.asdict(value)))
 
     def reap(self, now: int) -> None:
         """Notice that the process has ended, and set when the next may start."""
@@ -258,7 +260,7 @@ class SinkProcess:
 
     def _hold_against_row(self, how: str) -> None:
         """Note the crash in the slot, which names the row the process was at."""
-        path = slot_path(self.run_dir / "cursors", self.sink)
+        path = RunDir(self.run_dir).slot(self.sink)
         try:
             if path.exists():
                 with closing(Slot(path)) as slot:
@@ -298,11 +300,6 @@ def _how_it_ended(code: int) -> str:
     with contextlib.suppress(ValueError):
         return f"ended by {signal.Signals(-code).name}"
     return f"ended by signal {-code}"
-
-
-def state_path(run_dir: Path, sink: str) -> Path:
-    """Return the path of the file in which the supervisor keeps the state of a sink."""
-    return run_dir / "cursors" / f"{sink}.state"
 
 
 def _kill_if_same(pid: int, start_time: float) -> None:

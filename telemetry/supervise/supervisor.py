@@ -15,24 +15,21 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypeVar
+
+import msgspec
 
 from shared.clock import Clock
 from shared.ids import RUN_ID
 from shared.programs import module_command
-from telemetry.ingest.runs import RUN_FILE
-from telemetry.json_files import read_json
-from telemetry.sinks.cursor import sink_is_done as _has_all
+from telemetry.run_dir import CursorState, RunDir, RunState, read, sink_is_done
 from telemetry.sinks.surroundings import sink_defaults
 from telemetry.supervise.sink_process import SinkProcess, SinkStatus
 
 log = logging.getLogger("telemetry.supervise.supervisor")
 
 TURN_S: Final = 0.25
-_KEPT: Final = (
-    "name", "state", "endings", "wandb_mode", "is_introduced", "run_id", "done", "ending", "row",
-)  # fmt: skip
-"""Fields of run.json and of cursors that are kept in memory; no others are used here."""
+_T = TypeVar("_T", bound=msgspec.Struct)
 
 PROBE_NS: Final = 30_000_000_000
 """Time between two tries of one sink for ended runs, while it is unavailable."""
@@ -72,7 +69,7 @@ class Supervisor:
         self._sink_timeout_ns = int(sink_timeout_s * 1e9)
         self._command = command
         self._sinks_of: dict[tuple[str, str], SinkProcess] = {}
-        self._json_cache: dict[Path, tuple[tuple[int, int], dict[str, Any]]] = {}
+        self._read_files: dict[Path, tuple[tuple[int, int], msgspec.Struct]] = {}
         self._statuses: list[SinkStatus] = []
         self._backlog: set[tuple[str, str]] = set()
         self._probed_ns: dict[str, int] = {}
@@ -173,16 +170,16 @@ class Supervisor:
         """
         wanted: list[tuple[tuple[str, str], bool]] = []
         for run_dir in self._run_dirs():
-            info = self._read(run_dir / RUN_FILE)
-            if info is None or "name" not in info:
+            place = RunDir(run_dir)
+            run = self._read(place.run_file, RunState)
+            if run is None or not run.is_shown:
                 continue
-            is_running = info.get("state") != "ended"
             for sink in self._sinks:
-                if sink == "wandb" and not _is_for_wandb(info):
+                if not _is_for(sink, run):
                     continue
-                cursor = self._read(run_dir / "cursors" / f"{sink}.json")
-                if is_running or not _has_all(cursor, info):
-                    wanted.append(((run_dir.name, sink), is_running))
+                cursor = self._read(place.cursor(sink), CursorState)
+                if not run.is_ended or not sink_is_done(cursor, run):
+                    wanted.append(((run_dir.name, sink), not run.is_ended))
                 else:
                     self._forget_if_idle((run_dir.name, sink))
         self._backlog = {key for key, _ in wanted}
@@ -194,22 +191,23 @@ class Supervisor:
             names = (path.name for path in self._runs_dir.iterdir())
             yield from (self._runs_dir / name for name in sorted(filter(RUN_ID.fullmatch, names)))
 
-    def _read(self, path: Path) -> dict[str, Any] | None:
-        """Return the kept fields of a JSON file, parsed again only when it has changed."""
+    def _read(self, path: Path, kind: type[_T]) -> _T | None:
+        """Return the fields of a JSON file that matter here, parsed again when it has changed.
+
+        A file that can't be read is as one that is not there, and is looked at again.
+        """
         try:
             status = path.stat()
         except OSError:
             return None
         # With the inode: a file may be replaced twice within the resolution of its mtime.
         version = status.st_mtime_ns, status.st_ino
-        cached = self._json_cache.get(path)
-        if cached is None or cached[0] != version:
-            value = read_json(path)
-            if value is None:
-                return None
-            cached = (version, {key: value[key] for key in _KEPT if key in value})
-            self._json_cache[path] = cached
-        return cached[1]
+        known = self._read_files.get(path)
+        if known is not None and known[0] == version and isinstance(known[1], kind):
+            return known[1]
+        if (value := read(path, kind)) is not None:
+            self._read_files[path] = version, value
+        return value
 
     def _item(self, key: tuple[str, str]) -> SinkProcess:
         if key not in self._sinks_of:
@@ -259,12 +257,12 @@ class Supervisor:
         return since_ns < PROBE_NS
 
 
-def _is_for_wandb(info: dict[str, Any]) -> bool:
-    """Return True if W&B is to have this run now.
+def _is_for(sink: str, run: RunState) -> bool:
+    """Return True if a sink is to have this run now.
 
     A run without RunStarted may still get one, whose project and mode could not be applied
     to a W&B run that exists already: such a run goes to W&B when it has ended.
     """
-    if info.get("is_introduced") is False and info.get("state") != "ended":
+    if sink == "wandb" and run.has_no_introduction and not run.is_ended:
         return False
-    return info.get("wandb_mode") != "disabled"
+    return run.wants(sink)

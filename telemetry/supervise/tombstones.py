@@ -29,6 +29,7 @@ from shared.ids import check_run_id
 from shared.record import StreamEntry
 from telemetry.journal.identity import identify, journal_uuid
 from telemetry.journal.layout import make_durably
+from telemetry.run_dir import RunDir, runs_of
 
 DIRECTORY: Final = "removed"
 
@@ -72,7 +73,7 @@ def write_tombstone(runs_dir: Path, run_id: str, reason: str) -> None:
         CorruptRecord: its journal does not tell which it is.
         OSError: it can't be read, or there is no room.
     """
-    uuid, streams = identify(runs_dir / run_id / "journal")
+    uuid, streams = identify(RunDir(runs_dir / run_id).journal)
     path = _path(runs_dir.parent, run_id)
     make_durably(path.parent)
     former = _read(path)
@@ -97,7 +98,7 @@ def read_tombstone(data_dir: Path, run_id: str) -> Tombstone | None:
         return None
     present = ""
     with contextlib.suppress(OSError):
-        present = journal_uuid(data_dir / "runs" / run_id / "journal")
+        present = journal_uuid(RunDir(runs_of(data_dir) / run_id).journal)
     value = _read(path) or _Tombstone(run_id, 0.0, "removed; its tombstone is damaged", [])
     gone = [journal for journal in value.journals if journal.uuid != present]
     if present and not gone:

@@ -18,6 +18,7 @@ from telemetry.datadir import DataDir
 from telemetry.journal.layout import MARK_NAME, make_durably, segments, sync_directory
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import read_json, write_json
+from telemetry.run_dir import RunFile
 from telemetry.sinks.base import Position, SinkContext
 from telemetry.sinks.cursor import Cursor
 from telemetry.sinks.wandb import offline
@@ -331,7 +332,7 @@ def make_fragment(root: Path) -> None:
 
 
 def local_run(root: Path) -> LocalRun:
-    return LocalRun(SinkContext(RUN, root / "run", {}, {}), ".", SystemClock(), time.sleep)
+    return LocalRun(SinkContext(RUN, root / "run", RunFile(), {}), ".", SystemClock(), time.sleep)
 
 
 def wandb_bytes(rows: range) -> bytes:

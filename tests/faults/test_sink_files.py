@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 
 from telemetry.journal.layout import make_durably
+from telemetry.run_dir import RunDir
 from telemetry.sinks.cursor import Cursor
-from telemetry.sinks.skips import Skips, read_skips, skips_path
+from telemetry.sinks.skips import Skips, read_skips
 from telemetry.sinks.wandb.link import Link, LinkFile
 from tests.faults.crash_points import cut_everywhere, kill_everywhere
 
@@ -17,7 +18,7 @@ from tests.faults.crash_points import cut_everywhere, kill_everywhere
 def step_over(root: Path, promises: dict[str, Any]) -> None:
     """As the runner does: the cursor's directory first, then one skip after the other."""
     with Cursor(root / "run", "lines", "r") as cursor:
-        skips = Skips(skips_path(cursor.path.parent, "lines"))
+        skips = Skips(RunDir(cursor.path.parents[1]).skips("lines"))
         for row in (3, 5, 8):
             if row not in skips:
                 skips.add(row, "crashed 2 times: " + "x" * 100)
@@ -25,7 +26,7 @@ def step_over(root: Path, promises: dict[str, Any]) -> None:
 
 
 def check_skips(root: Path, promises: dict[str, Any]) -> None:
-    kept = {skip.row for skip in read_skips(skips_path(root / "run" / "cursors", "lines"))}
+    kept = {skip.row for skip in read_skips(RunDir(root / "run").skips("lines"))}
     assert kept >= set(promises.get("rows", []))
     assert kept <= {3, 5, 8}
 

@@ -38,6 +38,17 @@ def test_an_old_path_may_be_the_first_import_of_a_process(old):
     assert done.stdout.strip() == present_name(old)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_earlier_supervisor_knows_its_rule_on_plain_values():
+    """A sink is done with an ending of its run."""
+    has_all = importlib.import_module("telemetry.supervisor")._has_all
+    run = {"run_id": "r", "name": "n", "state": "ended", "endings": 2}
+
+    assert has_all({"run_id": "r", "done": True, "ending": 2, "row": 3}, run)
+    assert not has_all({"run_id": "r", "done": True, "ending": 1, "row": 3}, run)
+    assert not has_all(None, run)
+
+
 @pytest.mark.parametrize("name", ["shared.nothing", "telemetry.nothing.at_all", "other.spool"])
 def test_a_name_that_never_was_is_not_found(name):
     install()

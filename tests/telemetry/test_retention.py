@@ -13,7 +13,7 @@ from shared.wire import Nack
 from telemetry.journal.layout import segments
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import read_json, write_json
-from telemetry.sinks.cursor import sink_is_done
+from telemetry.run_dir import CursorState, RunState, sink_is_done
 from telemetry.supervise.retention import REMOVING, Retention, read_tombstone
 from tests.fakes import ManualClock
 from tests.telemetry.journal.helpers import write
@@ -220,12 +220,13 @@ def test_a_run_as_the_sidecar_leaves_it_may_go(tmp_path: Path, is_restarted: boo
 
 def test_supervisor_and_retention_ask_the_same_question() -> None:
     """A sink is done with an ending, not with a run."""
-    info = {"run_id": "r", "endings": 2}
+    run = RunState(run_id="r", endings=2)
 
-    assert sink_is_done({"run_id": "r", "done": True, "ending": 2}, info)
-    assert not sink_is_done({"run_id": "r", "done": True, "ending": 1}, info)
-    assert not sink_is_done({"run_id": "r", "done": False, "ending": 2}, info)
-    assert not sink_is_done(None, info)
+    assert sink_is_done(CursorState(run_id="r", done=True, ending=2), run)
+    assert not sink_is_done(CursorState(run_id="r", done=True, ending=1), run)
+    assert not sink_is_done(CursorState(run_id="r", done=False, ending=2), run)
+    assert not sink_is_done(CursorState(run_id="q", done=True, ending=2), run)
+    assert not sink_is_done(None, run)
 
 
 # --- tombstones

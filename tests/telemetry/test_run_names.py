@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from telemetry.run_dir import RunFile
 from telemetry.run_names import link_name, logdir_of, name_run
 from telemetry.sinks.base import START, SinkContext
 from telemetry.sinks.tensorboard import TensorBoardSink
@@ -31,7 +32,7 @@ def test_a_sink_puts_its_run_under_its_name(tmp_path: Path) -> None:
     run_dir.mkdir(parents=True)
     journal = RowMaker()
     journal.metrics(1, {"train/loss": 1.0})
-    sink = TensorBoardSink(SinkContext("r1", run_dir, {"name": "my run"}, {}))
+    sink = TensorBoardSink(SinkContext("r1", run_dir, RunFile(name="my run"), {}))
     sink.open(START)
     sink.write(journal.rows)
     sink.commit()

@@ -14,9 +14,10 @@ from shared.events import encode_event, join_events
 from telemetry.errors import EXIT_OK
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import read_json, write_json
+from telemetry.run_dir import RunDir
 from telemetry.sinks import runner
 from telemetry.sinks.runner import Reporter, SinkJob, run_sink
-from telemetry.sinks.skips import skipped_rows
+from telemetry.sinks.skips import read_skips
 from telemetry.supervise.supervisor import Supervisor
 from tests.telemetry import stepping
 from tests.telemetry.sinks.lines_sink import LinesSink, Trouble, lines
@@ -49,6 +50,10 @@ class Place:
 
     def dies(self, mode: str) -> None:
         (self.run_dir / "mode").write_text(mode)
+
+    @property
+    def skips(self) -> Path:
+        return RunDir(self.run_dir).skips("lines")
 
     @property
     def starts(self) -> int:
@@ -84,7 +89,7 @@ def test_a_row_at_which_a_sink_dies_each_time_is_stepped_over(place, how, capfd)
 
     assert place.carried == [row for row in range(COUNT) if row != BAD_ROW]
     assert place.starts == 3
-    (skip,) = skipped_rows(place.run_dir, "lines")
+    (skip,) = read_skips(place.skips)
     assert skip.row == BAD_ROW and "crashed 2 times" in skip.reason
     wait_until(lambda: [s.skipped for s in place.supervisor.snapshot()] in ([1], []))
     said = capfd.readouterr().err
@@ -102,7 +107,7 @@ def test_a_death_that_comes_from_outside_is_held_against_no_row(place, how):
     wait_until(place.is_done, 60)
 
     assert place.carried == list(range(COUNT))
-    assert skipped_rows(place.run_dir, "lines") == []
+    assert read_skips(place.skips) == []
 
 
 def test_a_sink_that_hangs_at_a_row_is_killed_and_steps_over_nothing(place):
@@ -114,7 +119,7 @@ def test_a_sink_that_hangs_at_a_row_is_killed_and_steps_over_nothing(place):
     place.dies("nowhere")
     wait_until(place.is_done, 60)
 
-    assert place.carried == list(range(COUNT)) and skipped_rows(place.run_dir, "lines") == []
+    assert place.carried == list(range(COUNT)) and read_skips(place.skips) == []
 
 
 @pytest.mark.parametrize("where", ["open", "finish"])
@@ -127,7 +132,7 @@ def test_a_crash_in_another_phase_steps_over_nothing(place, where):
     place.dies("nowhere")
     wait_until(place.is_done, 60)
 
-    assert place.carried == list(range(COUNT)) and skipped_rows(place.run_dir, "lines") == []
+    assert place.carried == list(range(COUNT)) and read_skips(place.skips) == []
 
 
 def test_a_drain_waits_for_what_may_still_recover(place):

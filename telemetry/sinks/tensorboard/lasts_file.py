@@ -36,6 +36,7 @@ from typing import Any, Final
 import google_crc32c
 import msgspec
 
+from telemetry.run_dir import RunDir
 from telemetry.sinks.tensorboard.disk import make_directory, sync_directory, write_fully
 from telemetry.sinks.tensorboard.placement import Change
 
@@ -63,7 +64,7 @@ class LastsFile:
     """The current lasts file of one run, in out_dir/cursors. Not thread-safe."""
 
     def __init__(self, out_dir: Path) -> None:
-        self._directory = out_dir / "cursors"
+        self._directory = RunDir(out_dir).cursors
         self._commit = LastsCommit()
         self._kept: tuple[str, str] = ("", "")
         self._base_bytes = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from telemetry.json_files import read_json, write_json
+from telemetry.run_dir import RunDir
 from telemetry.sinks.tensorboard.disk import make_directory
 
 
@@ -16,7 +17,7 @@ class Starts:
     """Counter of the processes of one sink of one run, in out_dir/cursors. Not thread-safe."""
 
     def __init__(self, out_dir: Path) -> None:
-        self._path = out_dir / "cursors" / "tensorboard.starts"
+        self._path = RunDir(out_dir).cursors / "tensorboard.starts"
         self._least = 0
         self._number: int | None = None
 

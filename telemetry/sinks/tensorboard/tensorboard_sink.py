@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from telemetry.journal.rows import Row
+from telemetry.run_dir import RunDir
 from telemetry.run_names import name_run
 from telemetry.sinks.base import START, Position, SinkContext, SinkUnavailable
 from telemetry.sinks.tensorboard.event_files import DamagedFiles, EventFiles
@@ -63,7 +64,7 @@ class TensorBoardSink:
         self._has_cores = bool(context.options.get(CORES_OPTION))
         self._version = POLICY_VERSION + ("+cores" if self._has_cores else "")
         self._starts = Starts(context.out_dir)
-        self._files = EventFiles(context.out_dir / "tensorboard", self._starts)
+        self._files = EventFiles(RunDir(context.out_dir).tensorboard, self._starts)
         self._lasts = LastsFile(context.out_dir)
         self._policy = Policy(PolicyState())
         self._next_row = 0
@@ -86,7 +87,7 @@ class TensorBoardSink:
                     self._context.run_id, exc,
                 )  # fmt: skip
                 self._recover(START)
-        name_run(self._context.out_dir, str(self._context.run.get("name", "")))
+        name_run(self._context.out_dir, self._context.run.name or "")
         self._is_open = True
         return self._next_row
 

@@ -8,10 +8,10 @@ Never: changes anything, or asks a server.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from telemetry.json_files import read_json
-from telemetry.sinks.skips import Skips, skips_path
+from shared.wandb_variables import OFFLINE
+from telemetry.run_dir import CursorFile, RunDir, read
+from telemetry.sinks.skips import Skips
 from telemetry.sinks.wandb import offline
 from telemetry.sinks.wandb.local import part_from
 
@@ -26,19 +26,20 @@ def missing_rows(run_dir: Path) -> str:
         ImportError: wandb, which the files are read with, is not installed.
         OSError: the files can't be read.
     """
-    cursor = read_json(run_dir / "cursors" / "wandb.json") or {}
-    state: dict[str, Any] = cursor.get("state") or {}
-    if state.get("mode") != "offline" or state.get("local") is None:
+    place = RunDir(run_dir)
+    cursor = read(place.cursor("wandb"), CursorFile) or CursorFile()
+    state = cursor.state
+    if state.get("mode") != OFFLINE or state.get("local") is None:
         return ""
     try:
         part = part_from(state["local"])
     except ValueError:
         return "the wandb sink's cursor is damaged"
     assert part is not None
-    directory, run_id = run_dir / part.place / "wandb", str(cursor.get("run_id", run_dir.name))
+    directory, run_id = RunDir(run_dir / part.place).wandb, cursor.run_id or run_dir.name
     if offline.superseded_count(directory, run_id) != part.superseded:
         return ""
-    skipped = Skips(skips_path(run_dir / "cursors", "wandb"))
+    skipped = Skips(place.skips("wandb"))
     fragments = offline.read_fragments(directory, run_id)
     rows = [row for row in offline.rows_of(fragments) if row not in skipped]
     # Only rows before the cursor count: a sink may have written more behind it.

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
+from shared.wandb_variables import ONLINE
 from telemetry.journal.rows import STEP
 from telemetry.sinks.base import SinkContext, SinkRejected, SinkUnavailable
 from telemetry.sinks.wandb.core import (
@@ -205,10 +206,10 @@ def start(
                 reinit="create_new",
                 settings=wandb.Settings(
                     **_SETTINGS,
-                    sweep_id=context.run.get("wandb_sweep_id") or None,
+                    sweep_id=context.run.wandb_sweep_id or None,
                     # No transaction log online: `wandb sync` could upload it a second time.
-                    x_skip_transaction_log=mode == "online",
-                    stop_on_fatal_error=mode == "online",
+                    x_skip_transaction_log=mode == ONLINE,
+                    stop_on_fatal_error=mode == ONLINE,
                     stop_fn=functools.partial(refused.append, True),
                 ),
             )

@@ -20,6 +20,7 @@ import msgspec
 
 from shared.clock import Clock
 from telemetry.journal.layout import make_durably
+from telemetry.run_dir import RunDir
 from telemetry.sinks.base import SinkContext, SinkRejected, SinkUnavailable
 from telemetry.sinks.wandb import client, offline, wandb_file
 from telemetry.sinks.wandb.offline import Confirmation, Ledger
@@ -72,7 +73,7 @@ class LocalRun:
         self._context = context
         self._place = place
         self._parent = context.out_dir / place
-        self._dir = self._parent / "wandb"
+        self._dir = RunDir(self._parent).wandb
         self._clock = clock
         self._pause = pause
         self._client: client.Client | None = None
@@ -181,7 +182,7 @@ class LocalRun:
         """
         if self._client is not None or not self._is_ended(ending.code):
             running = self._running()
-            say_ending(running, ending, is_of_sweep=bool(self._context.run.get("wandb_sweep_id")))
+            say_ending(running, ending, is_of_sweep=bool(self._context.run.wandb_sweep_id))
             running.finish(ending.code)
             self._client = None
             if self._confirmation is not None:

@@ -54,9 +54,9 @@ def choose(context: SinkContext, account: Callable[[], Account]) -> Choice:
         SinkUnavailable: raised by account.
     """
     options = context.options
-    if context.run.get("is_introduced") is False and not options.get("mode"):
+    if context.run.has_no_introduction and not options.get("mode"):
         return Choice(OFFLINE)
-    asked = options.get("mode") or context.run.get("wandb_mode") or options.get("default_mode")
+    asked = options.get("mode") or context.run.wandb_mode or options.get("default_mode")
     asked = "" if asked == AUTO else asked
     if asked and asked not in MODES:
         # Unknown mode: offline, so that nothing is uploaded by mistake and nothing is lost.
@@ -64,7 +64,7 @@ def choose(context: SinkContext, account: Callable[[], Account]) -> Choice:
         return Choice(OFFLINE, why)
     if asked in (OFFLINE, DISABLED):
         return Choice(str(asked))
-    wanted_url = str(context.run.get("wandb_base_url") or "")
+    wanted_url = context.run.wandb_base_url or ""
     if asked and not wanted_url:
         return Choice(ONLINE)
     found = account()

@@ -71,7 +71,7 @@ class OnlineRun:
         self._asked_ns = self._answered_ns = clock.monotonic_ns()
         self._is_mismatch_said = False
         self._is_lost = False
-        self._is_of_sweep = bool(context.run.get("wandb_sweep_id"))
+        self._is_of_sweep = bool(context.run.wandb_sweep_id)
 
     def start(self, view: View) -> None:
         """Start behind the last row that the server shows; view must no longer be changing.

@@ -30,7 +30,7 @@ def identity(context: SinkContext) -> dict[str, Any]:
     fields, changes = cleaned(said(context))
     return {
         **named(context, fields),
-        "config": plain(context.run.get("config", {})) | notes(context, changes),
+        "config": plain(context.run.config or {}) | notes(context, changes),
     }
 
 
@@ -42,8 +42,8 @@ def bare_identity(context: SinkContext, why: str) -> dict[str, Any]:
 
 def said(context: SinkContext) -> dict[str, Any]:
     """Return the run's own values, with the sidecar's default entity if the run has none."""
-    entity = context.options.get("entity") or context.run.get("entity")
-    return {**context.run, "entity": entity or context.options.get("default_entity")}
+    entity = context.options.get("entity") or context.run.entity
+    return {**context.run.to_json(), "entity": entity or context.options.get("default_entity")}
 
 
 def named(context: SinkContext, fields: dict[str, Any]) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def notes(context: SinkContext, changes: list[Change]) -> dict[str, Any]:
     added: dict[str, Any] = {JOURNAL: context.journal} if context.journal else {}
     if changes:
         added[GIVEN] = {change.field: plain(change.said) for change in changes}
-    left_out = context.run.get("config_left_out")
+    left_out = context.run.config_left_out
     if left_out:
         added["telemetry/config_left_out"] = plain(left_out)
     return added

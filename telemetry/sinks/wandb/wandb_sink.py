@@ -30,6 +30,7 @@ import msgspec
 from shared.clock import Clock, SystemClock
 from shared.wandb_variables import DISABLED, OFFLINE, ONLINE
 from telemetry.journal.rows import Row
+from telemetry.run_dir import RunDir
 from telemetry.sinks.base import (
     Position,
     SinkBehind,
@@ -69,7 +70,7 @@ class WandbSink:
         self._mode = ""
         self._ask_account = account
         self._refused_in_a_row = 0
-        self._link = LinkFile(context.out_dir / "wandb", context.run_id)
+        self._link = LinkFile(RunDir(context.out_dir).wandb, context.run_id)
         self._server = Server(context, self._clock, ask)
         self._server_spot = Spot()
         self._local_part: LocalPart | None = None
@@ -88,13 +89,13 @@ class WandbSink:
         # 1. Decide the mode, and take over the stored position.
         self._mode = self._decided_mode(position)
         self._go_on_from(position)
-        if self._mode == "disabled":
+        if self._mode == DISABLED:
             return self._row
         core.check_installed()
         # 2. Wait until no process of an earlier sink sends or writes.
         self._wait_for_other_senders()
         # 3. Open the server or the fragments; each sets the row to begin at.
-        if self._mode == "online":
+        if self._mode == ONLINE:
             self._open_online()
         else:
             self._open_local()
@@ -102,7 +103,7 @@ class WandbSink:
 
     def write(self, rows: Sequence[Row]) -> None:
         for row in rows:
-            if self._mode != "disabled":
+            if self._mode != DISABLED:
                 self._take(row)
             self._row = row.row + 1
 
@@ -118,7 +119,7 @@ class WandbSink:
                 self._server_spot = self._online.commit(self._here())
         elif self._local is not None:
             self._local_part = self._local.commit(self._here())
-            if self._mode == "online" and self._link.value.is_due(self._clock.wall_ns()):
+            if self._mode == ONLINE and self._link.value.is_due(self._clock.wall_ns()):
                 self._try_server()
         return self._position()
 
@@ -156,7 +157,9 @@ class WandbSink:
         One command for each fragment: `wandb sync` stops at a fragment that a crash has
         torn, and would not upload those behind it.
         """
-        fragments = offline.read_fragments(self._context.out_dir / "wandb", self._context.run_id)
+        fragments = offline.read_fragments(
+            RunDir(self._context.out_dir).wandb, self._context.run_id
+        )
         commands = [
             shlex.join(["wandb", "sync", str(f.path.parent)]) for f in fragments if f.names_run
         ]
@@ -217,11 +220,11 @@ class WandbSink:
             self._versions = _versions_of(state, position.row)
         except (ValueError, TypeError) as exc:
             raise SinkRejected(f"the position at row {position.row} is not ours: {exc}") from exc
-        self._row = position.row if self._mode == "disabled" else self._server_spot.row
+        self._row = position.row if self._mode == DISABLED else self._server_spot.row
 
     def _wait_for_other_senders(self) -> None:
         """Wait for the wandb-core of a killed sink to end: a stopped one may wake up and send."""
-        files = offline.online_files(self._context.out_dir / "wandb", self._context.run_id)
+        files = offline.online_files(RunDir(self._context.out_dir).wandb, self._context.run_id)
         offline.wait_for_writers(files, self._clock, self._pause)
 
     def _open_online(self) -> None:
@@ -257,7 +260,7 @@ class WandbSink:
     def _move_fragments(self) -> None:
         """Move local fragments away: the server gets all rows from the journal instead."""
         for place in (PLACE, UNRESOLVED):
-            directory = self._context.out_dir / place / "wandb"
+            directory = RunDir(self._context.out_dir / place).wandb
             paths = offline.fragment_paths(directory, self._context.run_id)
             # If a `wandb sync` is uploading them, wait for it first.
             offline.wait_for_writers(paths, self._clock, self._pause)
@@ -348,13 +351,13 @@ class WandbSink:
 
     def _position(self) -> Position:
         state: dict[str, Any] = {"mode": self._mode, "policy_versions": self._versions}
-        if self._mode == "disabled":
+        if self._mode == DISABLED:
             return Position(self._row, state)
         state["server"] = msgspec.to_builtins(self._server_spot)
         row = self._server_spot.row
         if self._local_part is not None:
             state["local"] = msgspec.to_builtins(self._local_part)
-            row = self._local_part.spot.row if self._mode == "offline" else row
+            row = self._local_part.spot.row if self._mode == OFFLINE else row
         return Position(row, state)
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from telemetry.journal.rows import Row
+from telemetry.run_dir import RunFile
 from telemetry.sinks.base import START, Position, SinkContext
 from telemetry.sinks.tensorboard import TensorBoardSink
 
@@ -31,7 +32,7 @@ class Found(NamedTuple):
 
 
 def sink_in(out_dir: Path) -> TensorBoardSink:
-    return TensorBoardSink(SinkContext("run", out_dir, {}, {}))
+    return TensorBoardSink(SinkContext("run", out_dir, RunFile(), {}))
 
 
 def through_json(position: Position) -> Position:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from telemetry.run_dir import RunDir
 from telemetry.sinks.account import Account
 from telemetry.sinks.base import SinkUnavailable
 from telemetry.sinks.skips import read_skips
-from telemetry.sinks.slot import AT_ROW, Slot, slot_path
+from telemetry.sinks.slot import AT_ROW, Slot
 
 
 @pytest.fixture
@@ -22,7 +23,8 @@ def directory(tmp_path: Path) -> Path:
 
 
 def account(directory: Path) -> Account:
-    return Account(directory, directory, "lines", "r")
+    place = RunDir(directory.parent)
+    return Account(place, place, "lines", "r")
 
 
 def test_a_row_is_stepped_over_when_it_has_cost_two_processes(directory, caplog):
@@ -113,7 +115,7 @@ def test_a_skip_that_can_not_be_kept_is_not_acted_upon(directory, monkeypatch):
 
 def test_a_slot_that_can_not_be_had_makes_the_sink_wait(directory):
     """Not crash."""
-    slot_path(directory, "lines").mkdir()
+    RunDir(directory.parent).slot("lines").mkdir()
 
     with pytest.raises(SinkUnavailable):
         account(directory)
@@ -126,7 +128,7 @@ def test_the_supervisor_and_the_sink_count_in_one_place(directory):
         held.note_crash(ValueError("x"))
     with closing(account(directory)) as held:
         held.slot.enter(AT_ROW, 9)
-    with closing(Slot(slot_path(directory, "lines"))) as seen_by_parent:
+    with closing(Slot(RunDir(directory.parent).slot("lines"))) as seen_by_parent:
         seen_by_parent.note_death("ended by SIGSEGV")
 
     with closing(account(directory)) as held:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from shared.events import Gap, HistogramLogged, MessageLogged, MetricsLogged, RunFinished
+from telemetry.run_dir import RunFile
 from telemetry.sinks.base import START, SinkContext, SinkRejected, SinkUnavailable
 from telemetry.sinks.console import ConsoleSink
 from tests.telemetry.sinks.helpers_rows import SECOND_NS, START_WALL_NS, RowMaker
@@ -21,7 +22,7 @@ def journal() -> RowMaker:
 
 
 def console(stream: io.TextIOBase) -> ConsoleSink:
-    return ConsoleSink(SinkContext("run", Path(), {}, {}), stream)  # type: ignore[arg-type]
+    return ConsoleSink(SinkContext("run", Path(), RunFile(), {}), stream)  # type: ignore[arg-type]
 
 
 def printed(journal: RowMaker) -> list[str]:
@@ -160,7 +161,7 @@ def test_a_run_that_nobody_introduced_begins_with_its_id(journal: RowMaker) -> N
     journal.metrics(1, {"train/loss": 1.0})
     stream, position = io.StringIO(), START
     for _ in range(2):
-        context = SinkContext("r\x1b", Path(), {"is_introduced": False}, {})
+        context = SinkContext("r\x1b", Path(), RunFile(is_introduced=False), {})
         sink = ConsoleSink(context, stream)
         sink.write(journal.rows[sink.open(position) :])
         position = sink.commit()

@@ -18,10 +18,11 @@ from telemetry.errors import EXIT_BACKLOG, EXIT_FAULT, EXIT_OK, EXIT_RUNNING, Co
 from telemetry.journal.reader import Batch, JournalReader
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import read_json, write_json
+from telemetry.run_dir import RunDir
 from telemetry.sinks.base import SinkRejected, SinkUnavailable
 from telemetry.sinks.cursor import Cursor
 from telemetry.sinks.runner import Reporter, SinkJob, run_sink
-from telemetry.sinks.skips import Skips, skips_path
+from telemetry.sinks.skips import Skips
 from tests.telemetry.sinks.lines_sink import Killed, LinesSink, Trouble, lines
 from tests.telemetry.waiting import wait_until
 from tests.telemetry.wire_client import metric
@@ -436,7 +437,7 @@ def test_rows_that_are_stepped_over_at_the_end_leave_nothing_behind(bench):
     bench.run.append(100)
     bench.run.set_state("ended", endings=1)
     (bench.run.directory / "cursors").mkdir()
-    skips = Skips(skips_path(bench.run.directory / "cursors", "lines"))
+    skips = Skips(RunDir(bench.run.directory).skips("lines"))
     for row in (50, 98, 99):
         skips.add(row, "crashed 2 times")
 

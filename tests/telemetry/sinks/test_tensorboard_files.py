@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from telemetry.run_dir import RunFile
 from telemetry.sinks.base import START, Position, SinkContext, SinkUnavailable
 from telemetry.sinks.tensorboard import TensorBoardSink, lasts_file
 from telemetry.sinks.tensorboard.event_files import EventFiles
@@ -178,7 +179,7 @@ def test_cores_on_request_are_another_version(tmp_path: Path, journal: RowMaker)
     position = write_all(tmp_path, journal.rows)
     assert not [each for each in read_all(tmp_path) if "/cpu/" in each.tag]
 
-    sink = TensorBoardSink(SinkContext("run", tmp_path, {}, {"per_core": "1"}))
+    sink = TensorBoardSink(SinkContext("run", tmp_path, RunFile(), {"per_core": "1"}))
     assert sink.open(through_json(position)) == 0
     sink.write(journal.rows)
     sink.commit()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from telemetry.run_dir import RunFile
 from telemetry.sinks.base import SinkContext
 from telemetry.sinks.wandb import client
 from tests.fake_wandb import KEY, FakeWandb
@@ -110,4 +111,4 @@ def make_context(out_dir: Path, mode: str = "offline", **run: Any) -> SinkContex
         "config": {"lr": 0.1, "model": {"layers": 2}},
     }
     out_dir.mkdir(parents=True, exist_ok=True)
-    return SinkContext(RUN_ID, out_dir, said | run, {})
+    return SinkContext(RUN_ID, out_dir, RunFile(**said | run), {})

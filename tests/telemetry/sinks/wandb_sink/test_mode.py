@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from telemetry.run_dir import RunFile
 from telemetry.sinks.base import SinkContext
 from telemetry.sinks.wandb.mode import NO_KEY, Account, choose
 
@@ -18,7 +19,7 @@ def nobody() -> Account:
 
 
 def chosen(account: Account | None, options: dict[str, str], **run: object) -> tuple[str, str]:
-    context = SinkContext("r", Path(), {"run_id": "r", **run}, options)
+    context = SinkContext("r", Path(), RunFile(run_id="r", **run), options)
     return tuple(choose(context, nobody if account is None else lambda: account))  # type: ignore[return-value]
 
 
