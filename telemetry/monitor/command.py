@@ -24,9 +24,11 @@ from telemetry.commands.launch import Sidecar
 from telemetry.config import ServeConfig
 from telemetry.datadir import is_held
 from telemetry.errors import EXIT_INTERRUPTED, EXIT_OK, CommandError
+from telemetry.journal.layout import MARK_NAME
 from telemetry.monitor.panels import Room
 from telemetry.monitor.text import json_value, plain_text
 from telemetry.monitor.watch import Snapshot, Watch, is_run_dir
+from telemetry.run_dir import runs_of
 from telemetry.summary import print_summary
 
 LOG_NAME: Final = "monitor.log"
@@ -66,17 +68,17 @@ def monitor(config: ServeConfig, look: Look) -> int:
     if look.attach is None and not is_held(config.data_dir):
         sidecar = Sidecar(config, log=_log_file(config) if is_screen else None)
         sidecar.keep()
+    started_s = time.time()
     watch = Watch(place, is_run=is_run)
     try:
         show = _screen if is_screen else _lines
         return show(watch, look, sidecar)
     finally:
-        run_ids = [run.run_id for run in watch.snapshot().runs if run.is_running]
         watch.close()
         if sidecar is not None:
             sidecar.drain(config.drain_grace_s + 5)
             if is_screen:
-                _say_where(config, run_ids)
+                _say_where(config, started_s)
 
 
 def _has_terminal() -> bool:
@@ -167,7 +169,10 @@ def _print(snapshot: Snapshot, look: Look) -> None:
     print(plain_text(snapshot, room), "" if look.once else "\n", sep="\n", end="", flush=True)
 
 
-def _say_where(config: ServeConfig, run_ids: list[str]) -> None:
-    """Print what was recorded, after the screen is gone."""
-    print_summary(config.data_dir / "runs", run_ids, ())
+def _say_where(config: ServeConfig, since_s: float) -> None:
+    """Print which runs got rows since a time, after the screen is gone."""
+    runs_dir = runs_of(config.data_dir)
+    marks = runs_dir.glob(f"*/journal/{MARK_NAME}")
+    written = [path.parents[1].name for path in marks if path.stat().st_mtime >= since_s]
+    print_summary(runs_dir, sorted(written), ())
     print(f"telemetry: the sidecar's log is {config.data_dir / LOG_NAME}", file=sys.stderr)

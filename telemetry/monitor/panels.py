@@ -70,7 +70,7 @@ def header_line(snapshot: Snapshot, room: Room) -> Line:
     if not snapshot.is_complete:
         read = min((run.read_ratio for run in snapshot.runs), default=0.0)
         pieces.append(Piece(f"  reading journals: {read:.0%}", WARN))
-    return fitted([*pieces, Piece(f"  {snapshot.place}", DIM)], room.width)
+    return fitted([*pieces, Piece(f"  {clean(snapshot.place)}", DIM)], room.width)
 
 
 def host_lines(host: HostLine, room: Room) -> list[Line]:
@@ -159,7 +159,7 @@ def host_charts(host: HostLine, room: Room, height: int) -> list[Line]:
     """Return charts of a machine's shares over the last minutes, `height` lines each."""
     names = [("cpu %", "cpu_percent"), ("memory %", "memory_percent")]
     names += [
-        (f"gpu {index} %", f"gpu/{index}/utilization_percent")
+        (f"gpu {clean(index, 8)} %", f"gpu/{index}/utilization_percent")
         for index in devices(host.values, "gpu")
     ]
     lines: list[Line] = []
@@ -191,7 +191,9 @@ def _gpu_line(host: HostLine, index: str, room: Room) -> Line:
         value("power_limit_watts"),
     )
     throttled = str(host.values.get(f"gpu/{index}/throttle_reasons", ""))
-    line = _percent_line(host, room, f"gpu {index}", f"gpu/{index}/utilization_percent", "")[:-1]
+    line = _percent_line(
+        host, room, f"gpu {clean(index, 8)}", f"gpu/{index}/utilization_percent", ""
+    )[:-1]
     notes = f"  memory {number_text(share, 3)} % {bytes_text(used)}"
     if heat is not None:
         notes += f"  {heat:.0f} °C" if not room.is_ascii else f"  {heat:.0f} C"
@@ -218,7 +220,7 @@ def process_lines(host: HostLine, room: Room) -> list[Line]:
         rss = bytes_text(as_float(values, f"{place}/rss_bytes"))
         threads = number_text(as_float(values, f"{place}/threads"), 6)
         files = number_text(as_float(values, f"{place}/open_files"), 6)
-        lines.append([Piece(f" {pid:>9} {cpu:>8} {rss:>10} {threads:>8} {files:>7}")])
+        lines.append([Piece(f" {clean(pid, 9):>9} {cpu:>8} {rss:>10} {threads:>8} {files:>7}")])
     return [fitted(line, room.width) for line in lines]
 
 
@@ -299,6 +301,20 @@ def _aligned(text: str, width: int, index: int) -> str:
     return text.rjust(width) if index in (2, 3, 4, 6, 7) else text.ljust(width)
 
 
+def alert_lines(snapshot: Snapshot, room: Room, count: int) -> list[Line]:
+    """Return the conditions that have begun and not ended, the newest first."""
+    found = sorted({alert for run in snapshot.runs for alert in run.alerts}, reverse=True)
+    lines: list[Line] = []
+    for alert in found[:count]:
+        lasted = duration_text(snapshot.wall_s - alert.wall_s)
+        style = BAD if alert.severity in ("error", "critical") else WARN
+        text = clean(alert.text, 400)
+        lines.append([Piece(f" ! {text}", style), Piece(f"  for {lasted}", DIM)])
+    if len(found) > count:
+        lines.append([Piece(f" ! {len(found) - count} more", WARN)])
+    return [fitted(line, room.width) for line in lines]
+
+
 def message_lines(runs: Iterable[RunLine], room: Room, count: int) -> list[Line]:
     """Return the newest messages of all runs, the newest last."""
     found = [(message, run.name) for run in runs for message in run.messages]
@@ -306,7 +322,7 @@ def message_lines(runs: Iterable[RunLine], room: Room, count: int) -> list[Line]
     lines: list[Line] = []
     for message, name in found[-count:]:
         clock = time.strftime("%m-%d %H:%M:%S", time.localtime(message.wall_s))
-        style = {"error": BAD, "warning": WARN}.get(message.level, PLAIN)
+        style = {"critical": BAD, "error": BAD, "warning": WARN}.get(message.level, PLAIN)
         lines.append(
             [
                 Piece(f" {clock} ", DIM),

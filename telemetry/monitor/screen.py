@@ -30,6 +30,7 @@ from telemetry.monitor.panels import (
     Line,
     Piece,
     Room,
+    alert_lines,
     header_line,
     host_charts,
     host_lines,
@@ -204,7 +205,14 @@ class MonitorApp(App[None]):
             "processes": lambda: self._put(
                 "#processes-text", _joined(process_lines(host, room) for host in shown.hosts)
             ),
-            "events": lambda: self._put("#events-text", message_lines(shown.runs, room, 200)[::-1]),
+            "events": lambda: self._put(
+                "#events-text",
+                [
+                    *alert_lines(shown, room, 100),
+                    [],
+                    *message_lines(shown.runs, room, 200)[::-1],
+                ],
+            ),
         }
         draw[self.query_one(ContentSwitcher).current or "overview"]()
 
@@ -263,6 +271,7 @@ def overview(snapshot: Snapshot, room: Room, height: int) -> list[Line]:
     else:
         right += [[Piece("no training run here; hardware is recorded all the same", DIM)]]
     lines = _beside(left, right, half.width) if is_wide else [*left, [], *right]
+    lines = [*alert_lines(snapshot, room, max(2, height // 6)), *lines]
     said = message_lines(snapshot.runs, room, max(3, height - len(lines) - 2))
     return [*lines, [], *said]
 

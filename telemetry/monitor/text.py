@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Final
 
 from telemetry.monitor.panels import (
     Line,
     Piece,
     Room,
+    alert_lines,
     header_line,
     host_lines,
     message_lines,
@@ -18,7 +19,8 @@ from telemetry.monitor.panels import (
 )
 from telemetry.monitor.watch import Snapshot
 
-MESSAGES: int = 8
+MESSAGES: Final = 8
+ALERTS: Final = 20
 
 
 def plain_text(snapshot: Snapshot, room: Room) -> str:
@@ -26,6 +28,7 @@ def plain_text(snapshot: Snapshot, room: Room) -> str:
     lines: list[Line] = [header_line(snapshot, room)]
     for problem in snapshot.problems:
         lines.append([Piece(f"problem: {problem}")])
+    lines += alert_lines(snapshot, room, ALERTS)
     for host in snapshot.hosts:
         lines += [[], *host_lines(host, room)]
         if any(name.startswith("process/") for name in host.values):
@@ -83,6 +86,7 @@ def json_value(snapshot: Snapshot) -> dict[str, Any]:
                     sink.name: {"rows_behind": sink.rows, "is_done": sink.is_done}
                     for sink in run.sinks
                 },
+                "alerts": [alert._asdict() for alert in run.alerts],
             }
             for run in snapshot.runs
         ],

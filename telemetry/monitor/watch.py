@@ -12,37 +12,37 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from shared.events import Scalar
 from shared.ids import host_run_id
 from telemetry.datadir import holder_of, is_held
-from telemetry.ingest.runs import RUN_FILE
 from telemetry.journal.layout import segments
 from telemetry.journal.readable import is_written
-from telemetry.json_files import read_json
 from telemetry.monitor.figures import loss_name
-from telemetry.views.follow import Hardware, Message, RunView, opened
+from telemetry.run_dir import CursorFile, RunDir, RunFile, read, runs_of
+from telemetry.views.follow import Alert, Hardware, Message, RunView, as_number, opened
 from telemetry.views.series import Sample
 
 FOLLOWED_MAX: Final = 16
 LISTED_MAX: Final = 200
 LOOK_S: Final = 1.0
 """Time between two looks at which runs there are, in s."""
+SILENT_S: Final = 120.0
+"""A run without an event of its own for so long is shown as silent."""
 QUIET_S: Final = 20.0
 """A machine without a sample for so long is shown as gone."""
 
 
 @dataclass(frozen=True)
 class SinkLag:
-    """How far one sink of a run is: rows that it does not have yet, and since when."""
+    """How far one sink of a run is: rows that it does not have yet."""
 
     name: str
     rows: int
     is_done: bool
-    wall_s: float
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class RunLine:
     is_thinned: bool = False
     val_curve: Sequence[Sample] = ()
     messages: tuple[Message, ...] = ()
-    gpu_uuids: tuple[str, ...] = ()
+    alerts: tuple[Alert, ...] = ()
 
     @property
     def is_running(self) -> bool:
@@ -104,7 +104,7 @@ class Snapshot:
     runs: tuple[RunLine, ...] = ()
     is_complete: bool = True
     """False while journals are still being read up to their present end."""
-    problems: tuple[str, ...] = field(default=())
+    problems: tuple[str, ...] = ()
 
 
 class Watch:
@@ -114,8 +114,8 @@ class Watch:
         """Watch a data directory, or with is_run the directory of one run."""
         self._place, self._is_run = place, is_run
         self._views: dict[str, RunView] = {}
-        self._infos: dict[str, dict[str, Any]] = {}
-        self._dirs: dict[str, Path] = {}
+        self._infos: dict[str, RunFile] = {}
+        self._dirs: dict[str, RunDir] = {}
         self._looked_s = 0.0
         self._is_complete = False
         self._problems: tuple[str, ...] = ()
@@ -153,9 +153,10 @@ class Watch:
 
     def _look(self) -> None:
         """Find the runs, and open those that are to be followed."""
-        self._dirs = {path.name: path for path in self._found()}
-        for run_id, path in self._dirs.items():
-            self._infos[run_id] = read_json(path / RUN_FILE) or self._infos.get(run_id, {})
+        self._dirs = {path.name: RunDir(path) for path in self._found()}
+        for run_id, run_dir in self._dirs.items():
+            found = read(run_dir.run_file, RunFile)
+            self._infos[run_id] = found or self._infos.get(run_id, RunFile())
         for run_id in [name for name in self._views if name not in self._dirs]:
             self._views.pop(run_id).close()
             self._infos.pop(run_id, None)
@@ -167,12 +168,14 @@ class Watch:
         if self._is_run:
             return [self._place]
         try:
-            found = [path for path in (self._place / "runs").iterdir() if path.is_dir()]
+            found = [path for path in runs_of(self._place).iterdir() if path.is_dir()]
             found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        except FileNotFoundError:
+            # A sidecar has not made it yet, or retention removes a run at this moment.
+            return [run_dir.path for run_dir in self._dirs.values() if run_dir.path.is_dir()]
         except OSError as exc:
-            # A directory that a sidecar has not made yet, or one that retention removes now.
-            self._problems = () if isinstance(exc, FileNotFoundError) else (str(exc),)
-            return list(self._dirs.values()) if not isinstance(exc, FileNotFoundError) else []
+            self._problems = (f"{self._place} can't be read: {exc.strerror}",)
+            return [run_dir.path for run_dir in self._dirs.values()]
         self._problems = ()
         return found[:LISTED_MAX]
 
@@ -183,19 +186,19 @@ class Watch:
         return (others + ended[:1])[:FOLLOWED_MAX]
 
     def _open(self, run_id: str) -> None:
-        path = self._dirs[run_id]
-        is_recorded = self._is_run and not is_written(path / "journal")
+        journal = self._dirs[run_id].journal
+        is_recorded = self._is_run and not is_written(journal)
         from_tail = self._is_host(run_id) and not self._is_run
-        if view := opened(path, is_recorded=is_recorded, from_tail=from_tail):
+        if view := opened(journal, is_recorded=is_recorded, from_tail=from_tail):
             self._views[run_id] = view
 
     def _is_ended(self, run_id: str) -> bool:
-        return self._infos.get(run_id, {}).get("state") == "ended"
+        return self._infos[run_id].is_ended
 
     def _is_host(self, run_id: str) -> bool:
         """Return True for the run in which a sidecar records its machine while nothing trains."""
-        host = self._infos.get(run_id, {}).get("host")
-        return isinstance(host, str) and run_id == host_run_id(host)
+        host = self._infos[run_id].host
+        return host is not None and run_id == host_run_id(host)
 
     def _hosts(self, now_s: float) -> tuple[HostLine, ...]:
         """Return each machine as the run that heard of it last has it.
@@ -216,72 +219,67 @@ class Watch:
         return tuple(lines)
 
     def _line(self, run_id: str, now_s: float) -> RunLine:
-        info, view = self._infos.get(run_id, {}), self._views.get(run_id)
+        info, view = self._infos[run_id], self._views.get(run_id)
+        rows = view.rows_on_disk if view else 0
         base = RunLine(
             run_id=run_id,
-            name=str(info.get("name") or run_id),
-            project=str(info.get("project") or ""),
+            name=info.name or run_id,
+            project=info.project or "",
             state=_state(info, view, now_s),
             is_host=self._is_host(run_id),
-            rows=view.rows_on_disk if view else 0,
-            started_s=_number(info.get("started_wall_ns")) / 1e9,
-            sinks=sink_lags(self._dirs[run_id], view.rows_on_disk if view else 0),
-            gpu_uuids=tuple(map(str, info.get("gpu_uuids") or ())),
+            rows=rows,
+            started_s=(info.started_wall_ns or 0) / 1e9,
+            sinks=sink_lags(self._dirs[run_id], rows),
         )
         return base if view is None else _with_values(base, view, info)
 
 
-def _with_values(line: RunLine, view: RunView, info: dict[str, Any]) -> RunLine:
+def _with_values(line: RunLine, view: RunView, info: RunFile) -> RunLine:
     latest, curves = view.latest, view.curves
     name = loss_name(latest)
-    config = info.get("config")
-    total = config.get("total_steps") if isinstance(config, dict) else None
-    total_steps = total if isinstance(total, int) and not isinstance(total, bool) else None
+    total_steps = _count((info.config or {}).get("total_steps"))
     speed = view.steps_per_second
     left = None
     if total_steps and speed and view.step is not None and line.is_running:
         left = max(0, total_steps - view.step) / speed
-    curve = curves.get(name)
-    return RunLine(
-        **{
-            **{each: getattr(line, each) for each in line.__dataclass_fields__},
-            "read_ratio": view.read_ratio,
-            "step": view.step,
-            "total_steps": total_steps,
-            "loss_name": name,
-            "loss": _float(latest.get(name)),
-            "val_loss": _float(latest.get("val/loss")),
-            "stage": str(latest.get("train/training_stage", "")),
-            "tokens_per_second": _float(latest.get("train/tokens_per_second")),
-            "seconds_left": left,
-            "steps_per_second": speed,
-            "last_s": view.last_wall_s,
-            "gap_events": view.gap_events,
-            "curve": tuple(curve.points) if curve else (),
-            "is_thinned": bool(curve and curve.is_thinned),
-            "val_curve": tuple(curves["val/loss"].points) if "val/loss" in curves else (),
-            "messages": tuple(view.messages),
-        }
+    curve, val_curve = curves.get(name), curves.get("val/loss")
+    return replace(
+        line,
+        read_ratio=view.read_ratio,
+        step=view.step,
+        total_steps=total_steps,
+        loss_name=name,
+        loss=as_number(latest.get(name), finite=False),
+        val_loss=as_number(latest.get("val/loss"), finite=False),
+        stage=str(latest.get("train/training_stage", "")),
+        tokens_per_second=as_number(latest.get("train/tokens_per_second")),
+        seconds_left=left,
+        steps_per_second=speed,
+        last_s=view.last_wall_s,
+        gap_events=view.gap_events,
+        curve=tuple(curve.points) if curve else (),
+        is_thinned=bool(curve and curve.is_thinned),
+        val_curve=tuple(val_curve.points) if val_curve else (),
+        messages=tuple(view.messages),
+        alerts=view.open_alerts,
     )
 
 
-def sink_lags(run_dir: Path, rows: int) -> tuple[SinkLag, ...]:
+def sink_lags(run_dir: RunDir, rows: int) -> tuple[SinkLag, ...]:
     """Return how far each sink of a run is, by its cursor."""
     lags = []
-    for path in sorted((run_dir / "cursors").glob("*.json")):
-        cursor = read_json(path) or {}
-        row = int(_number(cursor.get("row")))
-        is_done = cursor.get("done") is True
-        lags.append(SinkLag(path.stem, max(0, rows - row), is_done, _number(cursor.get("wall_s"))))
+    for path in sorted(run_dir.cursors.glob("*.json")):
+        cursor = read(path, CursorFile) or CursorFile()
+        lags.append(SinkLag(path.stem, max(0, rows - cursor.row), cursor.done))
     return tuple(lags)
 
 
-def _state(info: dict[str, Any], view: RunView | None, now_s: float) -> str:
-    if info.get("state") == "ended":
-        return str(info.get("status") or "ended")
-    if view is not None and view.last_wall_s and now_s - view.last_wall_s > 120:
+def _state(info: RunFile, view: RunView | None, now_s: float) -> str:
+    if info.is_ended:
+        return info.status or "ended"
+    if view is not None and view.last_wall_s and now_s - view.last_wall_s > SILENT_S:
         return "silent"
-    return "running" if info else "unknown"
+    return "running" if info.state else "unknown"
 
 
 def _merged(seen: Sequence[Hardware]) -> dict[str, list[Sample]]:
@@ -294,15 +292,10 @@ def _merged(seen: Sequence[Hardware]) -> dict[str, list[Sample]]:
     return {name: [points[x] for x in sorted(points)] for name, points in merged.items()}
 
 
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
-
-
-def _float(value: Any) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number else None
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def is_run_dir(path: Path) -> bool:
     """Return True if a path is the directory of one run, with a journal in it."""
-    return bool(segments(path / "journal"))
+    return bool(segments(RunDir(path).journal))

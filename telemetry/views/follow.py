@@ -1,6 +1,6 @@
 """Follow: reads the journal of one run as it grows, into series and latest values.
 
-In: the directory of a run, live, ended, or copied from elsewhere.
+In: the journal of a run, live, ended, or copied from elsewhere.
 Out: `RunView`, brought up to date by `poll`, a bounded time each.
 Never: writes, or holds more than a bounded number of names, points and messages.
 
@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from shared.events import (
     HARDWARE,
+    AlertChanged,
     DecodeError,
     Gap,
     MessageLogged,
@@ -32,6 +33,7 @@ from telemetry.views.series import Curve, Window
 
 NAMES_MAX: Final = 4096
 MESSAGES_MAX: Final = 500
+ALERTS_MAX: Final = 1000
 WINDOW_S: Final = 3600.0
 TAIL_ROWS: Final = 7200
 """Rows read of a run of the host's own: it has no curve that begins at its first row."""
@@ -43,6 +45,17 @@ class Message(NamedTuple):
     wall_s: float
     level: str
     source: str
+    text: str
+
+
+class Alert(NamedTuple):
+    """A condition that has begun and not ended: source and subject say where it is."""
+
+    wall_s: float
+    severity: str
+    source: str
+    name: str
+    subject: str
     text: str
 
 
@@ -73,17 +86,16 @@ class RunView:
     """A run's journal as a screen needs it."""
 
     def __init__(
-        self, run_dir: Path, *, is_recorded: bool = False, from_tail: bool = False
+        self, journal: Path, *, is_recorded: bool = False, from_tail: bool = False
     ) -> None:
-        """Open a run's journal. is_recorded: nobody writes it any more.
+        """Open a journal. is_recorded: nobody writes it any more.
 
         from_tail: only the last rows are wanted, of a run that has hardware alone.
 
         Raises:
             NotAJournal: there is no journal yet.
         """
-        self.run_dir = run_dir
-        journal = run_dir / "journal"
+        self._journal = journal
         mark = read_mark(journal)
         self.rows_on_disk = mark.next_row if mark else 0
         first_row = max(0, self.rows_on_disk - TAIL_ROWS) if from_tail else 0
@@ -98,7 +110,9 @@ class RunView:
         self.last_wall_s = 0.0
         self.gap_events = 0
         self.damaged = 0
-        self.is_undecodable = 0
+        self.undecodable = 0
+        self._alerts: dict[tuple[str, str, str], Alert] = {}
+        self._sessions: dict[str, str] = {}
         self._steps: Window = Window(WINDOW_S)
 
     def close(self) -> None:
@@ -115,7 +129,7 @@ class RunView:
     def poll(self, seconds_max: float) -> bool:
         """Read on for at most about seconds_max; return True if nothing more is on disk."""
         deadline_s = time.monotonic() + seconds_max
-        mark = read_mark(self.run_dir / "journal")
+        mark = read_mark(self._journal)
         if mark is not None:
             self.rows_on_disk = mark.next_row
         while time.monotonic() < deadline_s:
@@ -139,14 +153,23 @@ class RunView:
             return None
         return (last.y - first.y) / (last.x - first.x)
 
+    @property
+    def open_alerts(self) -> tuple[Alert, ...]:
+        """Conditions that have begun and not ended, the newest first."""
+        return tuple(sorted(self._alerts.values(), reverse=True))
+
     def _take(self, row: Row) -> None:
         wall_s = row.envelope.wall_ns / 1e9
         try:
             event = row.envelope.event()
         except DecodeError:
-            self.is_undecodable += 1
+            self.undecodable += 1
             return
         self._context = self._context.after(row, event)
+        if self._sessions.get(row.source, row.session) != row.session:
+            # Whoever starts anew says again what is still so: what the one before left is over.
+            self._alerts = {key: a for key, a in self._alerts.items() if key[0] != row.source}
+        self._sessions[row.source] = row.session
         if not row.source.startswith("hardware:"):
             self.last_wall_s = max(self.last_wall_s, wall_s)
         match event:
@@ -157,6 +180,8 @@ class RunView:
                 self._take_metrics(row, event, wall_s)
             case MessageLogged(level=level, text=text):
                 self.messages.append(Message(wall_s, level, row.source, text))
+            case AlertChanged():
+                self._take_alert(row, event, wall_s)
             case Gap(count=count, reason=reason):
                 self.gap_events += count
                 text = f"{count:,} events are missing: {reason}"
@@ -169,6 +194,20 @@ class RunView:
             case RunFinished(status=status, exit_code=code):
                 text = f"ended: {status}" + (f", exit code {code}" if code else "")
                 self.messages.append(Message(wall_s, "info", row.source, text))
+
+    def _take_alert(self, row: Row, event: AlertChanged, wall_s: float) -> None:
+        key = (row.source, event.name, event.subject)
+        text = event.text or f"{event.name} {event.subject}".strip()
+        if event.is_active:
+            alert = Alert(wall_s, event.severity, row.source, event.name, event.subject, text)
+            known = len(self._alerts) < ALERTS_MAX or key in self._alerts
+            if known:
+                self._alerts[key] = alert
+        else:
+            self._alerts.pop(key, None)
+            text = f"over: {text}"
+        level = event.severity if event.is_active else "info"
+        self.messages.append(Message(wall_s, level, row.source, text))
 
     def _take_metrics(self, row: Row, event: MetricsLogged, wall_s: float) -> None:
         point = point_of(row, event, self._context)
@@ -194,9 +233,9 @@ def as_number(value: Any, *, finite: bool = True) -> float | None:
     return None if finite and not math.isfinite(number) else number
 
 
-def opened(run_dir: Path, **options: bool) -> RunView | None:
-    """Return the view of a run, or None while it has no journal."""
+def opened(journal: Path, **options: bool) -> RunView | None:
+    """Return the view of a journal, or None while it is not there."""
     try:
-        return RunView(run_dir, **options)
+        return RunView(journal, **options)
     except (NotAJournal, OSError):
         return None
