@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from bench.learning_variants import VARIANTS, Variant
-from trainer.data.batches import Batch, Masking, mask_for_evaluation, mask_for_training
 from trainer.data.corpus import load_sample
+from trainer.data.masking import Batch, Masking, mask_for_evaluation, mask_for_training
 from trainer.model import BitNetQDyT, ModelConfig
 from trainer.model.calibration import freeze_group_means, measure_group_means
 from trainer.model.schedule import learning_rate

@@ -28,13 +28,14 @@ from torch import nn
 
 from bench.dense import DenseEncoder
 from shared.ids import new_run_id
-from trainer.data.batches import Batch, Masking, mask_for_training
+from trainer.data.masking import Batch, Masking, mask_for_training
 from trainer.model import BitNetQDyT, ModelConfig
+from trainer.model.diagnostics.diagnostics import Diagnostics
 from trainer.reporting.observer import Observer, RunFacts, open_emitter
 from trainer.reporting.progress import Progress
 from trainer.reporting.reports import Reading, Reporter
-from trainer.reporting.sidecar import PrivateAddress, start_sidecar
-from trainer.training.allocator import keep_freed_memory
+from trainer.reporting.sidecar import PrivateAddress, serve_command, start_sidecar
+from trainer.training.device import keep_freed_memory
 from trainer.training.processes import Place, Processes
 from trainer.training.scalar_copies import ScalarCopies
 from trainer.training.step import Stepper
@@ -149,7 +150,7 @@ def compare_with_dense(size: str, options: argparse.Namespace) -> None:
 
 
 def mfu(model: nn.Module, tokens_per_second: float, options: argparse.Namespace) -> float:
-    """Share of the device's peak: 6 operations a matrix parameter and token, ends left out."""
+    """Share of the device's peak: 6 operations a matrix parameter and token, of the blocks."""
     inner = [p.numel() for n, p in model.named_parameters() if "blocks" in n and p.dim() == 2]
     return 6 * sum(inner) * tokens_per_second / (options.peak_tflops * 1e12)
 
@@ -171,15 +172,16 @@ def count_syncs(contender: Contender) -> None:
 def measure_diagnostics(size: str, ours: Contender, options: argparse.Namespace) -> None:
     """What a sample of the quantizers' diagnostics adds to its step."""
     copies: ScalarCopies[int] = ScalarCopies(ours.stepper.device)
+    diagnostics = Diagnostics(ours.model)
 
     def observed() -> None:
-        ours.model.observe(True)
+        diagnostics.observe(True)
         ours.step()
-        values = dict(ours.model.diagnostics())
-        for name, histogram in ours.model.histograms().items():
+        values = diagnostics.collect()
+        for name, histogram in diagnostics.histograms().items():
             values |= {f"{name}/edges": histogram.edges, f"{name}/counts": histogram.counts}
         copies.send(0, values)
-        ours.model.observe(False)
+        diagnostics.observe(False)
         copies.arrived()
 
     contenders = {"plain": ours.step, "observed": observed}
@@ -201,7 +203,8 @@ def compare_telemetry(size: str, options: argparse.Namespace) -> None:
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         address = stack.enter_context(PrivateAddress())
-        sidecar = start_sidecar(address, directory / "telemetry", directory / "spool", print)
+        command = serve_command(address, directory / "telemetry", directory / "spool")
+        sidecar = start_sidecar(command, print)
         emitter = open_emitter(address, new_run_id(), 0, directory / "spool", 5.0, print)
         observer = Observer(emitter)
         observer.run_started(RunFacts("bench", size, [], "", "disabled", 0, 1, [], None), {})

@@ -78,13 +78,18 @@ def sync_directory(directory: Path) -> None:
 def make_directory(directory: Path) -> None:
     """Make a directory with its parents, each name of it durable.
 
+    The name of a directory that is there already is synced as well: the process that made
+    it may have been killed before its sync.
+
     Raises:
         OSError: it can't be made.
     """
-    missing = [path for path in (directory, *directory.parents) if not path.is_dir()]
-    directory.mkdir(parents=True, exist_ok=True)
-    for path in reversed(missing):
-        sync_directory(path.parent)
+    if not directory.is_dir():
+        make_directory(directory.parent)
+        directory.mkdir(exist_ok=True)
+    # A parent that this user can't open was there before, and needs no sync.
+    with contextlib.suppress(PermissionError):
+        sync_directory(directory.parent)
 
 
 def write_atomically(path: Path, write: bytes | Callable[[BinaryIO], object]) -> None:

@@ -18,6 +18,8 @@ RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 SOURCE = re.compile(r"(rank[0-9]{1,6}(\.worker[0-9]{1,7})?|sidecar|hardware:[A-Za-z0-9._-]{1,128})")
 MAIN_SOURCE = "rank0"
 """The source that speaks for its run, as source_of_rank(0) names it."""
+SIDECAR = "sidecar"
+"""The source of what a sidecar itself has to say: gaps, alerts, lost."""
 WORKER = ".worker"
 SESSION = re.compile(r"[A-Za-z0-9-]{1,64}")
 

@@ -67,11 +67,14 @@ def is_locked(path: Path) -> bool:
 
     Raises:
         LocksUnsupported: the file system has no locks.
+        OSError: this process has no descriptor left to ask with.
     """
     try:
         # Not blocking: a named pipe in its place would wait for a writer.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
+    except OSError as exc:
+        if exc.errno in (errno.EMFILE, errno.ENFILE):
+            raise
         return False
     try:
         # A shared lock: two processes that ask at once must not see each other as holders.

@@ -28,6 +28,7 @@ PACKAGES: Final = {
 
 RENAMED: Final = {
     "shared.outgoing": "shared.emitter.stream",
+    "shared.conversation": "shared.emitter.peers",
     "shared.leftout": "shared.values.left_out",
     "telemetry.files": "telemetry.json_files",
     "telemetry.hostrun": "telemetry.ingest.host_run",
@@ -40,6 +41,9 @@ RENAMED: Final = {
     "telemetry.status": "telemetry.http",
     "telemetry.supervisor": "telemetry.supervise.earlier",
     "telemetry.probes": "telemetry.hardware",
+    "trainer.allocator": "trainer.training.device",
+    "trainer.memory": "trainer.training.failures",
+    "trainer.rebuild": "trainer.training.resume",
     "trainer.scalars": "trainer.training.scalar_copies",
     "trainer.guidance": "trainer.training.distillation",
     "trainer.observe": "trainer.reporting.observer",

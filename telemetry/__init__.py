@@ -17,6 +17,7 @@ The threads of `serve`, and what each of them alone may touch:
     supervisor  supervisor.py   the sink processes and when each may start; reads no journal
     carrier     spools.py       spools of emitters that are gone; a client of this sidecar
     retention   retention.py    the removal of old runs that every sink has
+    watcher     watcher.py      the latest values, and the rules of alerts; touches no journal
     connections connections.py  the socket's monitor; closes connections above a bound
     http        status.py       nothing: it shows numbers that other threads published
 

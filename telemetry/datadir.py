@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Final
 
+from shared.files import make_directory
 from shared.locks import lock_unless_alive
 from telemetry.errors import EXIT_RUNNING, CommandError
-from telemetry.journal.layout import make_durably
 from telemetry.run_dir import RunDir, runs_of
 
 LOCK_NAME: Final = "sidecar.lock"
@@ -50,8 +50,8 @@ class DataDir:
         self._path = path
         self._pid = pid or os.getpid()
         try:
-            make_durably(path)
-            make_durably(runs_of(path))
+            make_directory(path)
+            make_directory(runs_of(path))
             self._fd = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
             why = getattr(exc, "strerror", exc)

@@ -19,6 +19,9 @@ from shared.text import clean
 from telemetry.errors import CommandError
 from telemetry.http_server import Answer, BoundedServer
 from telemetry.supervise.sink_process import SinkStatus
+from telemetry.watch.exposition import families
+from telemetry.watch.facts import RunFacts
+from telemetry.watch.latest import Latest
 
 LOOP_MAX_AGE_S: Final = 10.0
 STUCK_AGE_S: Final = 300.0
@@ -43,6 +46,10 @@ class Health:
     active_runs: int = 0
     durable_rows: Mapping[str, int] = field(default_factory=dict)
     sinks: list[SinkStatus] = field(default_factory=list)
+    runs: tuple[RunFacts, ...] = ()
+    latest: Latest = field(default_factory=Latest)
+    """The latest values of runs and hosts, as of now_ns."""
+    now_ns: int = 0
 
     @property
     def is_live(self) -> bool:
@@ -135,6 +142,7 @@ class _Collector:
             )
         yield missing
         yield from self._per_run(health)
+        yield from families(health.latest, health.runs, health.now_ns)
 
     def _per_run(self, health: Health) -> Iterable[Metric]:
         rows = GaugeMetricFamily("telemetry_journal_rows", "Durable rows", labels=["run_id"])

@@ -15,13 +15,12 @@ from shared.clock import SystemClock
 from shared.ids import RUN_ID
 from telemetry.datadir import check_run_dir
 from telemetry.errors import CommandError
-from telemetry.ingest.run import lifecycle_events
 from telemetry.journal.layout import MARK_NAME, Mark, read_mark, segments
 from telemetry.journal.reader import JournalReader, NotAJournal
 from telemetry.journal.scan import HOLE, TAIL, Damage
 from telemetry.json_files import DamagedFile
-from telemetry.run_dir import ENDED, RunDir, RunFile, load, typed
-from telemetry.run_info import RunInfo
+from telemetry.run_dir import ENDED, RunDir, RunFile, load
+from telemetry.run_info import RunInfo, lifecycle_events
 
 
 @dataclass(frozen=True)
@@ -119,8 +118,8 @@ def _learned(run_dir: Path) -> RunFile:
         told.learn(row.session, row.source, event, is_late=row.is_late)
     if not told.is_introduced:
         told.introduce_by_id()
-    told.values["state"] = ENDED
-    return typed(told.values, RunFile, "run.json")
+    told.file.state = ENDED
+    return told.file
 
 
 def _journaled_run_id(run_dir: Path) -> str:

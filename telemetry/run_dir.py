@@ -157,6 +157,8 @@ class RunFile(RunState, kw_only=True):
     started_wall_ns: int | None = None
     launch_id: str | None = None
     """The `telemetry run` whose command began the newest session."""
+    alerts: list[dict[str, Any]] | None = None
+    """The conditions that have begun and not ended: alerts/standing.py."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields that are known; exit_code may be null where there is a status."""
@@ -187,7 +189,7 @@ class CursorFile(CursorState, frozen=True, kw_only=True):
             raise ValueError(f"row {self.row}")
 
 
-class SinkState(msgspec.Struct, frozen=True):
+class StateFile(msgspec.Struct, frozen=True):
     """A sink as its supervisor last saw it, for `inspect`."""
 
     state: str = ""

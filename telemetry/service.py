@@ -16,6 +16,7 @@ import os
 import shutil
 import socket
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,9 @@ from telemetry.summary import Commands, print_summary
 from telemetry.supervise.retention import Retention
 from telemetry.supervise.sampler_process import SamplerProcess
 from telemetry.supervise.supervisor import Supervisor, sink_command
+from telemetry.watch.facts import RunFacts
+from telemetry.watch.feed import Feed
+from telemetry.watch.watcher import Watcher
 
 log = logging.getLogger("telemetry.service")
 
@@ -106,7 +110,8 @@ class Service:
 
     def _open_parts(self) -> None:
         config = self.config
-        self._runs = Runs(config.data_dir, new_session(), self._clock)
+        self._feed = Feed()
+        self._runs = Runs(config.data_dir, new_session(), self._clock, self._feed)
         self._host_run = HostRun(self._host, config.wandb_mode, is_enabled=config.host_run)
         self._ingest = Ingest(
             self._runs, self._clock, self._host_run, config.lost_after_s, self._shares.runs
@@ -132,6 +137,7 @@ class Service:
         self._ticked_ns = 0
         self._failures = 0
         self._health = Health()
+        self._watcher = Watcher(self._feed, lambda: self._health.runs, self._clock)
         self._status = None if config.http == "off" else StatusServer(config.http, self.health)
 
     def run(self) -> int:
@@ -147,6 +153,7 @@ class Service:
         self._supervisor.start()
         self._carrier.start()
         self._retention.start()
+        self._watcher.start()
         # 5. Publish the address last: who finds it in the data directory finds all at work.
         self._data_dir.publish(self.config.address)
         log.info("listening on %s, data in %s", self.config.address, self.config.data_dir)
@@ -169,6 +176,8 @@ class Service:
             loop_age_s=(now - self._reading.turned_ns) / 1e9,
             journal_age_s=(now - self._turned_ns) / 1e9,
             sinks=self._supervisor.snapshot(),
+            latest=self._watcher.latest,
+            now_ns=now,
         )
 
     def close(self) -> None:
@@ -180,6 +189,7 @@ class Service:
         self._supervisor.end(0)
         self._carrier.close()
         self._retention.close()
+        self._watcher.close()
         self._sampler.end()
         if self._status is not None:
             self._status.close()
@@ -314,11 +324,18 @@ class Service:
                 **self._ingest.counts,
                 **self._reading.counts,
                 "failed_turns_total": self._failures + self._reading.failures,
+                "watch_skipped_frames_total": self._feed.dropped_frames,
             },
             gaps=dict(self._ingest.gaps),
             active_runs=len(active),
             durable_rows={run.run_id: run.writer.durable_row for run in self._runs},
+            runs=tuple(self._facts()),
         )
+
+    def _facts(self) -> Iterator[RunFacts]:
+        now_ns = self._clock.monotonic_ns()
+        for run in self._runs:
+            yield run.facts(now_ns, is_host=run.run_id == self._host_run.run_id)
 
     def _open_more(self) -> None:
         """Open some more of the runs that a former sidecar left, within the limit of open runs."""

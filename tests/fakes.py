@@ -85,6 +85,8 @@ class FakeSidecar:
         self.frames_received = 0
         self.frames_repeated = 0
         self.malformed: list[str] = []
+        self.peers: set[bytes] = set()
+        """Sockets that sent something; a rebuilt one is another."""
         self._pending: dict[Key, list[bytes]] = {}
         self._streams: dict[tuple[bytes, int], Key] = {}
         self._news = threading.Condition()
@@ -144,6 +146,7 @@ class FakeSidecar:
 
     def _receive(self) -> None:
         peer, *frames = self._socket.recv_multipart()
+        self.peers.add(peer)
         try:
             message = decode(frames)
         except DecodeError as exc:

@@ -31,13 +31,44 @@ HOMES = {
     "wandb": ("telemetry/sinks/wandb/",),
     "tensorboard": ("telemetry/sinks/tensorboard/",),
     "google_crc32c": ("telemetry/sinks/tensorboard/",),
-    "prometheus_client": ("telemetry/http.py",),
+    "prometheus_client": ("telemetry/http.py", "telemetry/watch/exposition.py"),
     "psutil": ("telemetry/",),
     "rich": ("telemetry/",),
     "textual": ("telemetry/monitor/screen.py",),
     "transformers": ("trainer/",),
     "datasets": ("trainer/",),
 }
+
+ROOT_OF_TRAINER = ("trainer.args", "trainer.errors", "trainer.plan")
+"""Values that every package of the trainer may use."""
+
+TRAINER_LAYERS = {
+    "trainer/model": ("trainer.model",),
+    "trainer/data": ("trainer.data", "trainer.model", "trainer.errors"),
+    # Of training, only the exchanges between the processes of a run, one of which reports.
+    "trainer/reporting": (
+        "trainer.reporting",
+        "trainer.model",
+        "trainer.training.processes",
+        *ROOT_OF_TRAINER,
+    ),
+    "trainer/training": (
+        "trainer.training",
+        "trainer.model",
+        "trainer.data",
+        "trainer.reporting",
+        *ROOT_OF_TRAINER,
+    ),
+    "trainer/evaluation": (
+        "trainer.evaluation",
+        "trainer.training",
+        "trainer.model",
+        "trainer.data",
+        "trainer.reporting",
+        *ROOT_OF_TRAINER,
+    ),
+}
+"""What a package of the trainer may import, lowest first; the root puts them together."""
 
 
 def modules(package: str) -> list[Path]:
@@ -51,11 +82,16 @@ def imports(path: Path) -> frozenset[str]:
 
 
 def _imports(path: Path) -> Iterator[str]:
+    yield from (name.partition(".")[0] for name in full_imports(path))
+
+
+def full_imports(path: Path) -> Iterator[str]:
+    """The modules that a module imports, by their whole names."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module.partition(".")[0]
+            yield node.module
 
 
 def loaded_with(module: str) -> set[str]:
@@ -76,6 +112,35 @@ def test_imports_go_one_way(package):
     }
 
     assert modules(package) and wrong == set()
+
+
+def is_within(module: str, packages: tuple[str, ...]) -> bool:
+    return module in packages or module.startswith(tuple(f"{package}." for package in packages))
+
+
+@pytest.mark.parametrize("package", TRAINER_LAYERS)
+def test_the_packages_of_the_trainer_lie_one_above_another(package):
+    """The model knows no training; training knows neither the commands nor how it was built."""
+    wrong = {
+        (str(path.relative_to(ROOT)), name)
+        for path in modules(package)
+        for name in full_imports(path)
+        if is_within(name, ("trainer",)) and not is_within(name, TRAINER_LAYERS[package])
+    }
+
+    assert modules(package) and wrong == set()
+
+
+def test_the_model_does_not_know_its_diagnostics():
+    """A module may measure itself (readings.py); who collects the readings is above it."""
+    paths = [path for path in modules("trainer/model") if path.parent.name != "diagnostics"]
+    knowing = [
+        path.name
+        for path in paths
+        if any(is_within(name, ("trainer.model.diagnostics",)) for name in full_imports(path))
+    ]
+
+    assert paths and knowing == []
 
 
 @pytest.mark.parametrize("library", HOMES)

@@ -24,12 +24,14 @@ if places and Path(places[0]).resolve() != ROOT / "shared":
 # ruff: noqa: E402 - the imports below need the path as it is now
 from shared.terminal import prepare_streams
 from trainer.args import parse_args
-from trainer.errors import BadInput, TrainingFailed
+from trainer.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    BadInput,
+    TrainingFailed,
+)
 from trainer.evaluation.checkpoint_args import COMMANDS, parse_checkpoint_args
-
-EXIT_FAILED = 1
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_streams()
     try:
         if argv and argv[0] in COMMANDS:
-            return _assess(argv)
+            return _run_command(argv)
         args = parse_args(argv)
         # Imported here, so that --help and a mistyped flag do not wait for torch.
         from trainer.run import run
@@ -59,11 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
-def _assess(argv: Sequence[str]) -> int:
+def _run_command(argv: Sequence[str]) -> int:
     args = parse_checkpoint_args(argv)
-    from trainer.evaluation.commands import assess
+    from trainer.evaluation.commands import run_command
 
-    return assess(args, lambda text: print(text, flush=True))
+    return run_command(args, lambda text: print(text, flush=True))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,9 @@ DATASETS = (
 _UNSET = object()
 
 
-def _whole(minimum: int) -> Callable[[str], int]:
+def whole_number(minimum: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers from a minimum on, for an argument of argparse."""
+
     def parse(text: str) -> int:
         try:
             value = int(text)
@@ -57,8 +59,8 @@ def _number(allowed: str, accepts: Callable[[float], bool]) -> Callable[[str], f
     return parse
 
 
-_count = _whole(0)
-_positive = _whole(1)
+_count = whole_number(0)
+_positive = whole_number(1)
 _positive_number = _number("above 0", lambda value: value > 0)
 _number_from_0 = _number("0 or more", lambda value: value >= 0)
 _probability = _number("above 0 and at most 1", lambda value: 0 < value <= 1)
@@ -91,7 +93,7 @@ class TrainArgs:
     tokenizer: str = _flag(
         "bert-base-uncased", "name on the hub, directory, or `shipped` for the embedded one"
     )
-    max_length: int = _flag(512, "tokens in a row", type=_whole(8))
+    max_length: int = _flag(512, "tokens in a row", type=whole_number(8))
     mlm_probability: float = _flag(0.15, "share of tokens to predict", type=_probability)
     cache_dir: Path = _flag(Path("./cache"), "where tokenized text is kept", type=Path)
     num_workers: int = _flag(4, "processes that prepare batches", type=_count)
@@ -236,14 +238,16 @@ _FROM_WANDB_VARIABLES = {
 By flag: the name of the field in said_of_run()."""
 
 
-class _Parser(argparse.ArgumentParser):
+class FlagParser(argparse.ArgumentParser):
+    """A parser whose errors are BadInput."""
+
     def error(self, message: str) -> NoReturn:
         raise BadInput(f"{message}; `{self.prog} --help` lists every flag")
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the parser of all flags of a training run."""
-    parser = _Parser(
+    parser = FlagParser(
         prog="python -m trainer",
         description="Train a ternary masked-language encoder. The commands `evaluate CHECKPOINT` "
         "and `export CHECKPOINT` take the place of these flags; each has a --help of its own.",

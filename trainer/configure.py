@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.args import TrainArgs
 from trainer.data.corpus import Corpus
@@ -106,16 +106,6 @@ def describe_data(
     }
 
 
-def describe_model(model: nn.Module, config: ModelConfig) -> dict[str, Any]:
-    """Return the part of a run's config about the model: settings and parameter counts."""
-    parameters = list(model.parameters())
-    return {
-        "total_parameters": sum(p.numel() for p in parameters),
-        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-        **{f"model/{name}": value for name, value in dataclasses.asdict(config).items()},
-    }
-
-
 def run_identity(
     config: ModelConfig, seed: int, corpus: Corpus, tokenizer: LoadedTokenizer, row_tokens: int
 ) -> dict[str, Any]:
@@ -123,8 +113,8 @@ def run_identity(
     return {
         "seed": seed,
         "row length": row_tokens,
-        "dataset": f"{corpus.name} {corpus.sha256[:16]}",
-        "tokenizer": f"{tokenizer.name} {tokenizer.sha256[:16]}",
+        "dataset": corpus.identity,
+        "tokenizer": tokenizer.identity,
         **dataclasses.asdict(config),
     }
 

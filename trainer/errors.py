@@ -1,4 +1,8 @@
-"""Errors of a training run that are told in one sentence instead of a traceback."""
+"""Errors that are told in one sentence instead of a traceback, and the program's exit codes."""
+
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
 
 
 class BadInput(Exception):

@@ -7,9 +7,7 @@ Never: records anything; a failure here leaves no run behind.
 
 from __future__ import annotations
 
-import tempfile
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,6 @@ import torch
 from torch import Tensor
 
 from shared.emitter.connection import check_address
-from shared.ids import check_run_id, new_run_id
-from shared.wandb_limits import cleaned
 from trainer.args import TrainArgs
 from trainer.configure import (
     Say,
@@ -29,15 +25,15 @@ from trainer.configure import (
     row_length,
     run_identity,
 )
-from trainer.data.batches import Masking
 from trainer.data.corpus import load_corpus
+from trainer.data.masking import Masking
 from trainer.data.token_cache import load_rows
 from trainer.data.tokenizer import LoadedTokenizer, load_tokenizer
 from trainer.errors import BadInput
 from trainer.model import BitNetQDyT, ModelConfig
 from trainer.model.spans import SPANS, fit_spans
+from trainer.names import name_run
 from trainer.plan import Plan
-from trainer.reporting.observer import RunFacts
 from trainer.reporting.progress import Progress
 from trainer.training.checkpoint import (
     Checkpoint,
@@ -47,9 +43,10 @@ from trainer.training.checkpoint import (
     tokenizer_of,
 )
 from trainer.training.compare import compare_arguments, compare_schedule, schedule_of
-from trainer.training.device import gpu_uuids, resolve_device
-from trainer.training.distillation import AVERAGED, load_teacher
+from trainer.training.device import resolve_device
+from trainer.training.distillation import AVERAGED
 from trainer.training.processes import Place, Processes
+from trainer.training.resume import rebuild_model
 
 
 @dataclass(frozen=True)
@@ -101,27 +98,10 @@ def prepare(
     Raises:
         BadInput: something is wrong; the message names the first thing found.
     """
-    # Names and places: the checkpoint, the run's id, where checkpoints go.
     say = progress.say
-    checkpoint = checkpoint_path = None
-    if args.resume_from:
-        checkpoint_path = CheckpointDirectory(args.output_dir).resolve(args.resume_from)
-        checkpoint = read_checkpoint(checkpoint_path)
-    run_id = resolve_run_id(args.run_id, checkpoint)
-    run_name = resolve_run_name(args, checkpoint)
-    run_id, run_name = processes.share([run_id, run_name])
-    check_writable(args.output_dir)
-    for change in cleaned(wandb_names(args, run_name)).changes:
-        say(f"{change}.")
-    checkpoints = CheckpointDirectory(
-        args.output_dir, args.keep_checkpoints, run_id, checkpoint_path
-    )
-    if checkpoints.is_anothers():
-        say(
-            f"{checkpoints.path} has checkpoints of another run: those of this run go to "
-            f"{checkpoints.path / run_id}, beside them."
-        )
-
+    # Names and places: the checkpoint, the run's id, where checkpoints go.
+    names = name_run(args, processes, say)
+    checkpoint = names.checkpoint
     # Text and tokenizer, as packed rows.
     corpus = load_corpus(args.dataset, say)
     tokenizer = load_run_tokenizer(args, checkpoint, say)
@@ -131,47 +111,27 @@ def prepare(
         rows = load_rows(corpus, tokenizer, length, args.cache_dir, say)
     # The schedule, which needs the number of rows.
     plan = build_plan(args, len(rows["train"]), processes.world_size)
-    goes_on = checkpoint is not None and not args.change_schedule
-    model_config = fit_spans(
-        model_config,
-        plan.total_steps,
-        chosen=parse_model_options(args.model_option),
-        before=checkpoint["model_config"] if checkpoint and goes_on else None,
-    )
+    model_config = _with_spans(args, model_config, plan, checkpoint)
     # The checkpoint has to fit this run; differences that are allowed are told to the user.
     identity = run_identity(model_config, args.seed, corpus, tokenizer, length)
     if checkpoint is not None:
         check_identity(checkpoint, identity, besides=SPANS)
-        schedule = schedule_of(plan, model_config)
-        changes = compare_schedule(checkpoint, schedule, model_config, args.change_schedule)
-        changes += compare_arguments(
-            checkpoint, args.as_config(), plan.rows_per_step, processes.world_size
-        )
-        for sentence in changes:
+        for sentence in _changes(args, plan, model_config, checkpoint):
             say(sentence)
-    teacher = None
-    if args.teacher not in (None, AVERAGED):
-        teacher = load_teacher(args.teacher, identity["tokenizer"], length)
     return Prepared(
         args=args,
-        run_id=run_id,
-        run_name=run_name,
+        run_id=names.run_id,
+        run_name=names.run_name,
         device=device,
         processes=processes,
-        checkpoints=checkpoints,
+        checkpoints=names.checkpoints,
         checkpoint=checkpoint,
-        checkpoint_path=checkpoint_path,
+        checkpoint_path=names.checkpoint_path,
         model_config=model_config,
-        teacher=teacher,
+        teacher=load_teacher(args.teacher, tokenizer, length),
         plan=plan,
         rows=rows,
-        masking=Masking.of(
-            tokenizer.vocabulary_size,
-            tokenizer.special_ids,
-            tokenizer.mask_id,
-            tokenizer.pad_id,
-            args.mlm_probability,
-        ),
+        masking=Masking.with_tokenizer(tokenizer, args.mlm_probability),
         identity=identity,
         data_config=describe_data(corpus, tokenizer, rows, plan),
         tokenizer_name=tokenizer.name,
@@ -190,106 +150,61 @@ def load_run_tokenizer(args: TrainArgs, checkpoint: Checkpoint | None, say: Say)
     return load_tokenizer(tokenizer_of(checkpoint), args.dataset, say, is_chosen=True)
 
 
-def resolve_run_id(asked: str | None, checkpoint: Checkpoint | None) -> str:
-    """Return the run's id: the checkpoint's, that of --run_id, or a new one.
+def load_teacher(
+    path: str | None, tokenizer: LoadedTokenizer, row_tokens: int
+) -> BitNetQDyT | None:
+    """Load the encoder of the checkpoint that --teacher names, onto the CPU.
+
+    Returns None if it names none, or the average of the model itself.
 
     Raises:
-        BadInput: --run_id is not valid, or not the checkpoint's.
+        BadInput: there is no checkpoint, or it does not fit the run's tokenizer or rows.
     """
-    if asked is not None:
-        try:
-            check_run_id(asked)
-        except ValueError as exc:
-            raise BadInput(f"--run_id: {exc}") from exc
-    if checkpoint is None:
-        return asked or new_run_id()
-    saved: str = checkpoint["run_id"]
-    if asked not in (None, saved):
-        raise BadInput(
-            f"--run_id {asked} is not the checkpoint's run {saved}; leave --run_id out to go on "
-            "with that run, or --resume_from to start another"
-        )
-    return saved
-
-
-def resolve_run_name(args: TrainArgs, checkpoint: Checkpoint | None) -> str:
-    """Return the run's name: --wandb_run_name, the checkpoint's, or model size and time."""
-    if args.wandb_run_name:
-        return args.wandb_run_name
-    if checkpoint is not None:
-        return str(checkpoint["run_name"])
-    return f"{args.model_size}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def check_writable(output_dir: Path) -> None:
-    """Make the output directory, and check that it can be written.
-
-    Raises:
-        BadInput: it cannot be made or written.
-    """
+    if path is None or path == AVERAGED:
+        return None
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output_dir) as file:
-            file.write(b"?")
-    except OSError as exc:
+        checkpoint = read_checkpoint(Path(path))
+        encoder = rebuild_model(checkpoint)
+    except BadInput as exc:
+        raise BadInput(f"--teacher: {exc}") from exc
+    theirs = checkpoint["identity"]["tokenizer"]
+    if theirs != tokenizer.identity:
         raise BadInput(
-            f"--output_dir {output_dir} cannot be written ({exc.strerror}); "
-            "name another directory, or free it"
-        ) from exc
+            f"--teacher {path} was trained with the tokenizer {theirs}, and this run has "
+            f"{tokenizer.identity}: its predictions would mean other words"
+        )
+    if encoder.config.max_length < row_tokens:
+        raise BadInput(
+            f"--teacher {path} takes rows of {encoder.config.max_length} tokens, and this run's "
+            f"have {row_tokens}; give --max_length {encoder.config.max_length}, or another teacher"
+        )
+    return encoder
 
 
-def checkpoint_facts(prepared: Prepared) -> dict[str, Any]:
-    """Return the part of a checkpoint that is the same after every step."""
-    return {
-        "run_id": prepared.run_id,
-        "run_name": prepared.run_name,
-        "total_steps": prepared.plan.total_steps,
-        "identity": prepared.identity,
-        "schedule": schedule_of(prepared.plan, prepared.model_config),
-        "rows_per_step": prepared.plan.rows_per_step,
-        "arguments": {**prepared.args.as_config(), "tokenizer": prepared.tokenizer_name},
-        "model_config": asdict(prepared.model_config),
-    }
-
-
-def run_facts(prepared: Prepared) -> RunFacts:
-    """Return the run's names and place, as RunStarted tells them."""
-    args, device = prepared.args, prepared.device
-    return RunFacts(
-        **wandb_names(args, prepared.run_name),
-        wandb_mode=args.effective_wandb_mode(),
-        rank=prepared.processes.rank,
-        world_size=prepared.processes.world_size,
-        gpu_uuids=gpu_uuids(device),
-        resumed_from_step=prepared.checkpoint["step"] if prepared.checkpoint else None,
+def _with_spans(
+    args: TrainArgs, config: ModelConfig, plan: Plan, checkpoint: Checkpoint | None
+) -> ModelConfig:
+    """Return the configuration with the spans of this run, or of the one that it resumes."""
+    goes_on = checkpoint is not None and not args.change_schedule
+    return fit_spans(
+        config,
+        plan.total_steps,
+        chosen=parse_model_options(args.model_option),
+        before=checkpoint["model_config"] if checkpoint and goes_on else None,
     )
 
 
-def wandb_names(args: TrainArgs, run_name: str) -> dict[str, Any]:
-    """Return project, name, tags and notes for W&B, before they are cut to its limits."""
-    return {
-        "project": args.wandb_project,
-        "name": run_name,
-        "tags": list(dict.fromkeys([*args.wandb_tags, args.model_size, args.dataset])),
-        "notes": args.wandb_notes,
-    }
+def _changes(args: TrainArgs, plan: Plan, config: ModelConfig, checkpoint: Checkpoint) -> list[str]:
+    """Return a sentence for each kind of difference from the checkpoint's run.
 
-
-def start_config(prepared: Prepared) -> dict[str, Any]:
-    """Return the run's config, without the part that needs the model to be built."""
-    on_gpu = prepared.device.type == "cuda"
-    return {
-        **prepared.args.as_config(),
-        # The tokenizer in use; the shipped one may have taken the default's place.
-        "tokenizer": prepared.tokenizer_name,
-        "tf32": on_gpu,
-        "evaluation_precision": "fp32",
-        **prepared.data_config,
-        "device": str(prepared.device),
-        "device_name": torch.cuda.get_device_name(prepared.device) if on_gpu else "cpu",
-        "world_size": prepared.processes.world_size,
-        "torch_version": torch.__version__,
-    }
+    Raises:
+        BadInput: the schedule differs, and --change_schedule was not given.
+    """
+    schedule = schedule_of(plan, config)
+    changes = compare_schedule(checkpoint, schedule, config, args.change_schedule)
+    return changes + compare_arguments(
+        checkpoint, args.as_config(), plan.rows_per_step, plan.world_size
+    )
 
 
 def _check_telemetry_arguments(args: TrainArgs) -> None:

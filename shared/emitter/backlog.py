@@ -34,10 +34,16 @@ DROPPED_FIRST: Final = (TRAIN, HARDWARE, CUSTOM, QUANT)
 DROPPED_NEVER: Final = (RunStarted.TAG, RunFinished.TAG, Gap.TAG)
 """Kinds that are kept even when the backlog is over its bound."""
 QUEUE_FULL: Final = "queue full"
+"""Reason for which events are dropped that memory has no room for, here and in the queue."""
 SHED_TO: Final = 0.9
 """Shed a tenth at a time, so that a full backlog is not walked for each event."""
 
 _ITEM_OVERHEAD_BYTES: Final = 120
+
+
+def refusal(reason: str) -> str:
+    """Return the reason that a Gap event gives for events refused for this reason."""
+    return f"refused: {reason}"
 
 
 class _Missing(NamedTuple):
@@ -64,7 +70,7 @@ class Backlog:
 
     def __init__(self, max_bytes: int, clock: Clock) -> None:
         self.max_bytes = max_bytes
-        self.dropped: Counter[str] = Counter()
+        self.dropped_events = 0
         self._clock = clock
         self._items: deque[_Item] = deque()
         self._bytes = 0
@@ -142,7 +148,7 @@ class Backlog:
         for item in items:
             if left > target and may_drop(item.kind):
                 left -= item.cost
-                self.dropped[item.kind] += 1
+                self.dropped_events += 1
                 if missing is None:
                     missing = self._hole(QUEUE_FULL)
                 elif not is_placed:

@@ -11,10 +11,11 @@ however it ends.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from pathlib import Path
 from typing import Final
+
+from shared.locks import Locked, holder_pid, is_locked, lock, write_holder
 
 SUFFIX: Final = ".lock"
 WORKERS_MAX: Final = 1000
@@ -60,48 +61,42 @@ class Claim:
 
 def holder(directory: Path, name: str) -> str:
     """Return the pid of the process that holds a name; empty if none is known to hold it."""
-    try:
-        fd = os.open(directory / (name + SUFFIX), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return ""
-    try:
-        # A shared lock: two processes that ask at once must not see each other as holders.
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return ""
-    except OSError:
-        pid = os.pread(fd, 20, 0).decode("ascii", "replace")
-        return pid if pid.isdigit() else ""
-    finally:
-        os.close(fd)
+    path = directory / (name + SUFFIX)
+    with contextlib.suppress(OSError):
+        if is_locked(path):
+            with path.open("rb") as file:
+                return str(holder_pid(file.fileno()) or "")
+    return ""
 
 
-def claim_worker(directory: Path, run_id: str, source: str) -> tuple[int, Claim]:
-    """Claim the lowest worker number that is free.
+def claim_worker(
+    directory: Path, run_id: str, source: str, most: int = WORKERS_MAX
+) -> tuple[int, Claim]:
+    """Claim the lowest worker number that is free, below most.
 
     Raises:
         OSError: the directory has no locks, or every number is held.
     """
-    for number in range(WORKERS_MAX):
+    for number in range(most):
         with contextlib.suppress(ClaimTaken):
             return number, Claim(directory, f"{run_id}.{source}.worker{number}")
-    raise OSError(0, f"{WORKERS_MAX} workers at once")
+    raise OSError(0, f"{most} workers at once")
 
 
 def _locked(path: Path) -> int:
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Between open and flock its holder may have released and unlinked it.
+            lock(fd)
+            # Between open and lock its holder may have released and unlinked it.
             if os.fstat(fd).st_nlink:
-                os.ftruncate(fd, 0)
-                os.pwrite(fd, str(os.getpid()).encode(), 0)
+                write_holder(fd, str(os.getpid()))
                 return fd
             os.close(fd)
-        except BlockingIOError as exc:
-            pid = os.pread(fd, 20, 0).decode("ascii", "replace")
+        except Locked as exc:
+            pid = holder_pid(fd)
             os.close(fd)
-            raise ClaimTaken(pid if pid.isdigit() else "unknown") from exc
+            raise ClaimTaken(str(pid or "unknown")) from exc
         except OSError:
             os.close(fd)
             raise

@@ -31,14 +31,14 @@ the file is being made it is called `<run_id>.<session>.making`.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from shared.ids import check_run_id, check_session, check_source
+from shared.files import append_whole, write_all
+from shared.ids import StreamId, check_stream_id
+from shared.locks import LocksUnsupported, lock
 from shared.record import (
     EVENTS,
     RECORD_HEADER_BYTES,
@@ -55,8 +55,6 @@ from shared.record import (
 )
 
 SUFFIX: Final = ".spool"
-FRAMES_MAX: Final = 1_000_000
-"""Frames at most in a spool: each takes about 200 bytes of memory, wherever its body is."""
 
 
 class SpoolUnavailable(Exception):
@@ -73,9 +71,10 @@ class Spool:
     def __init__(self, fd: int, path: Path, entry: StreamEntry, header_bytes: int) -> None:
         self.path = path
         self.entry = entry
+        self.frame_count = 0
+        """Number of frames that were appended, and not cleared."""
         self._fd = fd
         self._header_bytes = header_bytes
-        self._frames = 0
         self._end = os.fstat(fd).st_size
 
     @classmethod
@@ -95,8 +94,8 @@ class Spool:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             fd = os.open(making, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _write(fd, header, 0)
+            lock(fd)
+            write_all(fd, header, 0)
             making.rename(path)
         except OSError as exc:
             if fd >= 0:
@@ -107,13 +106,14 @@ class Spool:
         return cls(fd, path, entry, len(header))
 
     @property
+    def stream_id(self) -> StreamId:
+        """The stream whose frames are in the file."""
+        return self.entry.stream_id
+
+    @property
     def modified_ns(self) -> int:
         """Wall time of the last write to the file, in nanoseconds."""
         return os.fstat(self._fd).st_mtime_ns
-
-    @property
-    def is_full_of_frames(self) -> bool:
-        return self._frames >= FRAMES_MAX
 
     @property
     def size(self) -> int:
@@ -129,13 +129,11 @@ class Spool:
         record = encode_record(EVENTS, 0, base_seq, base_seq, count, body)
         at = self._end
         try:
-            _write(self._fd, record, at)
+            append_whole(self._fd, record, at)
         except OSError as exc:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._fd, at)
             raise SpoolUnavailable(f"spool {self.path}: {exc.strerror}") from exc
         self._end += len(record)
-        self._frames += 1
+        self.frame_count += 1
         return at + RECORD_HEADER_BYTES
 
     def load(self, offset: int, size: int) -> bytes:
@@ -176,7 +174,7 @@ class Spool:
         with contextlib.suppress(OSError):
             os.ftruncate(self._fd, self._header_bytes)
             self._end = self._header_bytes
-            self._frames = 0
+            self.frame_count = 0
 
     def close(self, *, delete: bool) -> None:
         """Close the file; with delete, remove it first. May be called twice."""
@@ -225,8 +223,8 @@ def _adopt(path: Path) -> Spool | None:
     except OSError:
         return None
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Between open and flock its owner may have finished and unlinked it.
+        lock(fd)
+        # Between open and lock its owner may have finished and unlinked it.
         if os.fstat(fd).st_nlink == 0:
             raise OSError(0, "gone")
         entry, header_bytes = _read_header(fd)
@@ -241,21 +239,12 @@ def _read_header(fd: int) -> tuple[StreamEntry, int]:
     if header is None or set(header.streams) != {0}:
         raise CorruptRecord("not a spool")
     entry = header.streams[0]
-    check_run_id(entry.run_id)
-    check_session(entry.session)
-    check_source(entry.source)
+    check_stream_id(entry.stream_id)
     return entry, header.size
 
 
 def _why(exc: OSError) -> str:
     """Return the text of an error; a file system without locks gets a text of its own."""
-    if exc.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+    if isinstance(exc, LocksUnsupported):
         return f"its file system can't lock files ({exc.strerror}); choose another directory"
     return exc.strerror or type(exc).__name__
-
-
-def _write(fd: int, data: bytes, at: int) -> None:
-    """Write all of data, or raise OSError."""
-    written = 0
-    while written < len(data):
-        written += os.pwrite(fd, memoryview(data)[written:], at + written)

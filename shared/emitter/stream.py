@@ -1,28 +1,37 @@
-"""Outgoing stream: numbered frames, kept by the sender until the sidecar has them on disk.
+"""Outgoing stream: one stream of an emitter, from HELLO to FIN_ACK, and all its transitions.
 
 In: frames of packed events, and the answers of the sidecar.
 Out: the messages to send now.
 Never: touches a socket, a clock or a file, so every interleaving can be tested.
 
-Not thread-safe: the sender thread owns it.
+Not thread-safe: the sender thread owns it. Nobody else changes its state:
 
     CLOSED --hello--> ASKED --WELCOME--> OPEN --fin--> FINISHING --FIN_ACK--> DONE
        ^                 |                 |              |
-       +------------ lost(): NACK of the stream, silence -+
+       +-----------------+-----------------+--------------+  back to the start:
+
+    lost()      NACK of the whole stream, a FIN without an answer, a socket made anew:
+                the sidecar may not know the stream any more
+    sendable()  the next events are lost, and nothing before them waits for its ACK
+    finish()    the last events are lost
+    FIN_ACK     an event was added after FIN
+
+An answer is taken in every state: it may be one that was on its way when the state changed.
+A WELCOME opens the stream in any state but DONE.
 """
 
 from __future__ import annotations
 
 import enum
 import itertools
-from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from msgspec import Raw
 
+from shared.emitter.frames import Frame, FrameLost, Frames
 from shared.events import join_events
+from shared.ids import StreamId
 from shared.wire import SCHEMA, WHOLE_STREAM, Ack, Data, Fin, FinAck, Hello, Nack, Welcome
 
 
@@ -34,33 +43,8 @@ class State(enum.Enum):
     DONE = "done"
 
 
-REJECTED_MAX: Final = 1000
-FRAME_OVERHEAD_BYTES: Final = 400
-"""Memory that a frame takes beside its body."""
-
-
-class FrameLost(Exception):
-    """Error: a frame can't be loaded from the spool; its events are lost."""
-
-
-@dataclass(slots=True)
-class Frame:
-    """Events that are sent together, always on these boundaries.
-
-    load returns the packed array, from memory or from the spool, or raises
-    FrameLost.
-    """
-
-    base_seq: int
-    count: int
-    size: int
-    framed_ns: int
-    load: Callable[[], bytes]
-    is_spooled: bool = False
-
-    @property
-    def next_seq(self) -> int:
-        return self.base_seq + self.count
+REFUSED_SEQS_MAX: Final = 1000
+"""Events that the sidecar refused are remembered by number, at most so many of them."""
 
 
 class OutgoingStream:
@@ -70,9 +54,7 @@ class OutgoingStream:
         self, number: int, run_id: str, session: str, source: str, *, is_late: bool = False
     ) -> None:
         self.number = number
-        self.run_id = run_id
-        self.session = session
-        self.source = source
+        self.id = StreamId(run_id, session, source)
         self.is_late = is_late
         """True if the session has ended and these are the events left in its spool."""
         self.state = State.CLOSED
@@ -81,15 +63,10 @@ class OutgoingStream:
         """Events that are known to be on the sidecar's disk."""
         self.lost_events = 0
         """Events whose frame could not be loaded again."""
-        self.rejected: dict[int, str] = {}
-        """Why the sidecar will never accept these events, by seq."""
-        self.frames: deque[Frame] = deque()
-        self.in_memory: deque[Frame] = deque()
-        """Frames that are not in the spool; they are the newest ones."""
-        self.memory_bytes = 0
-        """Memory that the frames in in_memory take."""
-        self.spooled_events = 0
-        """Number of events in frames that are in the spool."""
+        self.refused_events = 0
+        """Events that the sidecar will never accept; they count as acknowledged too."""
+        self.frames = Frames()
+        self._refused_seqs: set[int] = set()
         self._unsent = 0
         """Index in frames of the next frame to send."""
         self._held = 0
@@ -117,9 +94,24 @@ class OutgoingStream:
         return self.state is State.OPEN and self._unsent == len(self.frames)
 
     @property
-    def is_told(self) -> bool:
-        """True if every numbered event has been sent or is already held by the sidecar."""
-        return self._sent_seq >= self.next_seq
+    def unacknowledged_events(self) -> int:
+        """Number of events that have a number, and are neither acknowledged nor lost."""
+        return self.next_seq - self.acknowledged - self.lost_events
+
+    @property
+    def is_done(self) -> bool:
+        """True if the sidecar has confirmed the end of the stream."""
+        return self.state is State.DONE
+
+    @property
+    def is_answer_due(self) -> bool:
+        """True if the sidecar has to answer before anything else can be sent."""
+        return self.state in (State.CLOSED, State.ASKED, State.FINISHING)
+
+    @property
+    def is_unused(self) -> bool:
+        """True if no event has got a number and no sidecar knows the stream: it needs no end."""
+        return self.next_seq == 0 and self.state in (State.CLOSED, State.ASKED)
 
     def add(self, events: list[bytes], now_ns: int) -> Frame:
         """Give these events their sequence numbers, and keep them as one frame."""
@@ -129,30 +121,28 @@ class OutgoingStream:
     def add_frame(self, frame: Frame) -> Frame:
         """Keep a frame that has its number already; it must follow the last one."""
         self.frames.append(frame)
-        if frame.is_spooled:
-            self.spooled_events += frame.count
-        else:
-            self.in_memory.append(frame)
-            self.memory_bytes += frame.size + FRAME_OVERHEAD_BYTES
         self.next_seq = frame.next_seq
         return frame
 
     def moved_to_spool(self, load: Callable[[], bytes]) -> None:
         """Record that the oldest frame in memory is now in the spool, and free its memory."""
-        frame = self.in_memory.popleft()
-        frame.load = load
-        frame.is_spooled = True
-        self.memory_bytes -= frame.size + FRAME_OVERHEAD_BYTES
-        self.spooled_events += frame.count
+        self.frames.moved_to_spool(load)
+
+    def rename(self, source: str) -> None:
+        """Say HELLO under another source name from now on."""
+        self.id = self.id._replace(source=source)
+
+    # --- transitions: what is sent
 
     def hello(self) -> Hello:
         """Return the HELLO that asks for the next seq; an idle stream sends it as a keepalive."""
+        # A FIN that was not answered: the sidecar may have forgotten the stream.
+        if self.state is State.FINISHING:
+            self.lost()
         if self.state is State.CLOSED:
             self.state = State.ASKED
         first = self.frames[0].base_seq if self.frames else self.next_seq
-        return Hello(
-            self.number, self.run_id, self.session, self.source, SCHEMA, first, self.is_late
-        )
+        return Hello(self.number, *self.id, SCHEMA, first, self.is_late)
 
     def sendable(self) -> Iterator[Data]:
         """Yield the messages that may be sent now, within the sidecar's credit.
@@ -182,11 +172,20 @@ class OutgoingStream:
             self._in_flight_bytes += frame.size
             self._sent_seq = max(self._sent_seq, frame.next_seq)
 
-    def fin(self) -> Fin:
-        """Return the FIN that ends the stream. Every frame must be acknowledged."""
+    def finish(self) -> Fin | None:
+        """Return the FIN that ends the stream, if every frame is acknowledged, else None."""
+        if self.state is not State.OPEN or self.frames:
+            return None
+        if self._sent_seq < self.next_seq:
+            # The last events are lost, and no frame follows that could show the hole: only
+            # a HELLO can report it.
+            self.lost()
+            return None
         self.state = State.FINISHING
         # The sidecar may have received more of an adopted stream than was in its spool.
         return Fin(self.number, max(self.next_seq, self._sent_seq))
+
+    # --- transitions: what is heard
 
     def lost(self) -> None:
         """Record that the sidecar may not know this stream any more: say HELLO, then resend."""
@@ -210,39 +209,32 @@ class OutgoingStream:
         # follows (no more events, or a hole that only a HELLO can report).
         self._rewind(max(0, sum(1 for _ in has) - 1))
 
-    def on_ack(self, message: Ack) -> list[Frame]:
-        """Forget the frames that are on the sidecar's disk, and return them.
+    def on_ack(self, message: Ack) -> None:
+        """Forget the frames that are on the sidecar's disk.
 
         An ACK beyond what the sidecar can have received is forged, and ignored.
         """
         if message.durable_seq >= self._sent_seq:
-            return []
+            return
         self._credit_bytes = message.credit_bytes
-        released: list[Frame] = []
         while self._unsent and self.frames[0].next_seq <= message.durable_seq + 1:
             self._unsent -= 1
-            frame = self._pop_oldest()
+            frame = self.frames.pop_oldest()
             if self._held:
                 self._held -= 1
             else:
                 self._in_flight_bytes -= frame.size
             self.acknowledged += frame.count
-            released.append(frame)
-        return released
 
-    def on_nack(self, message: Nack) -> bool:
-        """Record a refusal: of one event for good, or of the whole stream for now.
-
-        Returns True if it is about one event, and is reported for the first time.
-        """
+    def on_nack(self, message: Nack) -> None:
+        """Record a refusal: of one event for good, or of the whole stream for now."""
         if message.seq == WHOLE_STREAM:
             self.lost()
-            return False
-        if not 0 <= message.seq < self.next_seq or message.seq in self.rejected:
-            return False
-        if len(self.rejected) < REJECTED_MAX:
-            self.rejected[message.seq] = message.reason
-        return True
+        elif 0 <= message.seq < self.next_seq and message.seq not in self._refused_seqs:
+            # A refusal may be repeated: the frame of the event may have been sent twice.
+            if len(self._refused_seqs) < REFUSED_SEQS_MAX:
+                self._refused_seqs.add(message.seq)
+            self.refused_events += 1
 
     def on_fin_ack(self, message: FinAck) -> None:
         """End the stream, unless an event came in the meantime."""
@@ -255,18 +247,6 @@ class OutgoingStream:
         self._unsent = self._held = held
         self._in_flight_bytes = 0
 
-    def _pop_oldest(self) -> Frame:
-        frame = self.frames.popleft()
-        if frame.is_spooled:
-            self.spooled_events -= frame.count
-        else:
-            self.in_memory.popleft()
-            self.memory_bytes -= frame.size + FRAME_OVERHEAD_BYTES
-        return frame
-
     def _forget_unsent(self) -> None:
         """Give up the next frame to send, whose events are lost. It was in the spool."""
-        frame = self.frames[self._unsent]
-        del self.frames[self._unsent]
-        self.spooled_events -= frame.count
-        self.lost_events += frame.count
+        self.lost_events += self.frames.remove_spooled(self._unsent).count

@@ -24,7 +24,7 @@ from telemetry.journal.scan import TAIL, Damage
 from telemetry.json_files import DamagedFile
 from telemetry.output import Page
 from telemetry.recorded import Recorded, cut_off, open_recorded
-from telemetry.run_dir import CursorFile, RunDir, RunFile, SinkState, load, sink_is_done
+from telemetry.run_dir import CursorFile, RunDir, RunFile, StateFile, load, sink_is_done
 from telemetry.sinks.base import Position, left_out_of
 from telemetry.sinks.skips import read_skips
 from telemetry.sinks.wandb.check import missing_rows
@@ -188,7 +188,7 @@ def _print_sinks(page: Page, recorded: Recorded, contents: Contents) -> list[str
     paths = place.cursors.glob("*.*")
     for sink in sorted({path.stem for path in paths if path.suffix in (".json", ".state")}):
         cursor, of_cursor = _loaded(place.cursor(sink), CursorFile)
-        told, of_state = _loaded(place.state(sink), SinkState)
+        told, of_state = _loaded(place.state(sink), StateFile)
         damaged += [f"sink {sink}: {text}" for text in (*of_cursor, *of_state)]
         if not of_cursor:
             skipped = len(read_skips(place.skips(sink)))
@@ -200,7 +200,7 @@ def _print_sinks(page: Page, recorded: Recorded, contents: Contents) -> list[str
     return damaged
 
 
-def _sink_words(cursor: CursorFile, told: SinkState, run: RunFile, rows: int, skipped: int) -> str:
+def _sink_words(cursor: CursorFile, told: StateFile, run: RunFile, rows: int, skipped: int) -> str:
     """Describe how far a sink is. It has all of a run only if it is done with its last end."""
     row = cursor.row
     if sink_is_done(cursor, run) and row >= rows:

@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from shared.events import Gap, encode_event, join_events
-from shared.ids import new_session
+from shared.ids import SIDECAR, StreamId, new_session
 from shared.wire import FRAME_MAX_EVENTS, FRAME_TARGET_BYTES
 from telemetry.errors import CommandError
 from telemetry.journal.reader import JournalReader, NotAJournal
@@ -27,7 +27,6 @@ from telemetry.journal.rows import Row
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import read_json, write_json
 from telemetry.run_dir import RunDir
-from telemetry.run_info import SIDECAR
 
 SYNC_BYTES: Final = 8 * 1024 * 1024
 _ENCODER: Final = msgspec.msgpack.Encoder()
@@ -59,17 +58,16 @@ def repair(run_dir: Path) -> Path:
 
 
 def _copy(run_id: str, reader: JournalReader, writer: JournalWriter) -> None:
-    session, gaps = new_session(), 0
+    own, gaps = StreamId(run_id, new_session(), SIDECAR), 0
     for rows, missing in _stretches(reader):
         if missing:
-            writer.append(run_id, session, SIDECAR, gaps, 1, join_events([_gap(missing)]))
+            writer.append(own, gaps, 1, join_events([_gap(missing)]))
             gaps += 1
         for frame in _frames(rows):
             first, packed = frame[0], [_ENCODER.encode(row.envelope) for row in frame]
-            writer.append(
-                run_id, first.session, first.source, first.seq, len(packed), join_events(packed),
-                is_late=first.is_late,
-            )  # fmt: skip
+            stream = StreamId(run_id, first.session, first.source)
+            payload = join_events(packed)
+            writer.append(stream, first.seq, len(packed), payload, is_late=first.is_late)
         if writer.pending_bytes > SYNC_BYTES:
             writer.sync()
     writer.sync()

@@ -1,13 +1,15 @@
 """Guarded: runs a probe on a thread of its own, so that a call that hangs delays no other.
 
 In: a probe that may hang for ever, as NVML does when a GPU falls off the bus.
-Out: its values, if they come in time; if they come late, with the next reading.
+Out: its values, if they come in time; if they come late, with the next reading. With them
+`sampler/probe/<name>_seconds`: how long the probe took.
 Never: waits longer than agreed, or asks again while an answer is outstanding.
 """
 
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from shared.clock import Clock
@@ -28,6 +30,7 @@ class GuardedProbe:
         self._clock = clock
         self._timeout_s = timeout_s
         self._next_timeout_s = first_timeout_s
+        self._time_name = f"sampler/probe/{probe.name.replace(' ', '_')}_seconds"
         self._asked_ns: int | None = None
         self._questions: SimpleQueue[bool] = SimpleQueue()
         self._answers: SimpleQueue[Values | Exception] = SimpleQueue()
@@ -66,6 +69,14 @@ class GuardedProbe:
             return 0.0
         return (self._clock.monotonic_ns() - self._asked_ns) / 1e9
 
+    def is_uninterruptible(self) -> bool:
+        """Return True if the kernel holds the thread in a call that not even a kill ends."""
+        try:
+            text = Path(f"/proc/self/task/{self._thread.native_id}/stat").read_text()
+        except OSError:
+            return False
+        return text.rpartition(")")[2].split()[0] == "D"
+
     def close(self) -> None:
         """End the thread, unless it hangs: then it ends with the process."""
         self._questions.put(False)
@@ -74,7 +85,11 @@ class GuardedProbe:
 
     def _answer(self) -> None:
         while self._questions.get():
+            began_ns = self._clock.monotonic_ns()
             try:
-                self._answers.put(self._probe.read())
+                values = self._probe.read()
             except Exception as exc:  # read() raises it again, where it is logged
                 self._answers.put(exc)
+                continue
+            took_s = (self._clock.monotonic_ns() - began_ns) / 1e9
+            self._answers.put({**values, self._time_name: took_s})

@@ -5,7 +5,8 @@ Out: each reading that the driver gives; `gpu/<index>/uuid` identifies the GPU.
 Never: a stand-in for a reading; a failure where there is no driver, or no GPU.
 
 A session lasts from nvmlInit to the first sign that the driver went away. Then,
-and where there is no driver yet, it is tried again with back-off.
+and where there is no driver yet, it is tried again with back-off. What a GPU does
+not have is asked for once, and again after it was lost or divided in another way.
 """
 
 from __future__ import annotations
@@ -16,16 +17,24 @@ from functools import partial
 from typing import Any, Final
 
 from shared.clock import Clock
+from telemetry.hardware.conditions import Conditions
+from telemetry.hardware.gpm import GpmReadings
+from telemetry.hardware.gpu_energy import EnergySinceStart
+from telemetry.hardware.gpu_health import GpuHealth
+from telemetry.hardware.gpu_processes import GpuProcesses
+from telemetry.hardware.gpu_readings import NOT_AVAILABLE, READINGS, SLOW_READINGS
+from telemetry.hardware.mig import MigReadings
+from telemetry.hardware.nvlink import NvlinkRates
 from telemetry.hardware.pcie import PcieRates
 from telemetry.hardware.probe import Report, Values
+from telemetry.hardware.xid import XidEvents
 
 log = logging.getLogger(__name__)
 
 RETRY_FIRST_S: Final = 1.0
 RETRY_MAX_S: Final = 60.0
-
-# Some drivers answer "not available" as success with all bits set.
-NOT_AVAILABLE: Final = frozenset({2**32 - 1, 2**64 - 1})
+SLOW_NS: Final = 900_000_000
+"""Time between two slow readings: just under a second, so that jitter at 1 Hz skips none."""
 
 
 def load_nvml() -> Any | None:
@@ -41,15 +50,29 @@ def _log(level: str, text: str) -> None:
     log.log(logging.getLevelNamesMapping().get(level.upper(), logging.INFO), "%s", text)
 
 
+def _nothing(event: object) -> None:
+    """Take an event that nobody asked for."""
+
+
 class NvmlProbe:
     """All GPUs of this machine, by NVML's own index. Not thread-safe."""
 
     name = "nvml"
 
-    def __init__(self, nvml: Any | None, clock: Clock, report: Report = _log) -> None:
+    def __init__(
+        self,
+        nvml: Any | None,
+        clock: Clock,
+        report: Report = _log,
+        conditions: Conditions | None = None,
+        processes: GpuProcesses | None = None,
+    ) -> None:
         self._nvml = nvml
         self._clock = clock
         self._report = report
+        self._health = GpuHealth(conditions or Conditions("", _nothing, clock))
+        self._energy = EnergySinceStart()
+        self._processes = processes
         self._session: _Session | None = None
         self._lost: set[int] = set()
         self._had_session = False
@@ -67,6 +90,8 @@ class NvmlProbe:
         except _DriverGone as exc:
             self._give_up(str(exc))
             return {}
+        finally:
+            self._health.expire()
         if not values:
             self._give_up("no GPU answers")
         else:
@@ -83,7 +108,15 @@ class NvmlProbe:
             self._back_off(str(exc))
             return None
         try:
-            self._session = _Session(self._nvml, self._clock, self._report, self._lost)
+            self._session = _Session(
+                self._nvml,
+                self._clock,
+                self._report,
+                self._lost,
+                self._health,
+                self._energy,
+                self._processes,
+            )
         except self._nvml.NVMLError as exc:
             self._give_up(str(exc))
         return self._session
@@ -91,6 +124,8 @@ class NvmlProbe:
     def _give_up(self, reason: str) -> None:
         """End the session; a later one may find the driver again."""
         assert self._nvml is not None
+        if self._session is not None:
+            self._session.close()
         self._session = None
         try:
             self._nvml.nvmlShutdown()
@@ -125,13 +160,32 @@ class _DriverGone(Exception):
 class _Session:
     """GPUs and their handles between one nvmlInit and its end."""
 
-    def __init__(self, nvml: Any, clock: Clock, report: Report, lost: set[int]) -> None:
+    def __init__(
+        self,
+        nvml: Any,
+        clock: Clock,
+        report: Report,
+        lost: set[int],
+        health: GpuHealth,
+        energy: EnergySinceStart,
+        processes: GpuProcesses | None,
+    ) -> None:
         self._nvml = nvml
+        self._clock = clock
         self._report = report
         self._count: int = nvml.nvmlDeviceGetCount()
         self._handles: dict[int, Any] = {}
         self._lost = lost  # outlives the session, so that a loss is reported once
+        self._health = health
+        self._energy = energy
         self._pcie = PcieRates(nvml, clock)
+        self._nvlink = NvlinkRates(nvml, clock)
+        self._gpm = GpmReadings(nvml)
+        self._mig = MigReadings(nvml, clock, self._gpm)
+        self._processes = processes
+        self._xids = XidEvents(nvml)
+        self._slow_due_ns = 0
+        self._unsupported: set[tuple[int, str]] = set()
         self._driver_gone = {
             nvml.NVML_ERROR_UNINITIALIZED,
             nvml.NVML_ERROR_DRIVER_NOT_LOADED,
@@ -142,52 +196,99 @@ class _Session:
             nvml.NVML_ERROR_RESET_REQUIRED,
             nvml.NVML_ERROR_GPU_NOT_FOUND,
         }
+        self._never_will = {
+            nvml.NVML_ERROR_NOT_SUPPORTED,
+            nvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+            nvml.NVML_ERROR_NO_PERMISSION,
+        }
 
     def read(self) -> Values:
+        now_ns = self._clock.monotonic_ns()
+        is_slow_due = now_ns >= self._slow_due_ns
+        if is_slow_due:
+            self._slow_due_ns = now_ns + SLOW_NS
         values: Values = {}
         for index in range(self._count):
-            for name, value in self._read_gpu(index).items():
+            for name, value in self._read_gpu(index, is_slow_due).items():
                 values[f"gpu/{index}/{name}"] = value
+        for xid in self._xids.taken():
+            self._health.see_xid(xid)
         return values
 
-    def _read_gpu(self, index: int) -> Values:
+    def close(self) -> None:
+        """Give back what the library holds for this session."""
+        self._xids.close()
+        self._gpm.close()
+
+    def _read_gpu(self, index: int, is_slow_due: bool) -> Values:
         values: Values = {}
         try:
             handle = self._handle(index)
-            for read in READINGS:
-                values.update(self._attempt(partial(read, self._nvml, handle)))
-            values.update(self._attempt(partial(self._pcie.read, index, handle)))
+            for name, read in self._parts(handle, index, is_slow_due):
+                values.update(self._attempt(index, name, read))
         except self._nvml.NVMLError as exc:
             self._set_lost(index, str(exc))
             return values
-        if index in self._lost:
-            self._lost.discard(index)
-            self._report("info", f"gpu {index} answers again")
+        self._set_well(index)
+        self._health.see(index, values)
+        values.update(self._energy.since_start(index, values))
+        return values
+
+    def _parts(
+        self, handle: Any, index: int, is_slow_due: bool
+    ) -> list[tuple[str, Callable[[], Values]]]:
+        """Return the readings of a GPU that are due, by name."""
+        nvml = self._nvml
+        parts: list[tuple[str, Callable[[], Values]]] = [
+            (read.__name__, partial(read, nvml, handle)) for read in READINGS
+        ]
+        parts.append(("pcie", partial(self._pcie.read, index, handle)))
+        parts.append(("nvlink", partial(self._nvlink.read, index, handle)))
+        if is_slow_due:
+            parts += [(read.__name__, partial(read, nvml, handle)) for read in SLOW_READINGS]
+            parts.append(("gpm", partial(self._gpm.read, index, handle)))
+            parts.append(("mig", partial(self._read_mig, index, handle)))
+            if self._processes is not None:
+                parts.append(("processes", partial(self._processes.read, nvml, index, handle)))
+        return parts
+
+    def _read_mig(self, index: int, handle: Any) -> Values:
+        values = self._mig.read(index, handle)
+        if self._mig.has_changed(index):
+            # A GPU that is divided has other readings than one that is whole.
+            self._unsupported = {key for key in self._unsupported if key[0] != index}
+            self._gpm.forget(index)
         return values
 
     def _handle(self, index: int) -> Any:
         # Kept, because fetching one costs milliseconds.
         if index not in self._handles:
             try:
-                self._handles[index] = self._nvml.nvmlDeviceGetHandleByIndex(index)
+                handle = self._handles[index] = self._nvml.nvmlDeviceGetHandleByIndex(index)
             except self._nvml.NVMLError as exc:
                 self._check_driver(exc)
                 raise
+            self._xids.listen(index, handle)
         return self._handles[index]
 
-    def _attempt(self, read: Callable[[], Values]) -> Values:
-        """One reading; nothing where this GPU does not have it.
+    def _attempt(self, index: int, name: str, read: Callable[[], Values]) -> Values:
+        """Take one reading; return nothing where this GPU does not have it.
 
         Raises:
             NVMLError: the GPU is gone, and asking it for more may only take long.
             _DriverGone: so are all.
         """
+        if (index, name) in self._unsupported:
+            return {}
         try:
             return {name: v for name, v in read().items() if v not in NOT_AVAILABLE}
         except self._nvml.NVMLError as exc:
             self._check_driver(exc)
             if exc.value in self._gpu_gone:
                 raise
+            if exc.value in self._never_will:
+                self._unsupported.add((index, name))
+                log.debug("gpu %d has no %s: %s", index, name, exc)
             return {}
 
     def _check_driver(self, exc: Any) -> None:
@@ -196,88 +297,16 @@ class _Session:
 
     def _set_lost(self, index: int, reason: str) -> None:
         self._handles.pop(index, None)
-        self._pcie.forget(index)
+        self._unsupported = {key for key in self._unsupported if key[0] != index}
+        for part in (self._pcie, self._nvlink, self._gpm, self._mig):
+            part.forget(index)
+        self._health.see_lost(index, True, reason)
         if index not in self._lost:
             self._lost.add(index)
             self._report("warning", f"gpu {index} cannot be read: {reason}")
 
-
-def _uuid(nvml: Any, gpu: Any) -> Values:
-    return {"uuid": str(nvml.nvmlDeviceGetUUID(gpu))}
-
-
-def _utilization(nvml: Any, gpu: Any) -> Values:
-    return {"utilization_percent": float(nvml.nvmlDeviceGetUtilizationRates(gpu).gpu)}
-
-
-def _memory(nvml: Any, gpu: Any) -> Values:
-    # Version 2, as nvidia-smi: version 1 counts what the driver reserves as used.
-    memory = nvml.nvmlDeviceGetMemoryInfo(gpu, version=nvml.nvmlMemory_v2)
-    used, total = int(memory.used), int(memory.total)
-    values: Values = {"memory_used_bytes": used, "memory_total_bytes": total}
-    if total > 0 and not NOT_AVAILABLE & {used, total}:
-        values["memory_percent"] = 100.0 * used / total
-    return values
-
-
-def _temperature(nvml: Any, gpu: Any) -> Values:
-    return {"temperature_celsius": nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU)}
-
-
-def _power(nvml: Any, gpu: Any) -> Values:
-    return _milli("power_watts", nvml.nvmlDeviceGetPowerUsage(gpu))
-
-
-def _power_limit(nvml: Any, gpu: Any) -> Values:
-    return _milli("power_limit_watts", nvml.nvmlDeviceGetEnforcedPowerLimit(gpu))
-
-
-def _energy(nvml: Any, gpu: Any) -> Values:
-    """Return energy used since the driver was loaded, in J."""
-    return _milli("energy_joules", nvml.nvmlDeviceGetTotalEnergyConsumption(gpu))
-
-
-def _clock_sm(nvml: Any, gpu: Any) -> Values:
-    return _mega("clock_sm_hertz", nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM))
-
-
-def _clock_memory(nvml: Any, gpu: Any) -> Values:
-    return _mega("clock_memory_hertz", nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM))
-
-
-def _throttle_reasons(nvml: Any, gpu: Any) -> Values:
-    """Return the reasons for a lowered clock, as NVML's bits.
-
-    1 idle, 2 setting, 4 software power cap, 8 hardware slowdown, 0x10 sync boost,
-    0x20 software thermal, 0x40 hardware thermal, 0x80 power brake, 0x100 display.
-    """
-    return {"throttle_reasons": int(nvml.nvmlDeviceGetCurrentClocksEventReasons(gpu))}
-
-
-def _ecc(nvml: Any, gpu: Any) -> Values:
-    """Return ECC errors since the driver was loaded; the lifetime count lags behind."""
-    kind, since = nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
-    return {"ecc_uncorrected_total": int(nvml.nvmlDeviceGetTotalEccErrors(gpu, kind, since))}
-
-
-def _milli(name: str, value: int) -> Values:
-    return {} if value in NOT_AVAILABLE else {name: value / 1000}
-
-
-def _mega(name: str, value: int) -> Values:
-    return {} if value in NOT_AVAILABLE else {name: value * 1_000_000}
-
-
-READINGS: Final[tuple[Callable[[Any, Any], Values], ...]] = (
-    _uuid,
-    _utilization,
-    _memory,
-    _temperature,
-    _power,
-    _power_limit,
-    _energy,
-    _clock_sm,
-    _clock_memory,
-    _throttle_reasons,
-    _ecc,
-)
+    def _set_well(self, index: int) -> None:
+        self._health.see_lost(index, False)
+        if index in self._lost:
+            self._lost.discard(index)
+            self._report("info", f"gpu {index} answers again")

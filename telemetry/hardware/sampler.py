@@ -22,24 +22,36 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from shared.clock import SystemClock
+from shared.clock import Clock, SystemClock
 from shared.emitter import Emitter
+from shared.events import Event
 from shared.ids import host_run_id, sanitized_host
 from telemetry.hardware.cgroup import CgroupProbe
+from telemetry.hardware.clocks import ClockProbe
+from telemetry.hardware.conditions import Conditions
+from telemetry.hardware.gpu_processes import GpuProcesses
 from telemetry.hardware.guarded import GuardedProbe
+from telemetry.hardware.hangs import HangWatch
 from telemetry.hardware.host import host_probes
 from telemetry.hardware.nvml import NvmlProbe, load_nvml
+from telemetry.hardware.probe import Probe, Report
+from telemetry.hardware.proc import is_host_namespace
+from telemetry.hardware.process_tree import ProcessTreeProbe
 from telemetry.hardware.sampling import Sampler, reporter
+from telemetry.hardware.watched import WatchList
 from telemetry.logs import configure_logs
 
 EXIT_BAD_CONFIG: Final = 2
+
+Emit = Callable[[Event], object]
 
 HZ_MIN: Final = 0.05
 HZ_MAX: Final = 20.0
@@ -89,12 +101,16 @@ class StopSignal:
     """A wait that ends early on SIGTERM, on SIGINT, or when the parent closes stdin.
 
     One select for all three, so that signals need no thread and no lock.
-    A stdin that is no pipe (a terminal, /dev/null) is not watched.
+    What the parent writes goes to on_input. A stdin that is no pipe (a terminal,
+    /dev/null) is not watched.
     Main thread only.
     """
 
-    def __init__(self, stdin_fd: int = 0) -> None:
+    def __init__(
+        self, stdin_fd: int = 0, on_input: Callable[[bytes], None] = lambda data: None
+    ) -> None:
         self._is_stopped = False
+        self._on_input = on_input
         self._wake_read, self._wake_write = os.pipe()
         for fd in (self._wake_read, self._wake_write):
             os.set_blocking(fd, False)
@@ -113,7 +129,7 @@ class StopSignal:
             left_s = deadline - time.monotonic()
             ready, _, _ = select.select(self._watched, [], [], max(0.0, left_s))
             for fd in ready:
-                self._is_stopped |= _is_at_end(fd)
+                self._is_stopped |= self._is_at_end(fd)
             if not ready:
                 return False
         return True
@@ -132,12 +148,14 @@ class StopSignal:
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._is_stopped = True
 
-
-def _is_at_end(fd: int) -> bool:
-    try:
-        return not os.read(fd, 4096)
-    except OSError:  # the other end of a socket was reset
-        return True
+    def _is_at_end(self, fd: int) -> bool:
+        try:
+            data = os.read(fd, 65536)
+        except OSError:  # the other end of a socket was reset
+            return True
+        if data and fd != self._wake_read:
+            self._on_input(data)
+        return not data
 
 
 def _is_pipe(fd: int) -> bool:
@@ -166,16 +184,41 @@ def run_sampler(config: SamplerConfig) -> int:
         )
     except ValueError as exc:
         raise BadConfig(str(exc)) from exc
-    gpus = NvmlProbe(load_nvml(), clock, reporter(host, emitter.emit))
+    report = reporter(host, emitter.emit)
+    watch_list = WatchList()
     timeout_s = min(GUARD_TIMEOUT_MAX_S, 0.5 / config.hz)
     with (
         closing(emitter),
-        closing(StopSignal()) as stop,
-        closing(GuardedProbe(gpus, clock, timeout_s, GUARD_FIRST_TIMEOUT_S)) as guarded,
+        closing(StopSignal(on_input=watch_list.feed)) as stop,
+        ExitStack() as guards,
     ):
-        probes = [*host_probes(clock), CgroupProbe(clock), guarded]
-        sampler = Sampler(host, probes, emitter.emit, clock, guarded.outstanding_s)
+        trees = ProcessTreeProbe(clock, watch_list, report)
+        guarded = [
+            guards.enter_context(closing(GuardedProbe(probe, clock, timeout_s, first_s)))
+            for probe, first_s in (
+                *((probe, timeout_s) for probe in _probes(clock, host, emitter.emit, report)),
+                (trees, timeout_s),
+                (_gpus(clock, host, emitter.emit, report, trees), GUARD_FIRST_TIMEOUT_S),
+            )
+        ]
+        hangs = HangWatch(guarded, guarded[-1], Conditions(host, emitter.emit, clock))
+        sampler = Sampler(host, guarded, emitter.emit, clock, hangs.stuck_s, hangs.check)
         return sampler.run(config.hz, stop.wait, config.hang_restart_s)
+
+
+def _probes(clock: Clock, host: str, emit: Emit, report: Report) -> list[Probe]:
+    """Return the probes of this machine, without its GPUs and processes."""
+    return [*host_probes(clock), CgroupProbe(clock), ClockProbe(clock, report)]
+
+
+def _gpus(
+    clock: Clock, host: str, emit: Emit, report: Report, trees: ProcessTreeProbe
+) -> NvmlProbe:
+    processes = GpuProcesses(
+        lambda: trees.owner_of, partial(is_host_namespace, Path("/proc")), report
+    )
+    # Conditions of its own: each belongs to the thread of its probe.
+    return NvmlProbe(load_nvml(), clock, report, Conditions(host, emit, clock), processes)
 
 
 def parse_config(argv: Sequence[str]) -> SamplerConfig:

@@ -28,7 +28,8 @@ EXIT_PROBE_HANGS: Final = 75
 class Sampler:
     """A loop that reads all probes at a fixed rate and emits their values. Not thread-safe.
 
-    emit: must not wait. outstanding_s: returns how long a guarded probe has not answered.
+    emit: must not wait. outstanding_s: returns how long a probe has not answered for which
+    a new process may do better. after_reading: is called once a tick.
     """
 
     def __init__(
@@ -38,12 +39,14 @@ class Sampler:
         emit: Callable[[Event], object],
         clock: Clock,
         outstanding_s: Callable[[], float] = lambda: 0.0,
+        after_reading: Callable[[], None] = lambda: None,
     ) -> None:
         self._host = host
         self._probes = probes
         self._emit = emit
         self._clock = clock
         self._outstanding_s = outstanding_s
+        self._after_reading = after_reading
         self._report = reporter(host, emit)
         self._failing: set[str] = set()
         self._skipped_ticks = 0
@@ -85,6 +88,7 @@ class Sampler:
         values: Values = {}
         for probe in self._probes:
             values.update(self._read(probe))
+        self._after_reading()
         return values
 
     def _read(self, probe: Probe) -> Values:

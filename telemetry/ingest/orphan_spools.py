@@ -16,8 +16,8 @@ from typing import Final
 
 from shared.clock import Clock
 from shared.emitter.connection import Connection
-from shared.emitter.conversation import Conversation, Peer, adopted_peers
-from shared.emitter.stream import State
+from shared.emitter.conversation import Conversation
+from shared.emitter.peers import Peer, adopted_peers, forget_finished
 from telemetry.ingest.reception import WAIT
 from telemetry.ingest.streams import OWN_STREAM
 
@@ -91,7 +91,7 @@ class SpoolCarrier:
         """Send what was found, until all of it is on disk."""
         while self._peers and not self._stop.is_set():
             talk.turn(self._peers)
-            self._forget_finished()
+            forget_finished(self._peers)
             self._set_refused_aside()
             connection.wait(TURN_S)
 
@@ -113,7 +113,7 @@ class SpoolCarrier:
             peer.spool.close(delete=False)
             return False
         if path not in self._not_before_ns:
-            log.info("taking in what run %s left in its spool", peer.stream.run_id)
+            log.info("taking in what run %s left in its spool", peer.stream.id.run_id)
         return True
 
     def _set_refused_aside(self) -> None:
@@ -126,12 +126,6 @@ class SpoolCarrier:
             retry_ns = self._clock.monotonic_ns() + REFUSED_RETRY_NS
             self._not_before_ns[peer.spool.path] = retry_ns
             peer.spool.close(delete=False)
-
-    def _forget_finished(self) -> None:
-        for peer in [peer for peer in self._peers if peer.stream.state is State.DONE]:
-            self._peers.remove(peer)
-            if peer.spool is not None:
-                peer.spool.close(delete=True)
 
 
 def _is_refused(peer: Peer) -> bool:

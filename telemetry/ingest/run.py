@@ -11,27 +11,19 @@ Never: trusts run.json alone: rows that were journaled after it was written are 
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from shared.clock import Clock
-from shared.events import (
-    ConfigUpdated,
-    DecodeError,
-    Event,
-    RunFinished,
-    RunStarted,
-    encode_event,
-    join_events,
-)
-from telemetry.journal.reader import JournalReader
-from telemetry.journal.rows import Row
+from shared.events import Event, encode_event, join_events
+from shared.ids import SIDECAR, StreamId
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import write_json
-from telemetry.run_info import RUN_FILE, SIDECAR, RunInfo
+from telemetry.run_dir import ENDED, RUNNING, RunDir, RunFile
+from telemetry.run_info import RunInfo, lifecycle_events
+from telemetry.watch.facts import RunFacts
+from telemetry.watch.feed import Fed, Feed
 
 log = logging.getLogger("telemetry.ingest.runs")
 
@@ -43,12 +35,15 @@ _SHOWN_AFTER_NS: Final = 60_000_000_000
 class Run:
     """One run that is open for writing. Not thread-safe: the journal thread owns it."""
 
-    def __init__(self, directory: Path, run_id: str, session: str, clock: Clock) -> None:
+    def __init__(
+        self, directory: Path, run_id: str, session: str, clock: Clock, feed: Feed | None = None
+    ) -> None:
         self.run_id = run_id
         self.directory = directory
-        self.writer = JournalWriter(directory / "journal")
+        self.writer = JournalWriter(RunDir(directory).journal)
         self._session = session
         self._clock = clock
+        self._feed = feed
         self._is_changed = False
         self._is_save_failing = False
         self._first_row_ns: int | None = None
@@ -62,18 +57,18 @@ class Run:
             raise
 
     @property
-    def info(self) -> dict[str, Any]:
-        """Values of run.json, as they are or will be written after the next sync."""
-        return self._told.values
+    def file(self) -> RunFile:
+        """The fields of run.json, as they are or will be written after the next sync."""
+        return self._told.file
 
     @property
     def is_started(self) -> bool:
         """True if the run has a name: sinks show it from then on."""
-        return self._told.is_shown
+        return self.file.is_shown
 
     @property
     def is_ended(self) -> bool:
-        return bool(self.info["state"] == "ended")
+        return self.file.is_ended
 
     @property
     def is_empty(self) -> bool:
@@ -95,7 +90,7 @@ class Run:
     @property
     def launch_id(self) -> str:
         """The `telemetry run` whose command began the newest session, or empty."""
-        return str(self.info.get("launch_id", ""))
+        return self.file.launch_id or ""
 
     def has_finished(self, session: str) -> bool:
         """Return True if the RunFinished of this main session has come."""
@@ -103,11 +98,27 @@ class Run:
 
     def appended_seq(self, session: str, source: str) -> int:
         """Return the seq of a stream's last event in the journal, -1 before the first."""
-        return self.writer.appended_seq(self.run_id, session, source)
+        return self.writer.appended_seq(self._stream_id(session, source))
 
     def durable_seq(self, session: str, source: str) -> int:
         """Return the seq of a stream's last event on disk, -1 before the first."""
-        return self.writer.durable_seq(self.run_id, session, source)
+        return self.writer.durable_seq(self._stream_id(session, source))
+
+    def facts(self, now_ns: int, *, is_host: bool) -> RunFacts:
+        """Return what other threads may know of the run."""
+        return RunFacts(
+            run_id=self.run_id,
+            name=self._told.file.name or "",
+            project=self._told.file.project or "",
+            is_host=is_host,
+            is_started=self.is_started,
+            is_ended=self.is_ended,
+            finish_status=self.finish_status,
+            main_session=self._told.sessions.newest,
+            silent_s=(now_ns - self.heard_ns) / 1e9 if self.heard_ns else 0.0,
+            durable_row=self.writer.durable_row,
+            alerts=tuple(self._told.alerts),
+        )
 
     def append(
         self,
@@ -123,22 +134,24 @@ class Run:
 
         is_late: the frame comes from the spool of a session that is over.
         """
-        self.writer.append(
-            self.run_id, session, source, base_seq, len(events), payload, is_late=is_late
-        )
+        stream = self._stream_id(session, source)
+        self.writer.append(stream, base_seq, len(events), payload, is_late=is_late)
         for event in events:
             self._learn(session, source, event, is_late=is_late)
         if not is_late:
             self._told.goes_on(session, source)
+            self._hand_on(session, source, events, len(payload))
         if self.is_ended:
             self.reopen()
 
     def say(self, event: Event) -> None:
         """Append an event of the sidecar's own to the journal."""
-        seq = self.appended_seq(self._session, SIDECAR) + 1
+        own = self._stream_id(self._session, SIDECAR)
+        seq = self.writer.appended_seq(own) + 1
         packed = encode_event(event, self._clock.wall_ns(), self._clock.monotonic_ns())
-        self.writer.append(self.run_id, self._session, SIDECAR, seq, 1, join_events([packed]))
+        self.writer.append(own, seq, 1, join_events([packed]))
         self._learn(self._session, SIDECAR, event)
+        self._hand_on(self._session, SIDECAR, [event], len(packed))
 
     def sync(self) -> None:
         """Sync the journal, then write run.json if it has changed.
@@ -147,7 +160,7 @@ class Run:
             JournalFull, JournalFault: as the journal says.
         """
         self.writer.sync()
-        if self._is_changed or self.writer.durable_row - self.info["as_of_row"] > _REFRESH_ROWS:
+        if self._is_changed or self.writer.durable_row - self.file.as_of_row > _REFRESH_ROWS:
             self._save()
 
     def show_if_unannounced(self, *, is_over: bool = False) -> bool:
@@ -170,26 +183,37 @@ class Run:
         if self.is_ended:
             return
         # Number the endings: a sink that is done with an earlier one has more to do.
-        endings = self.info.get("endings", 0)
-        self.info.update(state="ended", endings=endings + 1)
+        endings = self.file.endings
+        self.file.state, self.file.endings = ENDED, (endings or 0) + 1
         if self._save():
             log.info("run=%s ended, status=%s", self.run_id, self.finish_status)
         else:
-            self.info.update(state="running", endings=endings)
+            self.file.state, self.file.endings = RUNNING, endings
 
     def reopen(self, *, is_new_session: bool = False) -> None:
         """Mark the run as running again; run.json is written with the next sync."""
         if is_new_session:
             self._told.forget_sessions()
-        self.info["state"] = "running"
+        self.file.state = RUNNING
         self._is_changed = True
 
     def end_stream(self, session: str, source: str) -> None:
         """Note that a stream has ended: the next segment's header need not name it."""
-        self.writer.end_stream(self.run_id, session, source)
+        self.writer.end_stream(self._stream_id(session, source))
 
     def close(self) -> None:
         self.writer.close()
+
+    def _hand_on(self, session: str, source: str, events: list[Event | None], size: int) -> None:
+        if self._feed is not None:
+            self._feed.put(Fed(self.run_id, session, source, events, size))
+
+    def _stream_id(self, session: str, source: str) -> StreamId:
+        """Return the id under which a stream stands in this run's journal.
+
+        A sampler's stream stands in several, under the id of each run.
+        """
+        return StreamId(self.run_id, session, source)
 
     def _learn(
         self, session: str, source: str, event: Event | None, *, is_late: bool = False
@@ -200,7 +224,7 @@ class Run:
 
     def _catch_up(self) -> None:
         """Learn what was journaled after run.json was last written."""
-        known = int(self.info["as_of_row"])
+        known = self.file.as_of_row
         if known > self.writer.durable_row:
             # run.json is of another journal, which was replaced by this one.
             self._told.forget()
@@ -215,9 +239,9 @@ class Run:
 
     def _save(self) -> bool:
         """Write run.json; return False on failure, which loses nothing: the journal has it all."""
-        self.info["as_of_row"] = self.writer.durable_row
+        self.file.as_of_row = self.writer.durable_row
         try:
-            write_json(self.directory / RUN_FILE, self.info)
+            write_json(RunDir(self.directory).run_file, self._told.to_json())
         except OSError as exc:
             if not self._is_save_failing:
                 log.error("run=%s: run.json can't be written: %s", self.run_id, exc)
@@ -225,17 +249,3 @@ class Run:
             return False
         self._is_changed = self._is_save_failing = False
         return True
-
-
-def lifecycle_events(
-    directory: Path, first_row: int, *, is_recorded: bool = False
-) -> Iterator[tuple[Row, Event | None]]:
-    """Yield the rows from first_row on whose events change run.json."""
-    tags = (RunStarted.TAG, ConfigUpdated.TAG, RunFinished.TAG)
-    with JournalReader(directory, first_row, is_recorded=is_recorded) as reader:
-        while (batch := reader.read()).rows or not batch.is_end:
-            for row in batch.rows:
-                if row.envelope.tag in tags:
-                    # Checked when journaled, but perhaps by an older version of this program.
-                    with contextlib.suppress(DecodeError):
-                        yield row, row.envelope.event()

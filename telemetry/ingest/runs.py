@@ -14,15 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shared.clock import Clock
+from shared.files import make_directory
 from shared.ids import check_run_id
 from telemetry.ingest.run import Run
-from telemetry.journal.layout import make_durably
 from telemetry.journal.readable import readable_end
-from telemetry.run_info import RUN_FILE, SIDECAR, checked_info
-from telemetry.sessions import MAIN_SOURCE
+from telemetry.run_dir import RunDir, RunState, read, runs_of
 from telemetry.supervise.tombstones import Tombstone, read_tombstone
-
-__all__ = ["MAIN_SOURCE", "RUN_FILE", "SIDECAR", "Runs"]
+from telemetry.watch.feed import Feed
 
 log = logging.getLogger("telemetry.ingest.runs")
 
@@ -30,11 +28,14 @@ log = logging.getLogger("telemetry.ingest.runs")
 class Runs:
     """All runs under one data directory, opened as they are needed."""
 
-    def __init__(self, data_dir: Path, session: str, clock: Clock) -> None:
-        self.directory = data_dir / "runs"
+    def __init__(
+        self, data_dir: Path, session: str, clock: Clock, feed: Feed | None = None
+    ) -> None:
+        self.directory = runs_of(data_dir)
         self._data_dir = data_dir
         self._session = session
         self._clock = clock
+        self._feed = feed
         self._open: dict[str, Run] = {}
         self._told_of: set[str] = set()
         self._unfinished: deque[Path] = deque()
@@ -61,8 +62,10 @@ class Runs:
         if run is None:
             directory = self.directory / check_run_id(run_id)
             _refuse_links(directory)
-            make_durably(directory)
-            run = self._open[run_id] = Run(directory, run_id, self._session, self._clock)
+            make_directory(directory)
+            run = self._open[run_id] = Run(
+                directory, run_id, self._session, self._clock, self._feed
+            )
         return run
 
     def open_unfinished(self) -> None:
@@ -82,7 +85,7 @@ class Runs:
             directory = self._unfinished.popleft()
             # Any exception, whatever its files hold: one bad run must not stop the others.
             try:
-                if (directory / "journal").is_dir() and not _is_over(directory):
+                if RunDir(directory).journal.is_dir() and not _is_over(directory):
                     self.open(directory.name)
             except Exception as exc:
                 log.error("run=%s can't be opened: %s", directory.name, exc)
@@ -113,11 +116,11 @@ class Runs:
     def discard(self, run: Run) -> None:
         """Close a run that never got a row, and take its empty directory away."""
         self.release(run)
-        journal = run.directory / "journal"
+        place = RunDir(run.directory)
         with contextlib.suppress(OSError):
-            for path in (run.directory / RUN_FILE, *journal.iterdir()):
+            for path in (place.run_file, *place.journal.iterdir()):
                 path.unlink(missing_ok=True)
-            journal.rmdir()
+            place.journal.rmdir()
             run.directory.rmdir()
 
     def close(self) -> None:
@@ -135,10 +138,10 @@ def _refuse_links(directory: Path) -> None:
     """
     if directory.is_symlink():
         raise ValueError(f"the directory of run {directory.name} is a symbolic link")
-    places = (directory, *(directory / name for name in ("journal", "quarantine", "cursors")))
-    for place in places:
+    place = RunDir(directory)
+    for checked in (directory, place.journal, place.quarantine, place.cursors):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            for path in place.iterdir():
+            for path in checked.iterdir():
                 if path.is_symlink():
                     shown = path.relative_to(directory.parent)
                     raise ValueError(
@@ -147,9 +150,11 @@ def _refuse_links(directory: Path) -> None:
 
 
 def _is_over(directory: Path) -> bool:
-    info = checked_info(directory, directory.name)
+    """True if a run has ended, and has no rows behind its end."""
+    place = RunDir(directory)
     # The journal is read, not only its durable mark: after a power cut the mark may be older
     # than the rows that were acknowledged.
-    end, known = readable_end(directory / "journal"), info.get("as_of_row")
-    has_news = end is not None and not (isinstance(known, int) and end.next_row <= known)
-    return info.get("state") == "ended" and not has_news
+    end, run = readable_end(place.journal), read(place.run_file, RunState)
+    if run is None or run.run_id != directory.name or not run.is_ended:
+        return False
+    return end is None or end.next_row <= run.as_of_row

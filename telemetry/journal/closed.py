@@ -18,6 +18,7 @@ import os
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from shared.files import sync_directory, write_all
 from shared.record import (
     STREAMS,
     CorruptRecord,
@@ -26,7 +27,6 @@ from shared.record import (
     encode_record,
     encode_table,
 )
-from telemetry.journal.layout import sync_directory
 from telemetry.journal.scan import Damage, scan
 
 CLOSED_NAME: Final = "closed"
@@ -82,9 +82,7 @@ def append_closed(directory: Path, size: int, streams: dict[int, StreamEntry]) -
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         os.ftruncate(fd, size)
-        written = 0
-        while written < len(data):
-            written += os.pwrite(fd, data[written:], size + written)
+        write_all(fd, data, size)
         os.fdatasync(fd)
     except OSError:
         with contextlib.suppress(OSError):

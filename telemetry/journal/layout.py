@@ -13,7 +13,6 @@ itself: if a power cut brings an older mark back, that is still true.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import struct
 import zlib
@@ -86,26 +85,3 @@ def decode_mark(data: bytes) -> Mark | None:
     mark = Mark(*_MARK.unpack(body))
     is_sensible = mark.segment <= mark.next_row <= ROW_MAX
     return mark if crc == zlib.crc32(body) and is_sensible else None
-
-
-def make_durably(directory: Path) -> None:
-    """Make a directory and its parents, with their names durable after a power cut.
-
-    The name of an existing directory is synced as well: the process that made it may
-    have been killed before its sync.
-    """
-    if not directory.is_dir():
-        make_durably(directory.parent)
-        directory.mkdir(exist_ok=True)
-    # A parent that this user can't open existed before, and needs no sync.
-    with contextlib.suppress(PermissionError):
-        sync_directory(directory.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory durable."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

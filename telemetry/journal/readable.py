@@ -8,10 +8,10 @@ Never: changes a file.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from pathlib import Path
 
+from shared.locks import LocksUnsupported, is_locked
 from shared.record import CorruptRecord, decode_segment_header
 from telemetry.journal.layout import Mark, read_mark, segments
 from telemetry.journal.walk import Walked
@@ -63,14 +63,7 @@ def _end_of_last(directory: Path, mark: Mark) -> Mark:
 
 def is_written(directory: Path) -> bool:
     """True if a writer has the journal open. False on a file system without locks."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        # A shared lock: two processes that ask at once must not see each other as writers.
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
+        return is_locked(directory)
+    except LocksUnsupported:
         return False
-    finally:
-        os.close(fd)
-    return False

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from shared.files import make_directory, sync_directory, write_atomically
 from shared.record import (
     SEGMENT_HEADER_BYTES,
     CorruptRecord,
@@ -19,14 +20,7 @@ from shared.record import (
     decode_segment_header,
     find_record,
 )
-from telemetry.journal.layout import (
-    Mark,
-    SegmentFile,
-    make_durably,
-    read_mark,
-    segments,
-    sync_directory,
-)
+from telemetry.journal.layout import Mark, SegmentFile, read_mark, segments
 from telemetry.journal.scan import HOLE, SEGMENT, Damage
 from telemetry.journal.walk import Walked
 
@@ -150,13 +144,9 @@ def _save_tail(directory: Path, segment: SegmentFile, tail: bytes, offset: int) 
     if not tail:
         return
     quarantine = directory.parent / "quarantine"
-    make_durably(quarantine)
+    make_directory(quarantine)
     name = f"{segment.path.name}.{offset}.tail"
     path, number = quarantine / name, 1
     while path.exists():
         path, number = quarantine / f"{name}.{number}", number + 1
-    with path.open("wb") as file:
-        file.write(tail)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_directory(quarantine)
+    write_atomically(path, tail)

@@ -25,6 +25,7 @@ from shared.events import (
     HARDWARE,
     TRAIN,
     VAL,
+    AlertChanged,
     DecodeError,
     Event,
     Gap,
@@ -36,6 +37,7 @@ from shared.events import (
     Scalar,
 )
 from shared.text import clean
+from telemetry.alerts.words import level_of, words_of
 from telemetry.journal.rows import STEP, Row, RunContext, point_of
 from telemetry.sinks.base import Position, SinkContext, SinkRejected, SinkUnavailable
 
@@ -146,6 +148,8 @@ def words(row: Row, event: Event) -> tuple[str, str] | None:
             return "end", status if code is None else f"{status}, exit code {code}"
         case MessageLogged(level=level, text=text):
             return level, text
+        case AlertChanged():
+            return level_of(event), words_of(event)
         case Gap(count=count, reason=reason):
             return "gap", f"{count:,} events missing: {reason}"
         case MetricsLogged(kind=kind) if kind == HARDWARE:

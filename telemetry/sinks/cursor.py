@@ -29,8 +29,8 @@ from types import TracebackType
 
 import msgspec
 
+from shared.files import make_directory
 from shared.locks import Locked, lock
-from telemetry.journal.layout import make_durably
 from telemetry.json_files import DamagedFile, read_json, write_json
 from telemetry.run_dir import CursorFile, RunDir, typed
 from telemetry.sinks.base import START, Position
@@ -58,7 +58,7 @@ class Cursor:
         """
         place = RunDir(out_dir)
         # A commit is durable only if the names of its directories are.
-        make_durably(place.cursors)
+        make_directory(place.cursors)
         self.path = place.cursor(sink)
         self._run_id = run_id
         self.journal = journal

@@ -18,8 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from shared.files import sync_directory
 from shared.text import clean
-from telemetry.journal.layout import sync_directory
 
 REASON_MAX_CHARS: Final = 300
 

@@ -26,7 +26,7 @@ import msgspec
 import psutil
 
 from telemetry.errors import EXIT_FAULT, EXIT_OK, EXIT_RUNNING
-from telemetry.run_dir import RunDir, SinkState
+from telemetry.run_dir import RunDir, StateFile
 from telemetry.sinks.slot import Slot
 from telemetry.sinks.surroundings import sink_environ
 
@@ -190,7 +190,7 @@ class SinkProcess:
         if told == self.told:
             return
         self.told = told
-        place, value = RunDir(self.run_dir), SinkState(*told)
+        place, value = RunDir(self.run_dir), StateFile(*told)
         with contextlib.suppress(OSError):
             place.cursors.mkdir(exist_ok=True)
             place.state(self.sink).write_text(json.dumps(msgspec.structs.asdict(value)))

@@ -24,11 +24,10 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from shared.files import write_atomically
+from shared.files import make_directory, write_atomically
 from shared.ids import check_run_id
 from shared.record import StreamEntry
 from telemetry.journal.identity import identify, journal_uuid
-from telemetry.journal.layout import make_durably
 from telemetry.run_dir import RunDir, runs_of
 
 DIRECTORY: Final = "removed"
@@ -75,7 +74,7 @@ def write_tombstone(runs_dir: Path, run_id: str, reason: str) -> None:
     """
     uuid, streams = identify(RunDir(runs_dir / run_id).journal)
     path = _path(runs_dir.parent, run_id)
-    make_durably(path.parent)
+    make_directory(path.parent)
     former = _read(path)
     journals = [j for j in former.journals if j.uuid != uuid.hex()] if former else []
     journals.append(_Journal(uuid.hex(), list(streams.values())))

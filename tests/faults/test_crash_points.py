@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from shared.clock import SystemClock
+from shared.files import make_directory, sync_directory
 from telemetry.datadir import DataDir
-from telemetry.journal.layout import MARK_NAME, make_durably, segments, sync_directory
+from telemetry.journal.layout import MARK_NAME, segments
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import read_json, write_json
 from telemetry.run_dir import RunFile
@@ -27,7 +28,13 @@ from telemetry.sinks.wandb.selection import Selected
 from telemetry.sinks.wandb.wandb_file import history_rows
 from telemetry.supervise.retention import Retention, read_tombstone
 from tests.faults.crash_points import cut_everywhere, kill_everywhere
-from tests.telemetry.journal.helpers import RUN, SESSION, numbers, read_all, write
+from tests.telemetry.journal.helpers import (
+    RUN,
+    numbers,
+    read_all,
+    stream,
+    write,
+)
 from tests.telemetry.sinks import helpers_tensorboard
 from tests.telemetry.sinks.helpers_rows import RowMaker
 from tests.telemetry.sinks.wandb_sink.test_wandb_file import framed, history
@@ -51,8 +58,8 @@ def open_journal(root: Path) -> JournalWriter:
 
 def durable_data_dir(root: Path) -> None:
     """As the sidecar makes it at its start."""
-    make_durably(root / "data")
-    make_durably(root / "data" / "runs")
+    make_directory(root / "data")
+    make_directory(root / "data" / "runs")
 
 
 def record(root: Path, promises: Promises) -> None:
@@ -73,7 +80,7 @@ def note(writer: JournalWriter, promises: Promises) -> None:
     """What a sidecar tells producers to be on disk."""
     promises["rows"] = max(promises.get("rows", 0), writer.durable_row)
     for source in ("rank0", "rank1"):
-        seq = writer.durable_seq(RUN, SESSION, source)
+        seq = writer.durable_seq(stream(source))
         promises[source] = max(promises.get(source, -1), seq)
 
 
@@ -82,7 +89,7 @@ def check_journal(root: Path, promises: Promises) -> None:
     durable_data_dir(root)
     with open_journal(root) as writer:
         assert writer.durable_row >= promises.get("rows", 0)
-        had = {s: writer.durable_seq(RUN, SESSION, s) for s in ("rank0", "rank1")}
+        had = {s: writer.durable_seq(stream(s)) for s in ("rank0", "rank1")}
         assert all(had[source] >= promises.get(source, -1) for source in had)
         assert writer.recovered.damage == []
     rows, damage = read_all(run_dir(root) / "journal")

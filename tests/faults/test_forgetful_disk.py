@@ -27,6 +27,7 @@ from hypothesis.stateful import (
 )
 
 from shared.events import MetricsLogged, encode_event, join_events
+from shared.ids import StreamId
 from telemetry.journal.layout import segments
 from telemetry.journal.reader import JournalReader
 from telemetry.journal.writer import JournalFault, JournalFull, JournalWriter
@@ -37,6 +38,13 @@ from tests.faults.forgetful_disk import BLOCK_BYTES, Died, ForgetfulDisk
 RUN = "r"
 SOURCES = ("rank0", "rank1")
 SEGMENT_MAX_BYTES = 700
+
+
+def stream(source: str) -> StreamId:
+    """The stream of a source; each has a session of its own."""
+    return StreamId(RUN, f"s-{source}", source)
+
+
 Event = tuple[str, int]
 """(source, seq): an event says itself which it is."""
 
@@ -86,7 +94,7 @@ class Crashes(RuleBasedStateMachine):
         """Mostly with a sync: where nothing was promised yet, nothing can be broken."""
         for source, count in frames:
             seq = self.next_seq[source]
-            self.writer.append(RUN, f"s-{source}", source, seq, count, packed(source, seq, count))
+            self.writer.append(stream(source), seq, count, packed(source, seq, count))
             self.next_seq[source] += count
         if then != "nothing":
             self.sync()
@@ -102,7 +110,7 @@ class Crashes(RuleBasedStateMachine):
             with self.dying():
                 self.writer.sync()
                 for source in SOURCES:
-                    self.acknowledged[source] = self.writer.durable_seq(RUN, f"s-{source}", source)
+                    self.acknowledged[source] = self.writer.durable_seq(stream(source))
                 if self.disk.room == 0:
                     # All is on disk, and the mark did not fit: the next sync publishes it.
                     self.disk.room = None
@@ -201,7 +209,7 @@ class Crashes(RuleBasedStateMachine):
         self.disk.calls_left = None
         if self.writer is not None:
             for source in SOURCES:
-                self.next_seq[source] = self.writer.appended_seq(RUN, f"s-{source}", source) + 1
+                self.next_seq[source] = self.writer.appended_seq(stream(source)) + 1
 
     @precondition(lambda self: self.writer is None)
     @rule()
@@ -314,12 +322,12 @@ def test_a_hole_in_what_was_not_synced_costs_nobody_his_place(tmp_path: Path) ->
     behind the hole is sent again, with what was in it: seqs go on where the hole is."""
     journal = tmp_path / "journal"
     with JournalWriter(journal) as writer:
-        writer.append(RUN, "s", "rank0", 0, 1, packed("rank0", 0, 1))
+        writer.append(StreamId(RUN, "s", "rank0"), 0, 1, packed("rank0", 0, 1))
         writer.sync()
         synced = segments(journal)[0].path.stat().st_size
         mark = (journal / "durable").read_bytes()
         for seq in (1, 2, 3):
-            writer.append(RUN, "s", "rank0", seq, 1, packed("rank0", seq, 1))
+            writer.append(StreamId(RUN, "s", "rank0"), seq, 1, packed("rank0", seq, 1))
             writer.sync()
     path = segments(journal)[0].path
     data = bytearray(path.read_bytes())
@@ -328,7 +336,7 @@ def test_a_hole_in_what_was_not_synced_costs_nobody_his_place(tmp_path: Path) ->
     (journal / "durable").write_bytes(mark)
 
     with JournalWriter(journal) as writer:
-        appended, next_row = writer.appended_seq(RUN, "s", "rank0"), writer.next_row
+        appended, next_row = writer.appended_seq(StreamId(RUN, "s", "rank0")), writer.next_row
 
     assert (appended, next_row) == (0, 1)
     (saved,) = (tmp_path / "quarantine").iterdir()

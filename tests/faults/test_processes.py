@@ -17,6 +17,7 @@ import pytest
 
 from shared.emitter import Emitter, spool
 from shared.events import MetricsLogged, encode_event, join_events
+from shared.ids import StreamId
 from telemetry.config import ServeConfig
 from telemetry.journal.layout import read_mark
 from telemetry.journal.writer import JournalWriter
@@ -286,7 +287,7 @@ def record_ended(run_dir: Path) -> None:
     """A run as a former sidecar left it, with nothing in any sink."""
     events = [encode_event(event, 1, 1) for event in (started(), metric(0), finished())]
     with JournalWriter(run_dir / "journal") as writer:
-        writer.append(run_dir.name, "s1", "rank0", 0, len(events), join_events(events))
+        writer.append(StreamId(run_dir.name, "s1", "rank0"), 0, len(events), join_events(events))
         writer.sync()
     info = {"run_id": run_dir.name, "name": "n", "state": "ended", "endings": 1, "as_of_row": 3}
     write_json(run_dir / "run.json", info | {"status": "finished", "exit_code": 0})

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from telemetry.journal.layout import make_durably
+from shared.files import make_directory
 from telemetry.run_dir import RunDir
 from telemetry.sinks.cursor import Cursor
 from telemetry.sinks.skips import Skips, read_skips
@@ -43,7 +43,7 @@ def test_what_a_killed_process_has_begun_to_step_over_is_whole_or_not_there() ->
 
 def open_link(root: Path, promises: dict[str, Any]) -> None:
     """The first thing that the wandb sink writes: rows may be on their way from here on."""
-    make_durably(root / "run")
+    make_directory(root / "run")
     link = LinkFile(root / "run" / "wandb", "r")
     for value in (
         Link(mode="online"),

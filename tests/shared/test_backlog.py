@@ -115,7 +115,7 @@ def test_the_oldest_train_events_go_first_and_one_gap_stands_in_their_place():
     assert gap == Gap(
         count=97 - (len(numbers) - 5), by_kind={"train": 97 - (len(numbers) - 5)}, reason=QUEUE_FULL
     )
-    assert backlog.dropped == Counter(train=gap.count)
+    assert backlog.dropped_events == gap.count
     assert decode_envelope(taken[3]).wall_ns == 77
 
 
@@ -136,7 +136,8 @@ def test_what_is_worth_less_is_dropped_before_what_is_worth_more(less, more):
     for number in range(20, 200):
         backlog.add(less, packed(number))
 
-    assert backlog.dropped[less] > 100 and backlog.dropped[more] == 0
+    (gap,) = gaps_in(drained(backlog))
+    assert gap.by_kind[less] == backlog.dropped_events > 100 and gap.by_kind.keys() == {less}
 
 
 def test_the_backlog_is_within_its_bound_after_every_event():
@@ -162,7 +163,7 @@ def test_a_gap_moves_forward_to_the_first_event_that_is_missing():
     taken = drained(backlog)
     (gap,) = gaps_in(taken)
     assert number_of(taken[0]) == 0 and number_of(taken[1]) is None
-    assert gap.count == 5 + backlog.dropped["train"] and backlog.dropped["train"] > 0
+    assert gap.count == 5 + backlog.dropped_events and backlog.dropped_events > 0
 
 
 def test_gaps_of_different_reasons_stay_apart():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
 
 import pytest
 
-from shared.emitter import claims
 from shared.emitter.claims import Claim, ClaimTaken, claim_worker, holder
 
 
@@ -48,15 +48,14 @@ def test_a_process_that_dies_holds_nothing(tmp_path):
     Claim(tmp_path, "r.rank0").release()
 
 
-def test_workers_get_the_lowest_number_that_is_free(tmp_path, monkeypatch):
+def test_workers_get_the_lowest_number_that_is_free(tmp_path):
     """Numbers are used again: a thousand short workers are not a thousand sources."""
     (zero, first), (one, second) = (claim_worker(tmp_path, "r", "rank0") for _ in range(2))
     first.release()
     again, third = claim_worker(tmp_path, "r", "rank0")
-    monkeypatch.setattr(claims, "WORKERS_MAX", 2)
 
     with pytest.raises(OSError, match="at once"):
-        claim_worker(tmp_path, "r", "rank0")
+        claim_worker(tmp_path, "r", "rank0", 2)
 
     assert (zero, one, again) == (0, 1, 0)
     second.release(), third.release()
@@ -64,13 +63,13 @@ def test_workers_get_the_lowest_number_that_is_free(tmp_path, monkeypatch):
 
 def test_a_claim_that_was_released_between_open_and_lock_is_taken_anew(tmp_path, monkeypatch):
     """A lock on a file that has no name any more would be no lock."""
-    held, flock = Claim(tmp_path, "n"), claims.fcntl.flock
+    held, flock = Claim(tmp_path, "n"), fcntl.flock
 
     def late(fd: int, how: int) -> None:
         held.release()
         flock(fd, how)
 
-    monkeypatch.setattr(claims.fcntl, "flock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     claim = Claim(tmp_path, "n")
     monkeypatch.undo()
 

@@ -14,7 +14,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,11 +21,8 @@ import zmq
 
 from shared.clock import SystemClock
 from shared.emitter import Emitter, EmitterStats, NullEmitter
-from shared.emitter import conversation as conversation_module
-from shared.emitter import emitter as emitter_module
-from shared.emitter import sender as sender_module
-from shared.emitter.conversation import Conversation
-from shared.emitter.spool import Spool, SpoolUnavailable, adopt_orphans
+from shared.emitter.options import EmitterOptions
+from shared.emitter.spool import adopt_orphans
 from shared.events import (
     ConfigUpdated,
     Event,
@@ -78,6 +74,12 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 
 def adds_up(stats: EmitterStats) -> bool:
     return stats.emitted == stats.acknowledged + stats.queued + stats.dropped + stats.refused
+
+
+def memory_of(emitter: Emitter) -> int:
+    """Bytes that are held behind the queue."""
+    sender = emitter._sender
+    return sender.framing.backlog.held_bytes + sender.main.stream.frames.memory_bytes
 
 
 def orphaned(directory: Path) -> int:
@@ -220,21 +222,21 @@ def test_a_sidecar_killed_in_mid_stream_gets_everything_once(endpoint):
     assert emitter.stats() == EmitterStats(emitted=total, acknowledged=total)
 
 
-def test_a_sidecar_that_answers_nothing_for_a_while_gets_everything_once(endpoint, monkeypatch):
+def test_a_sidecar_that_answers_nothing_for_a_while_gets_everything_once(endpoint):
     """Row 4: frozen. The socket is rebuilt, and what was swallowed is sent again."""
-    monkeypatch.setattr(conversation_module, "SILENCE_NS", 300_000_000)
-    with FakeSidecar(endpoint) as sidecar, Emitter(endpoint, run_id=RUN, source="rank0") as emitter:
+    options = EmitterOptions(silence_s=0.3)
+    with (
+        FakeSidecar(endpoint) as sidecar,
+        Emitter(endpoint, run_id=RUN, source="rank0", options=options) as emitter,
+    ):
         emitter.emit(metric(0))
         sidecar.wait_for_events(RUN, 1)
+        (old,) = sidecar.peers
         sidecar.is_mute = True
-        rebuilt = threading.Event()
-        rebuild = sender_module.Connection.rebuild
-        monkeypatch.setattr(
-            sender_module.Connection, "rebuild", lambda self: (rebuild(self), rebuilt.set())[0]
-        )
         for step in range(1, 20):
             emitter.emit(metric(step))
-        assert rebuilt.wait(FAR_S) and emitter.stats().queued == 19
+        sidecar.wait_for(lambda: sidecar.peers != {old})
+        assert emitter.stats().queued == 19
 
         sidecar.is_mute = False
         sidecar.wait_for_events(RUN, 20)
@@ -315,23 +317,23 @@ def test_garbage_is_refused_and_counted_and_its_neighbours_arrive(endpoint, capl
     assert 5 < len(reasons) == len(set(reasons)) < len(REFUSED) + len(PARTLY)
 
 
-class StuckSpool:
-    """Stands for a spool on a frozen disk: a write does not return until it thaws."""
+class FrozenDisk:
+    """Stands for a disk that stands still: a write does not return until it thaws."""
 
     def __init__(self) -> None:
         self.is_stuck = threading.Event()
         self.thaw = threading.Event()
 
-    def create(self, *args: object) -> Spool:
+    def pwrite(self, fd: int, data: object, at: int) -> int:
         self.is_stuck.set()
         assert self.thaw.wait(FAR_S)
-        raise SpoolUnavailable("frozen")
+        raise OSError(errno.EIO, "frozen")
 
 
 def test_emit_does_not_wait_while_the_sender_is_stuck_on_a_disk(endpoint, spool_dir, monkeypatch):
     """Row 35: the queue fills up to its bound, and what does not fit is counted."""
-    frozen = StuckSpool()
-    monkeypatch.setattr(sender_module.Spool, "create", frozen.create)
+    frozen = FrozenDisk()
+    monkeypatch.setattr(os, "pwrite", frozen.pwrite)
     emitter = Emitter(
         endpoint, run_id=RUN, source="rank0", spool_dir=spool_dir, queue_max_bytes=4 * 2**20
     )
@@ -353,19 +355,16 @@ def test_emit_does_not_wait_while_the_sender_is_stuck_on_a_disk(endpoint, spool_
     assert stuck.dropped > 0 and stuck.queued > 0 and adds_up(stuck)
     assert stuck.emitted == 20_002
     frozen.thaw.set()
-    assert emitter._sender._closed.wait(FAR_S)
+    assert emitter._sender.has_ended.wait(FAR_S)
 
 
 @pytest.mark.parametrize("spool_max_bytes", [None, 200_000])
-def test_a_full_queue_is_counted_by_kind_and_the_gap_arrives(
-    endpoint, spool_dir, monkeypatch, spool_max_bytes
-):
+def test_a_full_queue_is_counted_by_kind_and_the_gap_arrives(endpoint, spool_dir, spool_max_bytes):
     """Row 5: no sidecar until memory is full, and the spool if there is one; then it comes."""
     said: Counter[str] = Counter()
     options: dict[str, object] = {"queue_max_bytes": 2**19}
     if spool_max_bytes is not None:
-        bounded = partial(sender_module.SenderOptions, spool_max_bytes=spool_max_bytes)
-        monkeypatch.setattr(emitter_module, "SenderOptions", bounded)
+        options["options"] = EmitterOptions(spool_max_bytes=spool_max_bytes)
         options["spool_dir"] = spool_dir
     emitter = Emitter(endpoint, run_id=RUN, source="rank0", **options)
 
@@ -384,7 +383,7 @@ def test_a_full_queue_is_counted_by_kind_and_the_gap_arrives(
     wait_until(lambda: not emitter._queue)
     stats = emitter.stats()
     assert stats.dropped_by_reason == {"queue full": stats.dropped} and adds_up(stats)
-    memory = emitter._sender.backlog._bytes + emitter._sender.main.stream.memory_bytes
+    memory = memory_of(emitter)
     assert memory < 2**19
     spooled = sum(path.stat().st_size for path in spool_dir.glob("*.spool"))
     assert (spooled > 0) == (stats.spooled > 0) == (spool_max_bytes is not None)
@@ -432,7 +431,7 @@ def test_a_burst_that_memory_does_not_hold_goes_to_the_spool(endpoint, spool_dir
 
         for step in range(60_000):
             emitter.emit(MetricsLogged(kind="train", step=step, values=values))
-        held = emitter._sender.backlog.held_bytes + emitter._sender.main.stream.memory_bytes
+        held = memory_of(emitter)
         sidecar.is_syncing = True
 
         assert held < 4 * 2**20 and emitter.close(FAR_S * 3)
@@ -566,7 +565,7 @@ def test_what_is_not_overdue_when_the_time_is_up_goes_to_the_spool_all_the_same(
 
     assert not emitter.close(0.05)
 
-    assert emitter._sender._closed.wait(FAR_S)
+    assert emitter._sender.has_ended.wait(FAR_S)
     assert orphaned(spool_dir) == 50
 
 
@@ -680,15 +679,15 @@ def test_no_socket_to_be_had_leaves_events_in_the_spool_until_there_is_one(
 
 def test_an_exception_in_the_sender_does_not_end_it(endpoint, monkeypatch, caplog):
     """It is logged once, with its traceback, and the next turn goes on."""
-    send_frames, left = Conversation._send_frames, [3]
+    send, left = zmq.Socket.send_multipart, [3]
 
-    def failing(self: Conversation, *args: object) -> None:
-        if left[0]:
+    def failing(self: zmq.Socket, *args: object, **options: object) -> object:
+        if left[0] and threading.current_thread().name == "telemetry-sender":
             left[0] -= 1
             raise ZeroDivisionError
-        send_frames(self, *args)
+        return send(self, *args, **options)
 
-    monkeypatch.setattr(Conversation, "_send_frames", failing)
+    monkeypatch.setattr(zmq.Socket, "send_multipart", failing)
     with FakeSidecar(endpoint) as sidecar:
         emitter = Emitter(endpoint, run_id=RUN, source="rank0")
         emitter.emit(metric(0))
@@ -897,12 +896,12 @@ def test_emitters_of_one_process_share_the_time_at_its_end(endpoint, spool_dir):
 def test_a_count_of_memory_that_a_race_spoiled_is_right_again_when_the_queue_is_empty(endpoint):
     """Two threads that add at once may lose one addition."""
     with FakeSidecar(endpoint) as sidecar, Emitter(endpoint, run_id=RUN, source="rank0") as emitter:
-        emitter._cost_in -= 7
+        emitter._queue._cost_in -= 7
 
         emitter.emit(metric(0))
         sidecar.wait_for_events(RUN, 1)
 
-        wait_until(lambda: emitter._cost_in == emitter._cost_out)
+        wait_until(lambda: emitter._queue._cost_in == emitter._queue._cost_out)
 
 
 def test_a_trainer_that_vanishes_leaves_all_but_its_last_moments(endpoint, spool_dir):

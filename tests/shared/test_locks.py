@@ -59,6 +59,21 @@ def test_a_file_system_without_locks_is_told_as_that(tmp_path: Path, monkeypatch
     os.close(fd)
 
 
+def test_without_a_descriptor_to_ask_with_a_lock_does_not_count_as_free(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """Its holder may be at work."""
+    (tmp_path / "f").touch()
+
+    def full(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "open", full)
+
+    with pytest.raises(OSError, match="Too many open files"):
+        is_locked(tmp_path / "f")
+
+
 def test_a_named_pipe_in_the_place_of_a_lock_is_not_waited_for(tmp_path: Path) -> None:
     """Opening one for reading would wait until somebody writes."""
     os.mkfifo(tmp_path / "lock")

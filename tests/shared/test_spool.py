@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.emitter import spool as spool_module
 from shared.emitter.spool import Spool, SpoolDamaged, SpoolUnavailable, adopt_orphans
 from shared.record import StreamEntry, encode_segment_header
 
@@ -268,16 +267,3 @@ def test_a_directory_that_cannot_be_made_is_unavailable(tmp_path):
 
     with pytest.raises(SpoolUnavailable, match="file"):
         Spool.create(tmp_path / "file" / "spool", RUN, SESSION, SOURCE)
-
-
-def test_a_spool_is_full_of_frames_at_some_number(tmp_path, monkeypatch):
-    """Each is a little memory in the trainer, wherever its body is."""
-    monkeypatch.setattr(spool_module, "FRAMES_MAX", 2)
-    spool = Spool.create(tmp_path, RUN, SESSION, SOURCE)
-    spool.append(0, 1, b"x")
-    assert not spool.is_full_of_frames
-
-    spool.append(1, 1, b"x")
-
-    assert spool.is_full_of_frames
-    spool.close(delete=True)

@@ -8,7 +8,7 @@ from shared.emitter import Emitter
 from shared.events import MetricsLogged, RunStarted
 from shared.ids import RUN_ID, new_run_id
 from shared.wandb_variables import filled_in, said_of_run, wandb_mode
-from tests.fakes import ManualClock
+from tests.fakes import FakeSidecar
 
 ALL = {
     "WANDB_PROJECT": "p",
@@ -127,20 +127,16 @@ def test_only_the_run_that_has_the_sweeps_id_is_told_to_be_of_the_sweep():
     assert (own.wandb_sweep_id, other.wandb_sweep_id) == ("s1", "")
 
 
-def test_the_emitter_reads_them_when_the_run_begins(monkeypatch, tmp_path):
+def test_the_emitter_reads_them_when_the_run_begins(monkeypatch, place):
     """Not when it was made: a script sets its variables between the two."""
-    out = Emitter(
-        f"ipc://{tmp_path}/nobody", run_id="r", source="rank0", close_timeout_s=0.1,
-        clock=ManualClock(),
-    )  # fmt: skip
-    taken = []
-    monkeypatch.setattr(
-        out, "_queue", type("Queue", (list,), {"append": lambda _, q: taken.append(q)})()
-    )
-    monkeypatch.setenv("WANDB_MODE", "disabled")
+    endpoint = f"ipc://{place}/s"
+    with FakeSidecar(endpoint) as sidecar:
+        out = Emitter(endpoint, run_id="r", source="rank0")
+        monkeypatch.setenv("WANDB_MODE", "disabled")
 
-    out.emit(RunStarted(project="p", name="n"))
-    out.emit(MetricsLogged(kind="train", step=1, values={"a": 1.0}))
-    out.close(0)
+        out.emit(RunStarted(project="p", name="n"))
+        out.emit(MetricsLogged(kind="train", step=1, values={"a": 1.0}))
 
-    assert taken[0][2].wandb_mode == "disabled" and len(taken) == 2
+        assert out.close(10)
+        started, row = sidecar.disk.typed(sidecar.disk.key_of("r"))
+    assert started.wandb_mode == "disabled" and row.values == {"a": 1.0}

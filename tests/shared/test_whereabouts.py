@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -14,7 +15,6 @@ import pytest
 import zmq
 
 from shared.emitter import Emitter
-from shared.emitter import spool as spool_module
 from shared.emitter.connection import Connection, check_address, check_endpoint
 from shared.emitter.spool import Spool, SpoolUnavailable
 from shared.emitter.whereabouts import endpoint_of, spool_dir_of
@@ -201,7 +201,7 @@ def test_a_file_system_without_locks_is_told_as_that(place, monkeypatch, error):
     def no_locks(fd: int, how: int) -> None:
         raise OSError(error, os.strerror(error))
 
-    monkeypatch.setattr(spool_module.fcntl, "flock", no_locks)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
 
     with pytest.raises(SpoolUnavailable, match="can't lock files"):
         Spool.create(place / "spool", "r", "s", "rank0")

@@ -176,7 +176,7 @@ def test_an_emitter_that_a_process_makes_itself_is_a_worker_of_its_parents(
 
         assert (done.returncode, done.stderr) == (0, "")
         found = steps_by_source(sidecar)
-    assert found == {"rank0": list(range(20)), "rank0.worker0": list(range(100, 120))}
+        assert found == {"rank0": list(range(20)), "rank0.worker0": list(range(100, 120))}
 
 
 def test_workers_of_a_pool_deliver_each_of_their_tasks(endpoint, place):
@@ -207,7 +207,7 @@ def test_an_emitter_that_is_sent_to_a_forked_worker_is_a_worker_there(endpoint, 
 
         assert (done.returncode, done.stderr) == (0, "")
         found = steps_by_source(sidecar)
-    assert found == {"rank0": list(range(20)), "rank0.worker0": list(range(100, 120))}
+        assert found == {"rank0": list(range(20)), "rank0.worker0": list(range(100, 120))}
 
 
 def test_a_worker_of_a_worker_is_a_worker_of_the_same_rank(endpoint, place):
@@ -246,7 +246,7 @@ def test_a_worker_that_is_killed_leaves_all_but_its_last_moments(endpoint, place
     ):
         sidecar.wait_for_events(RUN, 40)
         found = steps_by_source(sidecar)
-    assert found == {"rank0": list(range(20)), "rank0.worker0": list(range(100, 120))}
+        assert found == {"rank0": list(range(20)), "rank0.worker0": list(range(100, 120))}
 
 
 def test_data_loader_workers_that_emit_do_not_disturb_the_parent(endpoint, place):
@@ -378,7 +378,7 @@ def test_a_child_keeps_no_lock_of_its_parent(place):
     emitter = Emitter(f"ipc://{place}/s", run_id=RUN, source="rank0", spool_dir=place / "spool",
                       close_timeout_s=0.1)  # fmt: skip
     emitter.emit(metric(0))
-    wait_until(lambda: emitter._sender is not None and emitter._sender._claim is not None)
+    wait_until(lambda: emitter._sender is not None and emitter._sender.claim._claim is not None)
     read, write = os.pipe()
     child = os.fork()
     if not child:
@@ -386,7 +386,7 @@ def test_a_child_keeps_no_lock_of_its_parent(place):
         os.read(read, 1)
         os._exit(0)
     # As the kernel does when the parent dies, without a word.
-    emitter._sender._claim.abandon()
+    emitter._sender.claim.abandon()
     try:
         # The child lets go of its copy in a moment.
         wait_until(lambda: is_free(place / "spool", f"{RUN}.rank0"))

@@ -390,7 +390,7 @@ def test_the_spool_of_a_former_session_is_taken_beside_the_live_one(station, is_
     assert [row.is_late for row in station.rows()] == [False] * 2 + [True] * 3
     run = station.runs.get("r")
     # The live session has the say: its run neither ends nor takes a former name.
-    assert not run.is_ended and run.finish_status is None and run.info["name"] == "second"
+    assert not run.is_ended and run.finish_status is None and run.file.name == "second"
 
 
 def test_a_live_session_with_a_spool_reconnects(station):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from shared.events import Gap, MetricsLogged, RunFinished, RunStarted, encode_event, join_events
+from shared.ids import StreamId
 from shared.record import decode_segment_header
 from shared.text import clean
 from telemetry.commands.inspect import inspect
@@ -23,6 +24,8 @@ from tests.telemetry.sidecar_process import clean_env
 from tests.telemetry.sinks.lines_sink import Killed, LinesSink, Trouble, lines
 from tests.telemetry.wire_client import metric
 
+RANK0 = StreamId("r", "s1", "rank0")
+
 
 def recorded(directory: Path, name: str = "n", frames: int = 4) -> Path:
     """An ended run of some frames, two events each."""
@@ -32,7 +35,7 @@ def recorded(directory: Path, name: str = "n", frames: int = 4) -> Path:
             seq = 2 * frame
             events = [metric(seq), metric(seq + 1)]
             packed = [encode_event(e, 10**18 + (seq + i) * 10**9, 1) for i, e in enumerate(events)]
-            writer.append("r", "s1", "rank0", seq, 2, join_events(packed))
+            writer.append(RANK0, seq, 2, join_events(packed))
         writer.sync()
     write_json(
         run_dir / "run.json",
@@ -50,7 +53,7 @@ def introduced(directory: Path) -> Path:
     ]
     with JournalWriter(directory / "r" / "journal") as writer:
         packed = [encode_event(event, 10**18, 1) for event in events]
-        writer.append("r", "s1", "rank0", 0, 3, join_events(packed))
+        writer.append(RANK0, 0, 3, join_events(packed))
         writer.sync()
     write_json(directory / "r" / "run.json", {"run_id": "r"})
     return directory / "r"
@@ -107,9 +110,9 @@ def test_a_missing_first_segment_ends_with_1(tmp_path, capsys):
     run_dir = recorded(tmp_path)
     (segment,) = segments(run_dir / "journal")
     with JournalWriter(run_dir / "journal", segment_max_bytes=1) as writer:
-        writer.append("r", "s1", "rank0", 8, 1, join_events([encode_event(metric(8), 1, 1)]))
+        writer.append(RANK0, 8, 1, join_events([encode_event(metric(8), 1, 1)]))
         writer.sync()
-        writer.append("r", "s1", "rank0", 9, 1, join_events([encode_event(metric(9), 1, 1)]))
+        writer.append(RANK0, 9, 1, join_events([encode_event(metric(9), 1, 1)]))
         writer.sync()
     segment.path.unlink()
 
@@ -123,7 +126,7 @@ def test_what_producers_missed_is_told_by_kind_and_reason(tmp_path, capsys):
     run_dir = recorded(tmp_path)
     gap = Gap(count=3, by_kind={"train": 3}, reason="queue full", unknown_ms=12.0)
     with JournalWriter(run_dir / "journal") as writer:
-        writer.append("r", "s1", "rank0", 8, 1, join_events([encode_event(gap, 1, 1)]))
+        writer.append(RANK0, 8, 1, join_events([encode_event(gap, 1, 1)]))
         writer.sync()
 
     code = inspect(run_dir)
@@ -140,7 +143,7 @@ def test_what_was_left_out_of_events_is_named(tmp_path, capsys):
     )
     with JournalWriter(run_dir / "journal") as writer:
         packed = [encode_event(partial, 1, 1)] * 2
-        writer.append("r", "s1", "rank0", 8, 2, join_events(packed))
+        writer.append(RANK0, 8, 2, join_events(packed))
         writer.sync()
 
     code = inspect(run_dir)

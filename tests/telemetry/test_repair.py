@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.events import Event, Gap, MetricsLogged, encode_event, join_events
+from shared.ids import StreamId
 from telemetry.cli import main
 from telemetry.commands.inspect import read_contents
 from telemetry.commands.repair import repair
@@ -32,7 +33,7 @@ def write_run(run_dir: Path) -> None:
                 for i in range(IN_FRAME)
             ]
             source = f"rank{number % 2}"
-            writer.append("r", "s", source, base, IN_FRAME, join_events(packed))
+            writer.append(StreamId("r", "s", source), base, IN_FRAME, join_events(packed))
             writer.sync()
     write_json(run_dir / "run.json", {"run_id": "r", "name": "r", "state": "ended"})
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from shared.emitter import Emitter
 from shared.events import MetricsLogged, RunStarted
-from telemetry.ingest.runs import RUN_FILE
+from shared.ids import StreamId
 from telemetry.journal.reader import JournalReader
 from telemetry.journal.writer import JournalWriter
+from telemetry.run_dir import RunDir
 from telemetry.supervise.tombstones import write_tombstone
 from tests.telemetry.sidecar_process import SidecarProcess, clean_env
 from tests.telemetry.waiting import wait_until
@@ -57,7 +58,7 @@ def test_what_a_trainer_left_in_its_spool_is_taken_in_without_another_trainer(
         assert sidecar.terminate() == 0
 
     assert steps_of(data_dir / "runs" / "gone") == list(range(500))
-    assert (data_dir / "runs" / "gone" / RUN_FILE).exists()
+    assert RunDir(data_dir / "runs" / "gone").run_file.exists()
 
 
 def test_the_spool_of_a_living_trainer_is_left_alone(place: Path) -> None:
@@ -105,7 +106,7 @@ def test_a_spool_that_is_refused_stays_and_keeps_no_other_from_coming_in(place: 
     """Its run was removed to make room. Row 46 of the fault catalogue."""
     spool_dir, data_dir = place / "spool", place / "data"
     with JournalWriter(data_dir / "runs" / "gone" / "journal") as writer:
-        writer.append("gone", "s", "rank0", 0, 1, packed(metric(0)))
+        writer.append(StreamId("gone", "s", "rank0"), 0, 1, packed(metric(0)))
         writer.sync()
     write_tombstone(data_dir / "runs", "gone", "to make room")
     shutil.rmtree(data_dir / "runs" / "gone")

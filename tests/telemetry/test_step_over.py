@@ -11,6 +11,7 @@ import pytest
 
 from shared.clock import SystemClock
 from shared.events import encode_event, join_events
+from shared.ids import StreamId
 from telemetry.errors import EXIT_OK
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import read_json, write_json
@@ -38,7 +39,7 @@ class Place:
         write_json(self.run_dir / "run.json", info)
         with JournalWriter(self.run_dir / "journal") as writer:
             payload = join_events([encode_event(metric(row), 1, 1) for row in range(COUNT)])
-            writer.append("r", "s1", "rank0", 0, COUNT, payload)
+            writer.append(StreamId("r", "s1", "rank0"), 0, COUNT, payload)
             writer.sync()
         self.supervisor = Supervisor(
             directory, ("lines",), SystemClock(),

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from shared.events import MessageLogged, RunFinished, RunStarted, encode_event, join_events
+from shared.ids import StreamId
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import write_json
 from telemetry.logs import CleanFormatter
@@ -40,7 +41,7 @@ def run_dir(tmp_path: Path) -> Path:
     directory = tmp_path / "data" / "runs" / "r"
     with JournalWriter(directory / "journal") as writer:
         packed = [encode_event(event, 10**18, 1) for event in events]
-        writer.append("r", "s1", "rank0", 0, len(packed), join_events(packed))
+        writer.append(StreamId("r", "s1", "rank0"), 0, len(packed), join_events(packed))
         writer.sync()
     write_json(
         directory / "run.json",

@@ -11,17 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.batches import (
-    IGNORED,
-    Masking,
-    TrainingBatches,
-    evaluation_batches,
-    load_batches,
-    mask_for_evaluation,
-    mask_for_training,
-    pack_rows,
-    usable_workers,
-)
+from trainer.data.batches import TrainingBatches, evaluation_batches, load_batches, usable_workers
+from trainer.data.masking import Masking, mask_for_evaluation, mask_for_training
+from trainer.data.token_cache import pack_rows
+from trainer.model.config import NOT_PREDICTED
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 VOCABULARY = 1000
@@ -62,7 +55,7 @@ def test_masking_changes_only_what_it_asks_for(seed, probability):
 
     batch = mask_for_training(rows, masking(probability), torch.Generator().manual_seed(seed))
 
-    chosen = batch.labels != IGNORED
+    chosen = batch.labels != NOT_PREDICTED
     assert len(batch.predicted) >= 1
     assert torch.equal(batch.predicted, chosen.flatten().nonzero().squeeze(1))
     assert torch.equal(batch.labels[chosen], rows.long()[chosen])
@@ -78,7 +71,7 @@ def test_eighty_percent_are_masked_ten_replaced_and_ten_kept():
 
     batch = mask_for_training(rows, masking(), torch.Generator().manual_seed(1))
 
-    chosen = batch.labels != IGNORED
+    chosen = batch.labels != NOT_PREDICTED
     shown, original = batch.input_ids[chosen], batch.labels[chosen]
     assert chosen.float().mean().item() == pytest.approx(0.15, abs=0.01)
     assert (shown == MASK).float().mean().item() == pytest.approx(0.8, abs=0.02)
@@ -90,7 +83,7 @@ def test_evaluation_predicts_masked_positions_only():
     """A token that stays visible could be copied, and would look like learning."""
     batch = mask_for_evaluation(random_rows(8, 32), masking())
 
-    assert (batch.input_ids[batch.labels != IGNORED] == MASK).all()
+    assert (batch.input_ids[batch.labels != NOT_PREDICTED] == MASK).all()
 
 
 def test_every_evaluation_has_the_same_masks():
@@ -127,7 +120,7 @@ def test_masks_of_an_evaluation_are_chosen_evenly():
     """By rows and by columns, at the probability that was asked for; no two rows are alike."""
     batch = mask_for_evaluation(random_rows(2000, 64), masking())
 
-    chosen = (batch.labels != IGNORED).float()
+    chosen = (batch.labels != NOT_PREDICTED).float()
     assert chosen.mean().item() == pytest.approx(0.15, abs=0.005)
     assert (chosen.mean(0) - 0.15).abs().max() < 0.04
     assert len(chosen.unique(dim=0)) == 2000
@@ -156,7 +149,7 @@ def test_only_a_batch_with_padding_has_a_mask_for_the_encoder():
 
 
 def unmasked(batch) -> torch.Tensor:
-    return torch.where(batch.labels != IGNORED, batch.labels, batch.input_ids)
+    return torch.where(batch.labels != NOT_PREDICTED, batch.labels, batch.input_ids)
 
 
 @given(st.integers(1, 9), st.integers(1, 7))

@@ -4,38 +4,41 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from shared.events import MessageLogged, MetricsLogged
 from tests.trainer.test_processes import run_two
-from trainer import prepare as prepare_module
 from trainer.__main__ import main
+from trainer.data.corpus import load_sample
+from trainer.data.token_cache import load_rows
+from trainer.data.tokenizer import load_tokenizer
+from trainer.model.diagnostics.diagnostics import Diagnostics
 
 SEP = 3
 
 
 @pytest.fixture
-def rows_of_separators(monkeypatch: pytest.MonkeyPatch):
-    """Training text of which only some rows have a word; they are drawn in an order of the seed."""
-    load = prepare_module.load_rows
-
-    def load_some(*arguments):
-        rows = load(*arguments)
-        rows["train"] = rows["train"][:8].clone()
-        rows["train"][::2, 1:] = SEP
-        return rows
-
-    monkeypatch.setattr(prepare_module, "load_rows", load_some)
+def rows_of_separators(small_run, tmp_path: Path) -> list[str]:
+    """A run on text of which only some rows have a word; they are drawn in an order of the seed."""
+    tokenizer = load_tokenizer("shipped", "sample", print)
+    load_rows(load_sample(), tokenizer, 16, tmp_path / "cache", print)
+    [cached] = (tmp_path / "cache").iterdir()
+    rows = torch.load(cached)
+    rows["train"] = rows["train"][:8].clone()
+    rows["train"][::2, 1:] = SEP
+    torch.save(rows, cached)
+    return [*small_run, "--cache_dir", str(tmp_path / "cache")]
 
 
 @pytest.mark.parametrize("extra", ["", "--teacher ema", "--gradient_accumulation_steps 2"])
 def test_a_step_with_nothing_to_predict_is_gone_through(
-    small_run, recorder, capsys, rows_of_separators, extra
+    recorder, capsys, rows_of_separators, extra
 ):
     """No division by 0; such a step has no loss, rather than one of 0, and moves no weight."""
-    run = [*small_run, "--batch_size", "1", "--max_steps", "16", *extra.split()]
+    run = [*rows_of_separators, "--batch_size", "1", "--max_steps", "16", *extra.split()]
 
     code = main([*run, "--quant_interval", "4"])
 
@@ -51,7 +54,7 @@ def test_a_step_with_nothing_to_predict_is_gone_through(
     assert ("nothing to predict" in capsys.readouterr().err) == (len(losses) < 16)
 
 
-def test_an_empty_step_moves_no_weight(small_run, recorder, rows_of_separators, monkeypatch):
+def test_an_empty_step_moves_no_weight(recorder, rows_of_separators, monkeypatch):
     """The optimizer would otherwise go on with what it remembers of steps before."""
     from trainer.training.step import Stepper
 
@@ -66,7 +69,7 @@ def test_an_empty_step_moves_no_weight(small_run, recorder, rows_of_separators, 
 
     monkeypatch.setattr(Stepper, "update", watched)
 
-    main([*small_run, "--batch_size", "1", "--max_steps", "12"])
+    main([*rows_of_separators, "--batch_size", "1", "--max_steps", "12"])
 
     assert moved[True] and not any(moved[True])
     assert moved[False] and all(moved[False])
@@ -99,7 +102,7 @@ def test_an_evaluation_on_the_border_of_a_stage_has_the_quantizers_of_the_last_s
 def test_a_validation_has_one_loss_and_an_accuracy(small_run, recorder, extra, monkeypatch):
     """The seed and the precision of training decide weights, and no masks and no rounding."""
     seen = []
-    from trainer.evaluation.evaluate import evaluate
+    from trainer.training.evaluate import evaluate
 
     def watched(model, batches, *rest):
         batches = list(batches)
@@ -139,12 +142,10 @@ def test_codes_are_watched_in_the_window_before_a_diagnostic_alone(
     small_run, recorder, monkeypatch
 ):
     """Other steps do nothing for it."""
-    from trainer.model import BitNetQDyT
-
     watched = []
-    watch = BitNetQDyT.watch_codes
+    watch = Diagnostics.watch_codes
     monkeypatch.setattr(
-        BitNetQDyT, "watch_codes", lambda model: (watched.append(model._step), watch(model))
+        Diagnostics, "watch_codes", lambda own, step: (watched.append(step), watch(own, step))
     )
 
     main([*small_run, "--max_steps", "40", "--quant_interval", "20", "--eval_interval", "100"])

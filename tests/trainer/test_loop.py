@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.data.batches import Masking, mask_for_evaluation, mask_for_training
-from trainer.evaluation.evaluate import evaluate
+from trainer.data.masking import Masking, mask_for_evaluation, mask_for_training
+from trainer.training.evaluate import evaluate
 from trainer.training.processes import Place, Processes
 from trainer.training.scalar_copies import ScalarCopies
 from trainer.training.step import Stepper

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from trainer.__main__ import main
-from trainer.data.batches import Masking, TrainingBatches, evaluation_batches
+from trainer.data.batches import TrainingBatches, evaluation_batches
+from trainer.data.masking import Masking
 from trainer.errors import BadInput
 from trainer.training.checkpoint import read_checkpoint
 from trainer.training.processes import Place, is_peer_failure, read_place

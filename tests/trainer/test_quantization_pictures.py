@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.trainer.model.test_encoder import make_batch, make_model
+from trainer.model.diagnostics.diagnostics import Diagnostics
 from trainer.reporting.quantization_pictures import WIDTH, SiteWeights, draw_page
 from trainer.reporting.quantization_report import make_page
 
@@ -133,7 +134,7 @@ def test_every_stage_and_form_of_a_model_has_a_page(step, overrides, has_codes):
     """Each with the figures that there is something to draw in, all of them well-formed."""
     model = make_model(**overrides)
     model.apply_schedule(step, 100)
-    model.observe(True)
+    Diagnostics(model).observe(True)
     model(*make_batch())
 
     text = make_page(model, "Quantization", [])

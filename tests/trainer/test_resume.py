@@ -8,7 +8,7 @@ import torch
 
 from tests.trainer.model.test_encoder import make_batch, make_model
 from trainer.training.checkpoint import CheckpointDirectory, read_checkpoint
-from trainer.training.distillation import Guidance
+from trainer.training.distillation import Distillation
 from trainer.training.processes import Place, Processes
 from trainer.training.random_states import random_states
 from trainer.training.resume import Position, capture, restore
@@ -30,11 +30,11 @@ def test_the_loss_scale_and_the_moments_come_back(tmp_path: Path):
     stepper.scaler.scale(stepper.model(*make_batch()).loss).backward()
     stepper.scaler.step(optimizer)
     stepper.scaler.update(1234.0)
-    saved = capture(stepper, optimizer, Guidance(), POSITION, [random_states()])
+    saved = capture(stepper, optimizer, Distillation(), POSITION, [random_states()])
     path = CheckpointDirectory(tmp_path).save(saved)
     again, its_optimizer = make_parts()
 
-    position = restore(read_checkpoint(path), again, its_optimizer, Guidance(), total_steps=10)
+    position = restore(read_checkpoint(path), again, its_optimizer, Distillation(), total_steps=10)
 
     assert position == POSITION
     assert again.scaler.state_dict() == stepper.scaler.state_dict()

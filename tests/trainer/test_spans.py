@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from trainer.args import parse_args
 from trainer.configure import build_model_config, build_plan
 from trainer.errors import BadInput
+from trainer.first_lines import describe_schedule
 from trainer.model import ModelConfig
 from trainer.model.config import MODEL_SIZES
 from trainer.model.schedule import schedule_state
-from trainer.model.spans import FULL_LENGTH_STEPS, SPANS, describe_schedule, fit_spans, shorten
+from trainer.model.spans import FULL_LENGTH_STEPS, SPANS, fit_spans, shorten
 
 
 def plan_of(arguments: str, rows: int = 1000):

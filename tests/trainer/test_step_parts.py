@@ -15,7 +15,7 @@ from trainer.reporting.observer import VALUES_A_EVENT, Observer
 from trainer.reporting.progress import Progress
 from trainer.reporting.reports import Reading, Reporter
 from trainer.training.block_profile import BlockProfile
-from trainer.training.memory import explain_out_of_memory
+from trainer.training.failures import explain_out_of_memory
 from trainer.training.scalar_copies import ScalarCopies
 from trainer.training.work_clock import WorkClock
 

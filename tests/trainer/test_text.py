@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.data import token_cache
-from trainer.data.batches import Masking, mask_for_evaluation
 from trainer.data.corpus import load_corpus, load_sample, split_paragraphs
+from trainer.data.masking import Masking, mask_for_evaluation
 from trainer.data.token_cache import load_rows
 from trainer.data.tokenizer import load_tokenizer
 from trainer.errors import BadInput
@@ -128,7 +127,7 @@ def test_for_use_text_has_the_ends_that_it_has_in_a_row():
 
 
 def test_the_cache_is_used_where_it_fits_and_made_again_where_it_is_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ):
     """Another length is another file; a damaged one is said and replaced."""
     sample = load_sample()
@@ -151,18 +150,15 @@ def test_the_cache_is_used_where_it_fits_and_made_again_where_it_is_damaged(
     assert all(torch.equal(first[s], repaired[s]) for s in first)
 
 
-def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path, monkeypatch):
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path):
     """The rows are there all the same, and the user knows."""
     sample = load_sample()
     corpus = type(sample)("sample", {"train": ["A short text."]}, "a" * 64)
     tokenizer = load_tokenizer("shipped", "sample", lambda text: None)
     said: list[str] = []
+    (tmp_path / "file").touch()
 
-    def full(*args: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(token_cache, "write_atomically", full)
-    rows = load_rows(corpus, tokenizer, 16, tmp_path, said.append)
+    rows = load_rows(corpus, tokenizer, 16, tmp_path / "file" / "cache", said.append)
 
     assert rows["train"].shape == (1, 16)
     assert "cannot be written" in said[-1]

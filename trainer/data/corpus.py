@@ -35,6 +35,11 @@ class Corpus:
     splits: dict[str, list[str]]
     sha256: str
 
+    @property
+    def identity(self) -> str:
+        """Name and hash in one text, as checkpoints keep them."""
+        return f"{self.name} {self.sha256[:16]}"
+
 
 def load_corpus(name: str, say: Callable[[str], None]) -> Corpus:
     """Load a dataset by the name that --dataset takes.

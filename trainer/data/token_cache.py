@@ -9,14 +9,15 @@ of all three.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.files import write_atomically
-from trainer.data.batches import pack_rows
 from trainer.data.corpus import Corpus
 from trainer.data.tokenizer import LoadedTokenizer
 
@@ -57,6 +58,25 @@ def load_rows(
     except OSError as exc:
         say(f"The cache cannot be written ({exc}); the next run will tokenize again.")
     return rows
+
+
+def pack_rows(
+    paragraphs: Iterable[NDArray[np.int32]], length: int, *, cls_id: int, sep_id: int, pad_id: int
+) -> Tensor:
+    """Pack paragraphs one after another into rows; only the end of the last row is padding.
+
+    A row is [CLS] and length - 1 tokens of the stream of all paragraphs, each of which ends
+    with a [SEP]. Shapes: -> (rows, length) int32.
+    """
+    separator = np.array([sep_id], dtype=np.int32)
+    parts = [part for ids in paragraphs for part in (ids, separator)]
+    stream = np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
+    count = -(-len(stream) // (length - 1))
+    body = np.full(count * (length - 1), pad_id, dtype=np.int32)
+    body[: len(stream)] = stream
+    rows = np.full((count, length), cls_id, dtype=np.int32)
+    rows[:, 1:] = body.reshape(count, length - 1)
+    return torch.from_numpy(rows)
 
 
 def _key(corpus: Corpus, tokenizer: LoadedTokenizer, length: int) -> str:

@@ -40,6 +40,11 @@ class LoadedTokenizer:
     special_ids: tuple[int, ...]
     backend: Any
 
+    @property
+    def identity(self) -> str:
+        """Name and hash in one text, as checkpoints keep them; see tokenizer_of()."""
+        return f"{self.name} {self.sha256[:16]}"
+
     def encode(self, paragraphs: Sequence[str]) -> Iterator[NDArray[np.int32]]:
         """Yield the token ids of each paragraph, without [CLS] and [SEP].
 

@@ -11,10 +11,8 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
-from trainer.args import DATASETS
-from trainer.errors import BadInput
+from trainer.args import DATASETS, FlagParser, whole_number
 
 COMMANDS = ("evaluate", "export")
 
@@ -37,11 +35,6 @@ class CheckpointArgs:
     out: Path | None = None
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise BadInput(f"{message}; `{self.prog} --help` lists every flag")
-
-
 def parse_checkpoint_args(argv: Sequence[str]) -> CheckpointArgs:
     """Read the command line, the command's name first.
 
@@ -57,15 +50,20 @@ def parse_checkpoint_args(argv: Sequence[str]) -> CheckpointArgs:
 def make_checkpoint_parser(command: str) -> argparse.ArgumentParser:
     """Build the parser of the flags of one of the COMMANDS."""
     what = {"evaluate": "Loss and perplexity of a checkpoint.", "export": "Pack a checkpoint."}
-    parser = _Parser(
+    parser = FlagParser(
         prog=f"python -m trainer {command}", description=what[command], allow_abbrev=False
     )
-    add = parser.add_argument
+    add, count = parser.add_argument, whole_number(0)
     add("checkpoint", type=Path, help="directory step-… of a run", metavar="CHECKPOINT")
     add("--split", choices=("validation", "test"), default="validation", help="held-out text")
     add("--dataset", choices=DATASETS, help="text instead of the run's own")
-    add("--batch_size", type=_positive, help="rows in a batch; the run's by default")
-    add("--eval_batches", type=_count, default=0, help="largest number of batches; 0 for all")
+    add("--batch_size", type=whole_number(1), help="rows in a batch; the run's by default")
+    add(
+        "--eval_batches",
+        type=count,
+        default=0,
+        help="largest number of batches; 0 for all",
+    )
     add("--cache_dir", type=Path, default=Path("./cache"), help="where tokenized text is kept")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--calibrate", action="store_true", help="fix group means of QDyT if that lowers the loss")
@@ -80,20 +78,3 @@ def make_checkpoint_parser(command: str) -> argparse.ArgumentParser:
     else:
         add("--out", type=Path, required=True, help="directory of the export")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = _count(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1, the least allowed")
-    return value
-
-
-def _count(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0, the least allowed")
-    return value

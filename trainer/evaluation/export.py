@@ -36,14 +36,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from shared.files import write_atomically
+from shared.files import make_directory, write_atomically
 from trainer.errors import BadInput
 from trainer.model import BitNetQDyT, ModelConfig
 from trainer.model.activation import ActivationQuantizer
 from trainer.model.calibration import freeze_group_means, group_means
 from trainer.model.embedding import Embedding, LanguageModelHead
 from trainer.model.integer import integer_codes
-from trainer.model.linear import QuantizedLinear
+from trainer.model.linear import COLUMN_NAMES, QuantizedLinear, linear_layers
 from trainer.model.mixing import SignedPermutation
 from trainer.model.packing import pack_ternary, unpack_ternary
 from trainer.model.precision import UNQUANTIZED, StageBits
@@ -58,7 +58,7 @@ _GROUP_MEANS = "group_means"
 
 # Names of tensors that only training reads, or that can be computed from the others.
 _LEFT_OUT = {
-    "raw_scale", "threshold", "dead_zone", "start_scale", "start_dead_zone", "ternary_started",
+    *COLUMN_NAMES, "start_scale", "start_dead_zone", "ternary_started",
     "start_rho", "observed", "inverse",
 }  # fmt: skip
 
@@ -147,7 +147,7 @@ def export_encoder(model: BitNetQDyT, path: str | Path) -> SizeReport:
         OSError: the files cannot be written.
     """
     directory = Path(path)
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     tensors = {name: value.cpu().contiguous() for name, value in _tensors(model)}
     config = {
         "format": FORMAT,
@@ -157,8 +157,8 @@ def export_encoder(model: BitNetQDyT, path: str | Path) -> SizeReport:
     }
     text = json.dumps(config, indent=2) + "\n"
     # The configuration is written last: if it is there, the weights are complete.
-    write_atomically(directory / WEIGHTS_NAME, lambda file: file.write(save(tensors)))
-    write_atomically(directory / CONFIG_NAME, lambda file: file.write(text.encode()))
+    write_atomically(directory / WEIGHTS_NAME, save(tensors))
+    write_atomically(directory / CONFIG_NAME, text.encode())
     return _measure(tensors, model)
 
 
@@ -178,17 +178,17 @@ def _tensors(model: BitNetQDyT) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of the export by their names on disk."""
     # Codes and scales of the linear layers.
     coded: set[str] = set()
-    for name, module in model.named_modules():
-        if isinstance(module, QuantizedLinear) and module.bits is not None:
-            codes, scale = module.codes()
-            packed = pack_ternary(codes) if module.is_ternary else codes.to(torch.int8)
+    for name, linear in linear_layers(model).items():
+        if linear.bits is not None:
+            codes, scale = linear.codes()
+            packed = pack_ternary(codes) if linear.is_ternary else codes.to(torch.int8)
             yield f"{name}.codes", packed
             yield f"{name}.scale", scale
             coded.add(f"{name}.weight")
     # Codes and scales of embedding and head.
-    for name, table, end in _tables(model):
-        if end.bits is not None:
-            codes, step = integer_codes(table, end.bits, end.group)
+    for name, table, module in _tables(model):
+        if module.bits is not None:
+            codes, step = integer_codes(table, module.bits, module.group)
             yield f"{name}.codes", codes.flatten(-2).to(torch.int8)
             yield f"{name}.scale", step.squeeze(-1)
             coded.add(name)
@@ -223,9 +223,9 @@ def _restore(model: BitNetQDyT, config: dict[str, Any], tensors: dict[str, Tenso
         KeyError, ValueError: a tensor is missing, or has another shape.
     """
     # Embedding and head.
-    for name, table, end in _tables(model):
+    for name, table, module in _tables(model):
         if f"{name}.codes" in tensors:
-            codes = torch.unflatten(tensors[f"{name}.codes"].float(), -1, (-1, end.group))
+            codes = torch.unflatten(tensors[f"{name}.codes"].float(), -1, (-1, module.group))
             _fill(table, codes.mul_(tensors[f"{name}.scale"][..., None]).flatten(-2), name)
             del tensors[f"{name}.codes"], tensors[f"{name}.scale"]
         else:
@@ -287,7 +287,6 @@ def _measure(tensors: dict[str, Tensor], model: nn.Module) -> SizeReport:
     ternary, integer = size(".codes", torch.uint8), size(".codes", torch.int8)
     scale = size(".scale", torch.float32)
     total = sum(t.numel() * t.element_size() for t in tensors.values())
-    columns = ("raw_scale", "threshold", "dead_zone")
-    weights = [p.numel() for n, p in model.named_parameters() if not n.endswith(columns)]
+    weights = [p.numel() for n, p in model.named_parameters() if not n.endswith(COLUMN_NAMES)]
     other = total - ternary - integer - scale
     return SizeReport(ternary, integer, scale, other, 4 * sum(weights))

@@ -26,10 +26,11 @@ import torch
 from torch import Tensor
 
 from trainer.model.config import ModelConfig
-from trainer.model.diagnostics.readings import ObservedModule, quantizer_readings
 from trainer.model.integer import bypassed_to, largest_level
 from trainer.model.noise import centred_uniform_like
-from trainer.model.precision import ScheduledModule, StageBits
+from trainer.model.precision import StageBits
+from trainer.model.qdrop import BypassedModule
+from trainer.model.readings import ObservedModule, quantizer_readings
 from trainer.model.schedule import ScheduleState
 
 SAMPLE_ROWS = 256
@@ -72,7 +73,7 @@ def upper_percentile(magnitudes: Tensor, percentile: float) -> Tensor:
     return torch.lerp(largest[:, n - below - 1], upper, position - below)
 
 
-class ActivationQuantizer(ScheduledModule, ObservedModule):
+class ActivationQuantizer(BypassedModule, ObservedModule):
     """The quantizer Q_b, with one moving range for each channel or for each head's channels.
 
     Persistent state: rho (ranges), start_rho (the first ranges that were measured) and
@@ -83,7 +84,6 @@ class ActivationQuantizer(ScheduledModule, ObservedModule):
     rho: Tensor
     start_rho: Tensor
     observed: Tensor
-    bypassed: Tensor
 
     def __init__(
         self, config: ModelConfig, channels: int, bits: StageBits, channels_per_range: int = 1
@@ -91,7 +91,6 @@ class ActivationQuantizer(ScheduledModule, ObservedModule):
         super().__init__()
         self.stage_bits = bits
         self.bits = bits.full_ternary
-        self.qdrop_probability = 0.0
         # The largest magnitude of the sample is its 100th percentile.
         self.percentile = 100.0 if config.activation_mode == "absmax" else config.percentile
         self.momentum = config.percentile_momentum
@@ -100,14 +99,11 @@ class ActivationQuantizer(ScheduledModule, ObservedModule):
         self.register_buffer("rho", torch.full((ranges,), _UNOBSERVED_RANGE))
         self.register_buffer("start_rho", torch.full((ranges,), _UNOBSERVED_RANGE))
         self.register_buffer("observed", torch.zeros((), dtype=torch.bool))
-        self.register_buffer("bypassed", torch.zeros(()), persistent=False)
 
     def apply_schedule(self, state: ScheduleState) -> None:
         """Set the bits and QDrop's probability of the next forwards."""
+        super().apply_schedule(state)
         self.bits = self.stage_bits.in_stage(state.stage)
-        self.qdrop_probability = state.qdrop_probability
-        if state.qdrop_probability == 0.0:
-            self.bypassed.zero_()
 
     def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Quantize x (..., channels).
@@ -120,11 +116,7 @@ class ActivationQuantizer(ScheduledModule, ObservedModule):
         if self.training:
             self._follow(x.detach().flatten(0, -2), rows, self.bits)
         steps = self.steps(self.bits)
-        bypass = None
-        if self.training and self.qdrop_probability > 0.0:
-            # The random choice stays on the device: reading it would stall every forward.
-            chance = torch.rand((), device=x.device)
-            bypass = self.bypassed.copy_(chance < self.qdrop_probability).clone()
+        bypass = self.draw_bypass()
         return quantize_activation(x, steps, self.bits, stochastic=self.training, bypass=bypass)
 
     def steps(self, bits: int) -> Tensor:

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from trainer.model.activation import ActivationQuantizer
 from trainer.model.config import ModelConfig
-from trainer.model.diagnostics.readings import ObservedModule, attention_readings
 from trainer.model.linear import QuantizedLinear
 from trainer.model.mixing import make_mixer
 from trainer.model.norms import make_norm
 from trainer.model.precision import activation_stage_bits, weight_stage_bits
+from trainer.model.readings import ObservedModule, attention_readings
 
 
 class Attention(ObservedModule):

@@ -23,6 +23,9 @@ Mixers = Literal["hadamard_dpd", "hadamard", "dpd", "none"]
 # An int counts optimizer steps; a float is a fraction of the whole training.
 Steps = int | float
 
+NOT_PREDICTED = -100
+"""The label of a position that is not to be predicted, as torch's cross entropy has it."""
+
 TERNARY_BITS = 2
 """Two bits have one level each side of zero, so a 2-bit weight is a ternary one."""
 

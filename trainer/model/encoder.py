@@ -1,7 +1,7 @@
 """The masked-language-model encoder: embedding, blocks and head.
 
 In: token ids with a mask and labels; the step number, between steps.
-Out: a loss, logits of the predicted positions, and diagnostics, all on the device.
+Out: a loss and logits of the predicted positions, all on the device.
 Never: waits for the device, if the caller passes the positions to predict.
 
 Source: Jithin VG, "Orthogonality-Aware Ternary Encoders with Percentile-Scaled Int4
@@ -18,19 +18,11 @@ from torch import Tensor, nn
 
 from trainer.model.activation import sample_rows
 from trainer.model.block import Block
-from trainer.model.config import ModelConfig
-from trainer.model.diagnostics import diagnostics, histograms
-from trainer.model.diagnostics.flips import FlipMeter
-from trainer.model.diagnostics.histograms import Histogram
-from trainer.model.diagnostics.readings import ObservedModule
+from trainer.model.config import NOT_PREDICTED, ModelConfig
 from trainer.model.embedding import Embedding, LanguageModelHead
-from trainer.model.linear import QuantizedLinear
+from trainer.model.linear import COLUMN_NAMES, QuantizedLinear
 from trainer.model.precision import ScheduledModule
 from trainer.model.schedule import ScheduleState, schedule_state
-
-NOT_PREDICTED = -100
-
-_QUANTIZER_COLUMNS = ("raw_scale", "threshold", "dead_zone")
 
 
 class MaskedLMOutput(NamedTuple):
@@ -62,8 +54,6 @@ class BitNetQDyT(nn.Module):
             Block(config, layer, generator) for layer in range(config.layers)
         )
         self.head = LanguageModelHead(config)
-        self._flips = FlipMeter()
-        self._step = 0
 
     def apply_schedule(self, step: int, total_steps: int) -> ScheduleState:
         """Set bits, QDrop, alpha ramp, dither and dropout for one optimizer step.
@@ -75,7 +65,6 @@ class BitNetQDyT(nn.Module):
             ValueError: step below 0 or total_steps below 1.
         """
         state = schedule_state(self.config, step, total_steps)
-        self._step = step
         for module in self.modules():
             if isinstance(module, ScheduledModule):
                 module.apply_schedule(state)
@@ -125,7 +114,7 @@ class BitNetQDyT(nn.Module):
         vectors: list[nn.Parameter] = []
         columns: list[nn.Parameter] = []
         for name, parameter in self.named_parameters():
-            if name.rpartition(".")[2] in _QUANTIZER_COLUMNS:
+            if name.rpartition(".")[2] in COLUMN_NAMES:
                 columns.append(parameter)
             else:
                 (matrices if parameter.dim() > 1 else vectors).append(parameter)
@@ -147,39 +136,6 @@ class BitNetQDyT(nn.Module):
         for module in self.modules():
             if isinstance(module, QuantizedLinear):
                 module.grad_clip = self.config.lsq_grad_clip * scale
-
-    def observe(self, on: bool) -> None:
-        """Switch readings of activations and heads in training forwards on or off.
-
-        They cost a few percent of a step, so the training loop switches them on only in
-        steps whose diagnostics it reads. Off at first.
-        """
-        for module in self.modules():
-            if isinstance(module, ObservedModule):
-                module.observing = on
-                if on:  # a module that takes none in this step would show those of an older one
-                    module.readings = {}
-
-    def watch_codes(self) -> None:
-        """Record the ternary codes of this step, from which diagnostics() counts flips.
-
-        Call it in each of the consecutive steps before the one of the diagnostics.
-        """
-        self._flips.watch(diagnostics.linear_layers(self), self._step)
-
-    def diagnostics(self, detail: bool = False) -> dict[str, Tensor]:
-        """Return quantization diagnostics: 0-d tensors on the device, by metric name.
-
-        detail adds those of each layer. A metric that was not measured is left out:
-        occupancy without a ternary layer, readings of activations before an observed
-        forward, shares of gradients before a backward, and flips if watch_codes() was not
-        called in the step before.
-        """
-        return diagnostics.collect(self, self.config, self._flips, self._step, detail)
-
-    def histograms(self, detail: bool = False) -> dict[str, Histogram]:
-        """Return histograms of scales and latent weights by name; see histograms.py."""
-        return histograms.collect(self, detail)
 
     def _hidden(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Return the input of the head. Shapes: input_ids (B, S) -> (B, S, d_model)."""

@@ -7,6 +7,8 @@ Never: quantizes activations.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +16,8 @@ from torch import Tensor, nn
 from trainer.model.config import TERNARY_BITS, ModelConfig
 from trainer.model.integer import bypassed_to, integer_codes, integer_weights
 from trainer.model.noise import random_mask_like
-from trainer.model.precision import ScheduledModule, StageBits
+from trainer.model.precision import StageBits
+from trainer.model.qdrop import BypassedModule
 from trainer.model.schedule import ScheduleState
 from trainer.model.ternary import (
     TernaryStart,
@@ -29,12 +32,23 @@ from trainer.model.ternary import (
 from trainer.model.weight_cache import QuantizesWeight
 
 
-class QuantizedLinear(ScheduledModule, QuantizesWeight):
+class Columns(NamedTuple):
+    """The learned parameters of a ternary weight, (out, 1) each; s is softplus(raw_scale)."""
+
+    raw_scale: nn.Parameter
+    threshold: nn.Parameter
+    dead_zone: nn.Parameter
+
+
+COLUMN_NAMES = Columns._fields
+
+
+class QuantizedLinear(BypassedModule, QuantizesWeight):
     """A linear layer that is int8 or ternary, as the schedule says.
 
     Weights start as N(0, 1 / d_in). The columns raw_scale, threshold and dead_zone, each
     (out, 1), exist if the layer has a ternary stage and its mode learns them. They are
-    initialized from the weights at the moment when the layer first turns ternary, and
+    initialized from the weights at the moment when the layer first becomes ternary, and
     ternary_started, which a checkpoint keeps, is true from then on. start_scale and
     start_dead_zone keep these initial values.
     """
@@ -45,7 +59,6 @@ class QuantizedLinear(ScheduledModule, QuantizesWeight):
     start_scale: Tensor
     start_dead_zone: Tensor
     ternary_started: Tensor
-    bypassed: Tensor
 
     def __init__(self, config: ModelConfig, d_in: int, d_out: int, bits: StageBits) -> None:
         super().__init__()
@@ -53,26 +66,22 @@ class QuantizedLinear(ScheduledModule, QuantizesWeight):
         self.grad_clip: float | Tensor = config.lsq_grad_clip
         self.stage_bits = bits
         self.bits = bits.full_ternary
-        self.qdrop_probability = 0.0
         self.dither = False
         self.ternary_dropout = 0.0
         self.weight = nn.Parameter(torch.empty(d_out, d_in))
         nn.init.normal_(self.weight, std=d_in**-0.5)
         self._add_columns(learned=TERNARY_BITS in bits and self.mode != "absmean")
         self.register_buffer("ternary_started", torch.zeros((), dtype=torch.bool))
-        self.register_buffer("bypassed", torch.zeros(()), persistent=False)
 
     def apply_schedule(self, state: ScheduleState) -> None:
         """Set bits, dither, ternary dropout and QDrop's probability of the next forwards."""
+        super().apply_schedule(state)
         bits = self.stage_bits.in_stage(state.stage)
         if bits == TERNARY_BITS and self.bits != TERNARY_BITS:
             self._start_ternary()
         self.bits = bits
         self.dither = state.dither
         self.ternary_dropout = state.ternary_dropout
-        self.qdrop_probability = state.qdrop_probability
-        if state.qdrop_probability == 0.0:
-            self.bypassed.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply by the weight in force. Shapes: x (..., d_in) -> (..., d_out)."""
@@ -82,6 +91,12 @@ class QuantizedLinear(ScheduledModule, QuantizesWeight):
     def is_ternary(self) -> bool:
         """True if the bits in force are the ternary ones."""
         return self.bits == TERNARY_BITS
+
+    def columns(self) -> Columns | None:
+        """Return the learned columns; None for a layer that is never ternary or has no own."""
+        if self.raw_scale is None or self.threshold is None or self.dead_zone is None:
+            return None
+        return Columns(self.raw_scale, self.threshold, self.dead_zone)
 
     @torch.no_grad()
     def codes(self) -> tuple[Tensor, Tensor]:
@@ -95,46 +110,37 @@ class QuantizedLinear(ScheduledModule, QuantizesWeight):
         if not self.is_ternary:
             codes, step = integer_codes(self.weight, self.bits)
             return codes.flatten(-2), step.flatten(-2)
-        if self.raw_scale is None or self.threshold is None or self.dead_zone is None:
+        columns = self.columns()
+        if columns is None:
             return absmean_ternary(self.weight)
-        codes = ternary_codes(self.weight, self.threshold, self.dead_zone)
-        return codes, F.softplus(self.raw_scale)
+        codes = ternary_codes(self.weight, columns.threshold, columns.dead_zone)
+        return codes, F.softplus(columns.raw_scale)
 
     def quantized_weight(self) -> Tensor:
         """Return the weight at the bits in force, (out, in); with noise in training mode."""
-        bypass = None
-        if self.training and self.qdrop_probability > 0.0 and self.bits is not None:
-            # The random choice stays on the device: reading it would stall every forward.
-            chance = torch.rand((), device=self.weight.device)
-            bypass = self.bypassed.copy_(chance < self.qdrop_probability).clone()
+        bypass = None if self.bits is None else self.draw_bypass()
         if self.is_ternary:
             return self._ternary_weight(bypass)
         return self._integer_weight(bypass)
 
     def _integer_weight(self, bypass: Tensor | None) -> Tensor:
-        columns = (self.raw_scale, self.threshold, self.dead_zone)
         return integer_weights(
             self.weight,
             self.bits,
             dither=self.dither and self.training,
             bypass=bypass,
-            idle=tuple(column for column in columns if column is not None),
+            idle=self.columns() or (),
         )
 
     def _ternary_weight(self, bypass: Tensor | None) -> Tensor:
         kept = None
         if self.training and self.ternary_dropout > 0.0:
             kept = random_mask_like(self.weight, 1.0 - self.ternary_dropout)
-        if self.raw_scale is None or self.threshold is None or self.dead_zone is None:
+        columns = self.columns()
+        if columns is None:
             return self._absmean_weight(kept, bypass)
         return learned_ternary(
-            self.weight,
-            self.raw_scale,
-            self.threshold,
-            self.dead_zone,
-            grad_clip=self.grad_clip,
-            kept=kept,
-            bypass=bypass,
+            self.weight, *columns, grad_clip=self.grad_clip, kept=kept, bypass=bypass
         )
 
     def _absmean_weight(self, kept: Tensor | None, bypass: Tensor | None) -> Tensor:
@@ -166,13 +172,22 @@ class QuantizedLinear(ScheduledModule, QuantizesWeight):
         The buffer ternary_started decides, on the device: a run that is resumed in a
         ternary stage gets here with columns that are trained already.
         """
-        if self.raw_scale is None or self.threshold is None or self.dead_zone is None:
+        columns = self.columns()
+        if columns is None:
             return
         scale, threshold, dead_zone = self._start()
         started = self.ternary_started
-        self.raw_scale.copy_(torch.where(started, self.raw_scale, inverse_softplus(scale)))
-        self.threshold.copy_(torch.where(started, self.threshold, threshold))
-        self.dead_zone.copy_(torch.where(started, self.dead_zone, dead_zone))
-        self.start_scale.copy_(torch.where(started, self.start_scale, scale))
-        self.start_dead_zone.copy_(torch.where(started, self.start_dead_zone, dead_zone))
+        for kept, start in (
+            (columns.raw_scale, inverse_softplus(scale)),
+            (columns.threshold, threshold),
+            (columns.dead_zone, dead_zone),
+            (self.start_scale, scale),
+            (self.start_dead_zone, dead_zone),
+        ):
+            kept.copy_(torch.where(started, kept, start))
         started.fill_(True)
+
+
+def linear_layers(model: nn.Module) -> dict[str, QuantizedLinear]:
+    """Return the linear layers with a quantized weight, by name."""
+    return {n: module for n, module in model.named_modules() if isinstance(module, QuantizedLinear)}

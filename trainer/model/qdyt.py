@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.model.config import ModelConfig
-from trainer.model.diagnostics.readings import ObservedModule
 from trainer.model.precision import ScheduledModule
+from trainer.model.readings import ObservedModule
 from trainer.model.schedule import ScheduleState
 from trainer.model.ternary import inverse_softplus
 

@@ -8,8 +8,9 @@ A teacher is any encoder with the same vocabulary: the moving average of the mod
 or one loaded from a checkpoint, for example of a dense model.
 
 Source: Jithin VG, "Orthogonality-Aware Ternary Encoders with Percentile-Scaled Int4
-Activations and Mixed-Precision Attention", teacher guidance; the factor tau^2, which
-keeps gradients comparable between temperatures, from Hinton et al. 2015, arXiv:1503.02531.
+Activations and Mixed-Precision Attention", under the name of teacher guidance; the factor
+tau^2, which keeps gradients comparable between temperatures, from Hinton et al. 2015,
+arXiv:1503.02531.
 """
 
 from __future__ import annotations

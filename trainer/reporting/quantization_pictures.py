@@ -58,6 +58,24 @@ def draw_page(
 ) -> str:
     """Return the whole page as HTML. Sites are names like layers.3.ffn.up, or head.input."""
     figures = [
+        *_weight_figures(readings),
+        *_activation_figures(readings, ideal_overload),
+        *_histogram_figures(weights),
+    ]
+    told = "".join(f'<p class="alarm">{html.escape(alarm)}</p>' for alarm in alarms)
+    return (
+        '<!doctype html>\n<html lang="en"><meta charset="utf-8">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style>\n"
+        f"<h1>{html.escape(title)}</h1>\n"
+        + "".join(f"<p>{html.escape(fact)}</p>\n" for fact in facts)
+        + told
+        + "\n".join(figures)
+        + "</html>\n"
+    )
+
+
+def _weight_figures(readings: Readings) -> list[str]:
+    return [
         _figure(
             "Occupancy of the ternary codes",
             f"Share of weights, %: {_key(MINUS, '-1')}{_key(ZERO, '0')}{_key(PLUS, '+1')}",
@@ -74,6 +92,11 @@ def draw_page(
             line=LEAST_WEIGHT_SQNR_DB,
             scaled_by="zero_ratio",
         ),
+    ]
+
+
+def _activation_figures(readings: Readings, ideal_overload: float) -> list[str]:
+    return [
         _bars(
             "Signal to noise of the activations",
             "SQNR in dB of the input of each linear layer, followed by its bits in force.",
@@ -97,6 +120,11 @@ def draw_page(
         ),
         _bars("Saturation of tanh", "Share beyond 0.97, %.", readings, "tanh_saturation_ratio"),
         _bars("Clip of PACT", "Share of values that are clipped, %.", readings, "pact_clip_ratio"),
+    ]
+
+
+def _histogram_figures(weights: Mapping[str, SiteWeights]) -> list[str]:
+    return [
         _figure(
             "Latent weights",
             f"Counts of the weights that are quantized. {_line_key('mean borders of code 0')}",
@@ -110,16 +138,6 @@ def draw_page(
             lambda site: _histogram(weights[site].scales),
         ),
     ]
-    told = "".join(f'<p class="alarm">{html.escape(alarm)}</p>' for alarm in alarms)
-    return (
-        '<!doctype html>\n<html lang="en"><meta charset="utf-8">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style>\n"
-        f"<h1>{html.escape(title)}</h1>\n"
-        + "".join(f"<p>{html.escape(fact)}</p>\n" for fact in facts)
-        + told
-        + "\n".join(figures)
-        + "</html>\n"
-    )
 
 
 def _bars(

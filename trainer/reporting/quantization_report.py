@@ -14,8 +14,9 @@ from torch import Tensor
 
 from trainer.model import BitNetQDyT
 from trainer.model.diagnostics.alarms import find_alarms
-from trainer.model.diagnostics.readings import metric_path
-from trainer.model.linear import QuantizedLinear
+from trainer.model.diagnostics.diagnostics import Diagnostics
+from trainer.model.linear import QuantizedLinear, linear_layers
+from trainer.model.readings import metric_path
 from trainer.reporting.quantization_pictures import SiteWeights, draw_page
 
 Row = dict[str, float]
@@ -57,7 +58,7 @@ _MARKS = {"Weights": "weight_sqnr_db", "Activations": "sqnr_db", "Norms": "pact_
 def readings_by_site(model: BitNetQDyT) -> dict[str, Row]:
     """Return the readings of each site as {site: {reading: value}}, without those of the model."""
     sites: dict[str, Row] = {}
-    for name, value in _numbers(model.diagnostics(detail=True)).items():
+    for name, value in _numbers(Diagnostics(model).collect(detail=True)).items():
         site, _, reading = name.removeprefix("quant/").rpartition("/")
         if site:
             sites.setdefault(site, {})[reading] = value
@@ -79,7 +80,7 @@ def print_tables(model: BitNetQDyT) -> None:
 
 def make_page(model: BitNetQDyT, title: str, facts: Sequence[str]) -> str:
     """Return a page with pictures of the same readings, and histograms, as HTML."""
-    alarms = list(find_alarms(_numbers(model.diagnostics(detail=True))).values())
+    alarms = list(find_alarms(_numbers(Diagnostics(model).collect(detail=True))).values())
     more = [f"and {len(alarms) - ALARMS_SHOWN} more like this"] if alarms[ALARMS_SHOWN:] else []
     return draw_page(
         title,
@@ -98,16 +99,17 @@ def _numbers(values: Mapping[str, Tensor]) -> dict[str, float]:
 def _weights_by_site(model: BitNetQDyT) -> dict[str, SiteWeights]:
     found = {
         name.removeprefix("quant/"): (histogram.edges.tolist(), histogram.counts.tolist())
-        for name, histogram in model.histograms(detail=True).items()
+        for name, histogram in Diagnostics(model).histograms(detail=True).items()
     }
-    linears = {n: m for n, m in model.named_modules() if isinstance(m, QuantizedLinear)}
     return {
         site: SiteWeights(
             latent=found[f"{site}/latent_weights"],
             scales=found.get(f"{site}/scales"),
             borders=_borders(linear),
         )
-        for site, linear in ((metric_path(name), linear) for name, linear in linears.items())
+        for site, linear in (
+            (metric_path(name), linear) for name, linear in linear_layers(model).items()
+        )
     }
 
 
@@ -116,10 +118,11 @@ def _borders(linear: QuantizedLinear) -> tuple[float, float] | None:
 
     None if the layer is not ternary, or does not learn them.
     """
-    if not linear.is_ternary or linear.threshold is None or linear.dead_zone is None:
+    columns = linear.columns()
+    if columns is None or not linear.is_ternary:
         return None
-    ends = (linear.threshold - linear.dead_zone, linear.threshold + linear.dead_zone)
-    return ends[0].mean().item(), ends[1].mean().item()
+    low, high = columns.threshold - columns.dead_zone, columns.threshold + columns.dead_zone
+    return low.mean().item(), high.mean().item()
 
 
 def _format(value: float | None, form: str) -> str:

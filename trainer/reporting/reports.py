@@ -8,7 +8,7 @@ Never: repeats a report in several processes of one run: only the first makes it
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,6 @@ from trainer.model.diagnostics.alarms import find_alarms
 from trainer.reporting.observer import Observer
 from trainer.reporting.progress import Progress
 from trainer.training.processes import is_first
-from trainer.training.scalar_copies import Numbers
 
 ALARMS_TOLD = 5
 """Alarms told at once, at most: with diagnostics by layer, a wrong threshold raises hundreds."""
@@ -54,7 +53,7 @@ class Reporter:
             if self._is_first and seconds:
                 self._observer.metrics("custom", step, seconds)
 
-    def report(self, reading: Reading, numbers: Numbers) -> None:
+    def report(self, reading: Reading, numbers: Mapping[str, Any]) -> None:
         """Report numbers that have arrived from the device; lists belong to histograms."""
         if not self._is_first:
             return
@@ -100,7 +99,7 @@ class Reporter:
             + (f" on, after {old}." if old else ", where this session begins.")
         )
 
-    def _tell_alarms(self, step: int, values: Numbers) -> None:
+    def _tell_alarms(self, step: int, values: Mapping[str, float]) -> None:
         """Report metrics that left their range since the last reading, and those back in it."""
         alarms = find_alarms(values)
         new = [sentence for name, sentence in alarms.items() if name not in self._alarmed]

@@ -13,9 +13,8 @@ import shutil
 import subprocess
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 from shared.programs import ROOT, module_command, module_environ
@@ -31,16 +30,18 @@ class PrivateAddress:
     """A context with an ipc address that only this user can reach.
 
     The socket is in a temporary directory. If none can be made, as in a container that may
-    only write its output, the directory is made in `beside`.
+    only write its output, the directory is made in `beside`. parents are the directories for
+    temporary files, in the order in which they are tried; by default those of the environment.
     """
 
-    def __init__(self, beside: Path | None = None) -> None:
-        self._beside = beside
+    def __init__(self, beside: Path | None = None, parents: Iterable[Path] | None = None) -> None:
+        self._beside, self._parents = beside, parents
         self._directory: Path | None = None
 
     def __enter__(self) -> str | None:
         """Return the address; None where no directory can hold a socket."""
-        for parent in [*temporary_directories(os.environ), *filter(None, [self._beside])]:
+        parents = temporary_directories(os.environ) if self._parents is None else self._parents
+        for parent in [*parents, *filter(None, [self._beside])]:
             if not fits(parent / "trainer-xxxxxxxx" / SOCKET_NAME):
                 continue
             try:
@@ -50,12 +51,7 @@ class PrivateAddress:
             return f"ipc://{self._directory / SOCKET_NAME}"
         return None
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
 
@@ -101,16 +97,13 @@ class Sidecar:
             say(f"The sidecar did not end within {timeout_s:.0f} s and was killed.")
 
 
-def start_sidecar(address: str, data_dir: Path, spool_dir: Path, say: Say) -> Sidecar | None:
-    """Start the service. If it is not installed or can't start, say so and return None."""
-    if not is_installed():
-        say("The sidecar is not installed: nothing is recorded but the spool.")
-        return None
+def start_sidecar(command: Sequence[str], say: Say) -> Sidecar | None:
+    """Start the service by a command. If it can't start, say so and return None."""
     try:
         # A session of its own: Ctrl-C on the terminal goes to the trainer alone, which then
         # closes the sidecar in order.
         child = subprocess.Popen(
-            serve_command(address, data_dir, spool_dir),
+            command,
             env=module_environ(os.environ),
             stdin=subprocess.PIPE,
             start_new_session=True,
@@ -136,9 +129,9 @@ def serve_command(address: str, data_dir: Path, spool_dir: Path) -> list[str]:
     )
 
 
-def is_installed() -> bool:
-    """True if our own package `telemetry` is here, and not another one of that name."""
-    return (ROOT / "telemetry" / "__main__.py").is_file()
+def is_installed(root: Path = ROOT) -> bool:
+    """True if our own package `telemetry` is in root, and not another one of that name."""
+    return (root / "telemetry" / "__main__.py").is_file()
 
 
 def _close_raw(pipe: IO[bytes] | None) -> None:

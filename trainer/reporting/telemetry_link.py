@@ -8,15 +8,22 @@ Never: raises, or delays the end of a run without a bound.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
-from trainer.prepare import Prepared
+from trainer.args import TrainArgs
 from trainer.reporting.observer import Observer, open_emitter
 from trainer.reporting.progress import Progress
-from trainer.reporting.sidecar import PrivateAddress, Sidecar, start_sidecar
+from trainer.reporting.sidecar import (
+    PrivateAddress,
+    Sidecar,
+    is_installed,
+    serve_command,
+    start_sidecar,
+)
+from trainer.training.processes import Processes
 
 NOBODY = "ipc:///dev/null/telemetry.sock"
 """An address at which nobody can listen."""
@@ -26,20 +33,22 @@ UNHEARD_CLOSE_TIMEOUT_S = 0.5
 
 
 @contextmanager
-def open_telemetry(prepared: Prepared, progress: Progress) -> Iterator[Observer]:
+def open_telemetry(
+    args: TrainArgs, run_id: str, processes: Processes, progress: Progress
+) -> Iterator[Observer]:
     """Open an observer for the length of a run; start a sidecar if no endpoint was given.
 
     Of several processes the first starts the sidecar, and those on its host share it.
     """
-    args, say, processes = prepared.args, progress.say, prepared.processes
+    say = progress.say
     spool_dir = (args.spool_dir or args.output_dir / "spool").absolute()
     with ExitStack() as stack:
         # At the start: find or start the sidecar, then the emitter.
-        endpoint, sidecar, has_listener = _listener(prepared, spool_dir, progress, stack)
+        endpoint, sidecar, has_listener = _listener(args, spool_dir, processes, say, stack)
         watch = partial(sidecar.check, say) if sidecar is not None else _nobody_to_watch
         emitter = open_emitter(
             endpoint,
-            prepared.run_id,
+            run_id,
             processes.rank,
             spool_dir,
             CLOSE_TIMEOUT_S if has_listener else UNHEARD_CLOSE_TIMEOUT_S,
@@ -66,10 +75,13 @@ def open_telemetry(prepared: Prepared, progress: Progress) -> Iterator[Observer]
 
 
 def _listener(
-    prepared: Prepared, spool_dir: Path, progress: Progress, stack: ExitStack
+    args: TrainArgs,
+    spool_dir: Path,
+    processes: Processes,
+    say: Callable[[str], None],
+    stack: ExitStack,
 ) -> tuple[str, Sidecar | None, bool]:
     """Return the address to emit to, the sidecar to close if any, and if anybody listens."""
-    args, say, processes = prepared.args, progress.say, prepared.processes
     if args.telemetry_endpoint is not None:
         return args.telemetry_endpoint, None, True
     output_dir = args.output_dir.absolute()
@@ -82,8 +94,10 @@ def _listener(
         )
     elif args.no_sidecar:
         say(f"No sidecar: nothing is recorded but the spool in {spool_dir}.")
+    elif processes.is_first and not is_installed():
+        say("The sidecar is not installed: nothing is recorded but the spool.")
     elif processes.is_first:
-        sidecar = start_sidecar(address, output_dir / "telemetry", spool_dir, say)
+        sidecar = start_sidecar(serve_command(address, output_dir / "telemetry", spool_dir), say)
     [shared, is_started] = processes.share([address, sidecar is not None])
     if processes.place.node == 0:
         return shared, sidecar, is_started

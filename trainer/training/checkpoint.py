@@ -46,7 +46,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shared.files import write_atomically, write_directory_atomically
+from shared.files import (
+    make_directory,
+    sync_directory,
+    write_atomically,
+    write_directory_atomically,
+)
 from trainer.errors import BadInput
 
 FORMAT = 2
@@ -91,7 +96,7 @@ class CheckpointDirectory:
         target = self._own / f"step-{checkpoint['step']:06d}"
         write_directory_atomically(target, lambda directory: _write(checkpoint, directory))
         name = target.relative_to(self.path)
-        write_atomically(self.path / LATEST, lambda file: file.write(f"{name}\n".encode()))
+        write_atomically(self.path / LATEST, f"{name}\n".encode())
         self._delete_oldest(target)
         return target
 
@@ -129,7 +134,7 @@ class CheckpointDirectory:
         place = self._place_of_resumed()
         if place is not None:
             return place
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(self.path.parent)
         # mkdir succeeds for one run only, also if two begin at the same time.
         if _make(self.path) or self._run_id is None:
             return self.path
@@ -145,11 +150,12 @@ class CheckpointDirectory:
 
 
 def _make(path: Path) -> bool:
-    """Make a directory; return False if it exists already."""
+    """Make a directory, its name durable; return False if it exists already."""
     try:
         path.mkdir()
     except FileExistsError:
         return False
+    sync_directory(path.parent)
     return True
 
 

@@ -8,24 +8,20 @@ Never: changes the value of the model's own loss, an evaluation, or the model's 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from trainer.errors import BadInput
-from trainer.evaluation.rebuild import rebuild_model
 from trainer.model import BitNetQDyT
 from trainer.model.encoder import MaskedLMOutput
 from trainer.model.schedule import last_trained, teacher_weight
 from trainer.model.teacher import AveragedTeacher, Teacher, divergence
-from trainer.training.checkpoint import read_checkpoint
 from trainer.training.processes import Processes
 
 AVERAGED = "ema"
 
 
-class Guidance:
+class Distillation:
     """The teacher's part of a training run; this base class is for a run without one."""
 
     def begin_step(self, step: int, total_steps: int) -> None:
@@ -46,7 +42,7 @@ class Guidance:
         """Restore what state() returned after `step` optimizer steps."""
 
 
-class TeacherGuidance(Guidance):
+class TeacherDistillation(Distillation):
     """A teacher, whose loss adds weight * divergence to the gradients of training forwards.
 
     final_weight is the weight at the last step. Each process has a teacher of its own, which
@@ -62,7 +58,7 @@ class TeacherGuidance(Guidance):
         self.weight = 0.0
         self._device = next(model.parameters()).device
         self._start_sum()
-        model.register_forward_hook(self._guide)
+        model.register_forward_hook(self._add_teacher_loss)
 
     def begin_step(self, step: int, total_steps: int) -> None:
         self.weight = teacher_weight(step, total_steps, self.final_weight)
@@ -97,7 +93,7 @@ class TeacherGuidance(Guidance):
     def _start_sum(self) -> None:
         self._sum, self._positions = torch.zeros((), device=self._device), 0
 
-    def _guide(
+    def _add_teacher_loss(
         self, model: BitNetQDyT, batch: tuple[Tensor, ...], out: MaskedLMOutput
     ) -> MaskedLMOutput | None:
         if not model.training:
@@ -109,28 +105,3 @@ class TeacherGuidance(Guidance):
         # that train/loss can be compared with runs without a teacher.
         pull = self.weight * apart
         return out._replace(loss=out.loss + (pull - pull.detach()))
-
-
-def load_teacher(path: str, tokenizer: str, row_tokens: int) -> BitNetQDyT:
-    """Load the encoder of a checkpoint as a teacher, onto the CPU.
-
-    Raises:
-        BadInput: there is no checkpoint, or it does not fit the run's tokenizer or rows.
-    """
-    try:
-        checkpoint = read_checkpoint(Path(path))
-        encoder = rebuild_model(checkpoint)
-    except BadInput as exc:
-        raise BadInput(f"--teacher: {exc}") from exc
-    theirs = checkpoint["identity"]["tokenizer"]
-    if theirs != tokenizer:
-        raise BadInput(
-            f"--teacher {path} was trained with the tokenizer {theirs}, and this run has "
-            f"{tokenizer}: its predictions would mean other words"
-        )
-    if encoder.config.max_length < row_tokens:
-        raise BadInput(
-            f"--teacher {path} takes rows of {encoder.config.max_length} tokens, and this run's "
-            f"have {row_tokens}; give --max_length {encoder.config.max_length}, or another teacher"
-        )
-    return encoder

@@ -2,7 +2,7 @@
 
 In: a model, an optimizer and data; a plan; the state of a checkpoint.
 Out: a trained model and its checkpoints; metrics and messages for the reporter.
-Never: reads a number from the device while it trains; see scalars.py.
+Never: reads a number from the device while it trains; see scalar_copies.py.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.data.batches import Batch
+from trainer.data.masking import Batch
 from trainer.errors import TrainingDiverged
-from trainer.evaluation.evaluate import evaluate
+from trainer.model.diagnostics.diagnostics import Diagnostics
 from trainer.model.diagnostics.flips import is_watched
 from trainer.model.precision import stage_label
 from trainer.model.schedule import ScheduleState, last_trained, learning_rate
 from trainer.plan import Plan
 from trainer.reporting.reports import Reading, Reporter
 from trainer.training.block_profile import BlockProfile
-from trainer.training.checkpoint import Checkpoint, CheckpointDirectory
-from trainer.training.distillation import Guidance
-from trainer.training.random_states import random_states
-from trainer.training.resume import Position, capture, has_finite_state, restore
+from trainer.training.checkpoint import Checkpoint
+from trainer.training.checkpoint_writer import CheckpointWriter
+from trainer.training.distillation import Distillation
+from trainer.training.evaluate import evaluate
+from trainer.training.resume import Position, has_finite_state
 from trainer.training.scalar_copies import Numbers, ScalarCopies
 from trainer.training.step import Stepper, leave_out_a_ruinous_step
 from trainer.training.stop import StopRequest
@@ -52,31 +53,34 @@ class Training:
         plan: Plan,
         stepper: Stepper,
         optimizer: torch.optim.Optimizer,
-        guidance: Guidance,
+        distillation: Distillation,
         batches_from: Callable[[int], Iterator[Batch]],
         validation: Callable[[], Iterator[Batch]],
-        facts: dict[str, Any],
         reporter: Reporter,
-        checkpoints: CheckpointDirectory,
+        writer: CheckpointWriter,
         stop: StopRequest,
     ) -> None:
         self.plan, self.stepper, self.optimizer = plan, stepper, optimizer
-        self.guidance = guidance
+        self.distillation = distillation
         self.model, self.device = stepper.model, stepper.device
         self.processes = stepper.processes
         self.batches_from, self.validation = batches_from, validation
-        self.facts, self.reporter = facts, reporter
-        self.checkpoints, self.stop = checkpoints, stop
+        self.reporter, self.writer, self.stop = reporter, writer, stop
+        self.diagnostics = Diagnostics(self.model)
         self.copies: ScalarCopies[Reading] = ScalarCopies(self.device)
         self.profile = BlockProfile(self.model.blocks if plan.profile_blocks else (), self.device)
         self.window = Window(torch.zeros((), device=self.device))
         self.step = self.position = 0
+        self.stage: str | None = None
         self.is_stopping = False
         self.val_loss: float | None = None
         self.best_val_loss: float | None = None
         self.evaluated_step: int | None = None
-        self.saved_step: int | None = None
-        self.saved_path: Path | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """True if the last step of the plan is done."""
+        return self.step >= self.plan.total_steps
 
     def run(self) -> None:
         """Train to the last step, or until a stop is requested; then write a checkpoint.
@@ -84,66 +88,60 @@ class Training:
         Raises:
             TrainingDiverged: the loss is no longer a number.
         """
-        plan, model, stepper = self.plan, self.model, self.stepper
-        stage: str | None = None
         batches = self.batches_from(self.position)
-        self.reporter.begin(self.step, plan.total_steps)
+        self.reporter.begin(self.step, self.plan.total_steps)
         self.window.started_s = time.perf_counter()
-        model.train()
+        self.model.train()
 
-        while self.step < plan.total_steps and not self._is_asked_to_stop():
-            # Apply the schedule of this step.
-            stepper.work.begin()
-            schedule = model.apply_schedule(self.step, plan.total_steps)
-            self.guidance.begin_step(self.step, plan.total_steps)
-            label = stage_label(model.config, schedule.stage)
-            if label != stage:
-                self.reporter.stage(self.step, stage, label)
-                stage = label
-            rate = self._set_learning_rate(schedule)
-            # Switch on the readings of a step whose diagnostics are due.
-            is_quant_due = self._is_due(plan.quant_interval, self.step + 1)
-            is_log_due = self._is_due(plan.log_interval, self.step + 1)
-            if is_quant_due:
-                model.observe(True)
-            if is_watched(self.step + 1, plan.quant_interval):
-                model.watch_codes()
-
-            # Batches, forward, backward.
-            micro_batches = [next(batches) for _ in range(plan.accumulation)]
-            with self.profile.step(self.step + 1) if is_log_due else nullcontext():
-                loss = stepper.accumulate_gradients(micro_batches)
-            stepper.scaler.unscale_(self.optimizer)
-            grad_norm = nn.utils.clip_grad_norm_(model.parameters(), plan.grad_clip or math.inf)
-            if is_quant_due:  # before the update, which clears the gradients that it reads
-                self._send_diagnostics(self.step + 1)
-            # Step of the optimizer, then of the averaged teacher.
-            leave_out_a_ruinous_step(self.optimizer, grad_norm)
-            stepper.update(self.optimizer)
-            self.step += 1
-            self.position += plan.rows_per_step
-            self.guidance.end_step(self.step)
-
-            # Observe, validate, save; report the numbers that have arrived by now.
-            tokens = sum(b.tokens + b.tokens_elsewhere for b in micro_batches)
-            self.window.add(loss, tokens, stepper.is_empty)
-            if is_log_due:
-                self._log(schedule, rate, grad_norm)
-            if self._is_due(plan.eval_interval, self.step):
-                self.window.pause(self.evaluate)
-            if self._is_due(plan.save_interval, self.step):
-                self.window.pause(self.save)
-            self._report(self.copies.arrived())
-            self.reporter.advance(self.profile.arrived())
+        while not self.is_finished and not self._is_asked_to_stop():
+            self._take_step(batches)
 
         # At the end: validate unless asked to stop, save, and wait for the last numbers.
         self.is_stopping = self.processes.any(self.is_stopping or self.stop.is_requested())
         if not self.is_stopping and self.evaluated_step != self.step:
             self.evaluate()
-        if self.saved_step != self.step:
+        if self.writer.saved_step != self.step:
             self.save()
         self._report(self.copies.wait())
         self.reporter.advance_to_end(self.profile.arrived())
+
+    def _take_step(self, batches: Iterator[Batch]) -> None:
+        """Take one optimizer step, and whatever is due after it."""
+        plan, stepper, number = self.plan, self.stepper, self.step + 1
+        is_quant_due = _is_due(plan.quant_interval, number)
+        is_log_due = _is_due(plan.log_interval, number)
+        # The schedule of this step, and the readings to be taken in it.
+        stepper.work.begin()
+        schedule = self._apply_schedule()
+        rate = self._set_learning_rate(schedule)
+        self._prepare_readings(number, is_quant_due)
+
+        # Batches, forward, backward.
+        micro_batches = [next(batches) for _ in range(plan.accumulation)]
+        with self.profile.step(number) if is_log_due else nullcontext():
+            loss = stepper.accumulate_gradients(micro_batches)
+        stepper.scaler.unscale_(self.optimizer)
+        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), plan.grad_clip or math.inf)
+        if is_quant_due:  # before the update, which clears the gradients that it reads
+            self._send_diagnostics(number)
+
+        # Step of the optimizer, then of the averaged teacher.
+        leave_out_a_ruinous_step(self.optimizer, grad_norm)
+        stepper.update(self.optimizer)
+        self.step, self.position = number, self.position + plan.rows_per_step
+        self.distillation.end_step(self.step)
+
+        # Observe, validate, save; report the numbers that have arrived by now.
+        tokens = sum(b.tokens + b.tokens_elsewhere for b in micro_batches)
+        self.window.add(loss, tokens, stepper.is_empty)
+        if is_log_due:
+            self._log(schedule, rate, grad_norm)
+        if _is_due(plan.eval_interval, self.step):
+            self.window.pause(self.evaluate)
+        if _is_due(plan.save_interval, self.step):
+            self.window.pause(self.save)
+        self._report(self.copies.arrived())
+        self.reporter.advance(self.profile.arrived())
 
     def evaluate(self) -> None:
         """Validate the model with the quantizers of the last step that was taken.
@@ -175,44 +173,20 @@ class Training:
         loss_sum = self.processes.sum_(self.window.loss_sum.clone()).item()
         if not math.isfinite(loss_sum) or not has_finite_state(self.model):
             raise self._diverged(self.step)
-        random = self.processes.gather(random_states())
-        path = None
-        if self.processes.is_first:
-            path = self._write_checkpoint(loss_sum, self.window.steps, random)
-        [path] = self.processes.share([path])
-        if path is not None:
-            self.saved_step, self.saved_path = self.step, path
-
-    def _write_checkpoint(
-        self, window_loss_sum: float, window_steps: int, random: list[Any]
-    ) -> Path | None:
-        """Write all that load() needs and return its path; None if that is not possible."""
-        position = Position(
-            self.step, self.position, self.best_val_loss, window_loss_sum, window_steps
-        )
-        state = capture(self.stepper, self.optimizer, self.guidance, position, random)
-        try:
-            path = self.checkpoints.save({**self.facts, **state})
-        except OSError as exc:
-            self.reporter.tell(
-                f"The checkpoint of step {self.step:,} cannot be written: {exc}", "error"
-            )
-            return None
-        self.reporter.tell(f"Checkpoint of step {self.step:,}: {path}")
-        return path
+        self.writer.write(self._position(loss_sum, self.window.steps))
 
     def load(self, checkpoint: Checkpoint, path: Path | None = None) -> None:
         """Go on from a checkpoint of a run with the same identity."""
-        position = restore(
-            checkpoint, self.stepper, self.optimizer, self.guidance, self.plan.total_steps
-        )
+        position = self.writer.restore(checkpoint, path, self.plan.total_steps)
         self.step, self.position = position.step, position.rows
         self.best_val_loss = position.best_val_loss
         self.window.steps = position.window_steps
         # The saved sum is that of all processes, so only the first of them starts with it.
         if self.processes.is_first:
             self.window.loss_sum.fill_(position.window_loss_sum)
-        self.saved_path = path
+
+    def _position(self, window_loss_sum: float = 0.0, window_steps: int = 0) -> Position:
+        return Position(self.step, self.position, self.best_val_loss, window_loss_sum, window_steps)
 
     def _is_asked_to_stop(self) -> bool:
         self.is_stopping = self.processes.agree_to_stop(
@@ -220,8 +194,15 @@ class Training:
         )
         return self.is_stopping
 
-    def _is_due(self, interval: int, step: int) -> bool:
-        return interval > 0 and step % interval == 0
+    def _apply_schedule(self) -> ScheduleState:
+        """Set bits, QDrop and the teacher's weight for this step; report another stage."""
+        schedule: ScheduleState = self.model.apply_schedule(self.step, self.plan.total_steps)
+        self.distillation.begin_step(self.step, self.plan.total_steps)
+        label = stage_label(self.model.config, schedule.stage)
+        if label != self.stage:
+            self.reporter.stage(self.step, self.stage, label)
+            self.stage = label
+        return schedule
 
     def _set_learning_rate(self, schedule: ScheduleState) -> float:
         rate = learning_rate(
@@ -236,16 +217,23 @@ class Training:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         return rate
 
-    def _send_diagnostics(self, step: int) -> None:
+    def _prepare_readings(self, number: int, is_quant_due: bool) -> None:
+        """Switch on the readings of a step whose diagnostics are due, and watch its codes."""
+        if is_quant_due:
+            self.diagnostics.observe(True)
+        if is_watched(number, self.plan.quant_interval):
+            self.diagnostics.watch_codes(self.step)
+
+    def _send_diagnostics(self, number: int) -> None:
         """Start the copy of scalars and histograms of the quantizers to the host."""
         detail = self.plan.quant_detail
-        values = dict(self.model.diagnostics(detail=detail))
+        values = self.diagnostics.collect(detail)
         if self.stepper.is_empty:  # nothing was predicted, so all gradients are 0
             values = {name: v for name, v in values.items() if "/gradient_" not in name}
-        for name, histogram in self.model.histograms(detail=detail).items():
+        for name, histogram in self.diagnostics.histograms(detail).items():
             values |= {f"{name}/edges": histogram.edges, f"{name}/counts": histogram.counts}
-        self.copies.send(Reading("quant", step), values)
-        self.model.observe(False)
+        self.copies.send(Reading("quant", number), values)
+        self.diagnostics.observe(False)
 
     def _log(self, schedule: ScheduleState, rate: float, grad_norm: Tensor) -> None:
         values: dict[str, Any] = {
@@ -265,7 +253,7 @@ class Training:
         if self.window.steps:
             numbers["train/loss"] = self.processes.sum_(self.window.mean_loss())
         if not self.stepper.is_empty:
-            numbers |= self.guidance.numbers(self.processes)
+            numbers |= self.distillation.numbers(self.processes)
         self.copies.send(Reading("train", self.step, values), numbers)
         self.window = Window(torch.zeros((), device=self.device))
 
@@ -289,18 +277,15 @@ class Training:
         """Save the last good state, and return the error that ends the run.
 
         A step with gradients that are NaN or infinite is not taken, so the current weights
-        are good unless they are not finite themselves. The processes may notice at different
-        steps, so the first does not exchange anything with the others here.
+        are good unless they are not finite themselves.
         """
-        if self.processes.is_first and has_finite_state(self.model):
-            self.saved_path = self._write_checkpoint(0.0, 0, [random_states()]) or self.saved_path
-        if not self.processes.is_first:
-            way_out = "the first process says where to go on from"
-        elif self.saved_path is None:
-            way_out = "no checkpoint was written before; start anew"
-        else:
-            way_out = f"go on from the last good one with --resume_from {self.saved_path}"
+        self.writer.write_last_good(self._position())
         return TrainingDiverged(
-            f"loss or gradients are no numbers any more at step {step:,}; {way_out}, "
+            f"loss or gradients are no numbers any more at step {step:,}; "
+            f"{self.writer.way_out()}, "
             "with a lower --grad_clip, or with a lower --learning_rate and --change_schedule"
         )
+
+
+def _is_due(interval: int, step: int) -> bool:
+    return interval > 0 and step % interval == 0

@@ -1,7 +1,7 @@
 """Conversion between a run's state in memory and the values of a checkpoint.
 
 In: model, optimizer, scaler, teacher and position of a run; or a checkpoint.
-Out: a checkpoint's values; or the same state again, to the bit.
+Out: a checkpoint's values; or the same state again, to the bit; or the checkpoint's encoder alone.
 Never: writes or reads a file.
 """
 
@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from trainer.data.batches import EVALUATION_SEED
+from trainer.data.masking import EVALUATION_SEED
+from trainer.errors import BadInput
+from trainer.model import BitNetQDyT, ModelConfig
 from trainer.model.schedule import last_trained
 from trainer.training.checkpoint import FORMAT, Checkpoint
-from trainer.training.distillation import Guidance
+from trainer.training.distillation import Distillation
 from trainer.training.random_states import restore_random_states, seed_noise
 from trainer.training.step import Stepper
 
@@ -36,7 +38,7 @@ class Position(NamedTuple):
 def capture(
     stepper: Stepper,
     optimizer: torch.optim.Optimizer,
-    guidance: Guidance,
+    distillation: Distillation,
     position: Position,
     random: list[Any],
 ) -> dict[str, Any]:
@@ -50,7 +52,7 @@ def capture(
         "model": stepper.model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "scaler": stepper.scaler.state_dict(),
-        "teacher": guidance.state(),
+        "teacher": distillation.state(),
         "random": random,
         "window": {"loss_sum": position.window_loss_sum, "steps": position.window_steps},
     }
@@ -60,7 +62,7 @@ def restore(
     checkpoint: Checkpoint,
     stepper: Stepper,
     optimizer: torch.optim.Optimizer,
-    guidance: Guidance,
+    distillation: Distillation,
     total_steps: int,
 ) -> Position:
     """Restore model, optimizer, teacher and noise; return the position of the run.
@@ -80,7 +82,7 @@ def restore(
     optimizer.load_state_dict(checkpoint["optimizer"])
     if checkpoint["scaler"]:  # empty if the run was not in fp16 then
         stepper.scaler.load_state_dict(checkpoint["scaler"])
-    guidance.load(checkpoint["teacher"], checkpoint["step"], total_steps)
+    distillation.load(checkpoint["teacher"], checkpoint["step"], total_steps)
     _restore_noise(checkpoint, stepper.processes.rank)
     window = checkpoint["window"]
     # Older versions had other masks, and losses on other masks can't be compared.
@@ -92,6 +94,24 @@ def restore(
         window["loss_sum"],
         window["steps"],
     )
+
+
+def rebuild_model(checkpoint: Checkpoint) -> BitNetQDyT:
+    """Build the encoder of a checkpoint on the CPU, in evaluation mode.
+
+    It has the bits of the last step that was trained.
+
+    Raises:
+        BadInput: the checkpoint does not hold a whole model.
+    """
+    try:
+        model = BitNetQDyT(ModelConfig(**checkpoint["model_config"]))
+        model.apply_schedule(last_trained(checkpoint["step"]), checkpoint["total_steps"])
+        model.load_state_dict(checkpoint["model"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as exc:
+        text = str(exc).splitlines()[0]
+        raise BadInput(f"the checkpoint does not hold a whole model: {text}") from exc
+    return model.eval()
 
 
 def has_finite_state(model: nn.Module) -> bool:

@@ -7,19 +7,17 @@ Never: reads a number from the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from trainer.data.batches import Batch
+from trainer.data.masking import Batch
 from trainer.model.weight_cache import quantized_once
 from trainer.training.processes import Processes
 from trainer.training.work_clock import WorkClock
-
-Autocast = Callable[[], AbstractContextManager[object]]
 
 
 class Stepper:

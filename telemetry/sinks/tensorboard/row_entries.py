@@ -7,8 +7,8 @@ Never: depends on anything but the rows, so live, resumed and replayed runs agre
     row                            entry
     metrics, gap                   a scalar for each number; a text for each text that has changed
     histogram                      a histogram
-    message, gap, run started,     a text `messages/<level>`
-    run finished
+    message, alert, gap,           a text `messages/<level>`
+    run started, run finished
     run started, config updated    a text `config`; for rank 0 also the panels of Custom Scalars
                                    and, with its first metrics, a line of the HPARAMS tab
     any event that lacks a part    a text `messages/left_out`, once for each reason
@@ -31,6 +31,7 @@ import msgspec
 
 from shared.events import (
     HARDWARE,
+    AlertChanged,
     ConfigUpdated,
     DecodeError,
     Event,
@@ -42,6 +43,7 @@ from shared.events import (
     RunStarted,
     Scalar,
 )
+from telemetry.alerts.words import level_of, words_of
 from telemetry.journal.rows import ELAPSED, STEP, Point, Row, RunContext, point_of
 from telemetry.sinks.tensorboard import said, words
 from telemetry.sinks.tensorboard.entries import Entry, Extra, Histogram, Text
@@ -116,6 +118,8 @@ class Policy:
                 entries += self._histogram(row, stream, event)
             case MessageLogged(level=level, text=text):
                 entries += said.message(row, stream, level, text)
+            case AlertChanged():
+                entries += said.message(row, stream, level_of(event), words_of(event))
             case Gap():
                 entries += said.message(row, stream, "gap", words.gap(event))
             case RunStarted():

@@ -25,17 +25,13 @@ from telemetry.sinks.wandb.core import (
     translated,
     without_secrets,
 )
+from telemetry.sinks.wandb.limits import LIMITS, Limits
 from telemetry.sinks.wandb.run_identity import JOURNAL, bare_identity, identity
 from telemetry.sinks.wandb.selection import AXES, RESERVED, Alert, Histogram, Values
 from telemetry.sinks.wandb.values import exit_code as held_exit_code
 
 Mode = Literal["online", "offline"]
-INIT_TIMEOUT_S: Final = 10
-FINISH_TIMEOUT_S: Final = 45
-FINISH_LIMIT_S: Final = 50.0
 FLUSH_INTERVAL_S: Final = 1.0
-
-
 LOG_TAIL_BYTES: Final = 256 * 1024
 
 
@@ -57,10 +53,13 @@ class Answer(NamedTuple):
 class Client:
     """A live run in wandb. Not thread-safe."""
 
-    def __init__(self, wandb: Any, run: Any, is_refused: Callable[[], bool]) -> None:
+    def __init__(
+        self, wandb: Any, run: Any, is_refused: Callable[[], bool], limits: Limits = LIMITS
+    ) -> None:
         self._wandb = wandb
         self._run = run
         self._is_refused = is_refused
+        self._limits = limits
         self._known = {*AXES, *RESERVED}
         for axis in sorted(set(AXES.values())):
             self._define(axis, None)
@@ -125,7 +124,7 @@ class Client:
             Refused: the server has refused the upload.
             SinkUnavailable: the run could not be flushed in time.
         """
-        with translated(), core_killed_after(limit_s or FINISH_LIMIT_S):
+        with translated(), core_killed_after(limit_s or self._limits.finish_limit_s):
             self._run.finish(exit_code=held_exit_code(exit_code))
         self.check()
         if self._gave_up():
@@ -182,7 +181,11 @@ class Client:
 
 
 def start(
-    context: SinkContext, mode: Mode, directory: Path | None = None, bare_for: str = ""
+    context: SinkContext,
+    mode: Mode,
+    directory: Path | None = None,
+    bare_for: str = "",
+    limits: Limits = LIMITS,
 ) -> Client:
     """Start or resume the run in wandb; its files go below directory (default: out_dir).
 
@@ -206,6 +209,8 @@ def start(
                 reinit="create_new",
                 settings=wandb.Settings(
                     **_SETTINGS,
+                    init_timeout=limits.start_s,
+                    finish_timeout=limits.finish_s,
                     sweep_id=context.run.wandb_sweep_id or None,
                     # No transaction log online: `wandb sync` could upload it a second time.
                     x_skip_transaction_log=mode == ONLINE,
@@ -224,7 +229,7 @@ def start(
                     f"the W&B server does not take run {context.run_id}: {without_secrets(exc)}"
                 ) from exc
             raise
-        client = Client(wandb, run, lambda: bool(refused))
+        client = Client(wandb, run, lambda: bool(refused), limits)
     if directory.resolve() not in client.file.resolve().parents:
         raise SinkUnavailable(f"{directory} can't be written: wandb went to {client.file}")
     return client
@@ -240,8 +245,6 @@ _SETTINGS: Final[dict[str, Any]] = {
     # On SageMaker, wandb would take the run id from the training job's environment.
     "sagemaker_disable": True,
     "save_code": False,
-    "init_timeout": INIT_TIMEOUT_S,
-    "finish_timeout": FINISH_TIMEOUT_S,
     "finish_timeout_raises": True,
     "use_dot_wandb": False,
     "x_disable_stats": True,

@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from telemetry.journal.layout import make_durably
+from shared.files import make_directory
 from telemetry.json_files import read_json, write_json
 from telemetry.sinks.base import SinkUnavailable
 
@@ -99,7 +99,7 @@ class LinkFile:
         if link == self.value:
             return
         try:
-            make_durably(self.path.parent)
+            make_directory(self.path.parent)
             write_json(self.path, msgspec.to_builtins(link))
         except OSError as exc:
             raise SinkUnavailable(f"{self.path} can't be written: {exc}") from exc

@@ -19,10 +19,11 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from shared.clock import Clock
-from telemetry.journal.layout import make_durably
+from shared.files import make_directory
 from telemetry.run_dir import RunDir
 from telemetry.sinks.base import SinkContext, SinkRejected, SinkUnavailable
 from telemetry.sinks.wandb import client, offline, wandb_file
+from telemetry.sinks.wandb.limits import LIMITS, Limits
 from telemetry.sinks.wandb.offline import Confirmation, Ledger
 from telemetry.sinks.wandb.run_status import Ending, say_ending
 from telemetry.sinks.wandb.selection import Policy, Selected
@@ -69,6 +70,7 @@ class LocalRun:
         place: str,
         clock: Clock,
         pause: Callable[[float], object],
+        limits: Limits = LIMITS,
     ) -> None:
         self._context = context
         self._place = place
@@ -76,6 +78,7 @@ class LocalRun:
         self._dir = RunDir(self._parent).wandb
         self._clock = clock
         self._pause = pause
+        self._limits = limits
         self._client: client.Client | None = None
         self._confirmation: Confirmation | None = None
         self._ledger = Ledger()
@@ -103,7 +106,7 @@ class LocalRun:
         # 1. Wait until no other process writes the files, and read them.
         run_id = self._context.run_id
         # The directory's name has to be durable: a committed row must not be lost with it.
-        make_durably(self._dir)
+        make_directory(self._dir)
         paths = offline.fragment_paths(self._dir, run_id)
         offline.wait_for_writers(paths, self._clock, self._pause)
         fragments = self._read()
@@ -186,7 +189,7 @@ class LocalRun:
             running.finish(ending.code)
             self._client = None
             if self._confirmation is not None:
-                self._confirmation.wait_for_end(self._clock, self._pause)
+                self._confirmation.wait_for_end(self._clock, self._pause, self._limits.written_s)
         found = Ledger().plus(self._rows_of(self._read()))
         if found != self._ledger:
             raise SinkUnavailable(
@@ -205,7 +208,7 @@ class LocalRun:
         try:
             running.finish(0)
             if self._confirmation is not None:
-                self._confirmation.wait_for_end(self._clock, self._pause)
+                self._confirmation.wait_for_end(self._clock, self._pause, self._limits.written_s)
         except SinkUnavailable as exc:
             log.warning("sink=wandb run=%s closed unclean: %s", self._context.run_id, exc)
 
@@ -264,14 +267,17 @@ class LocalRun:
         """
         run_id = self._context.run_id
         try:
-            return client.start(self._context, "offline", self._parent)
+            return self._start()
         except client.RefusedSettings as exc:
             why = str(exc)
         log.warning("sink=wandb run=%s is called by its id alone: %s", run_id, why)
         try:
-            return client.start(self._context, "offline", self._parent, bare_for=why)
+            return self._start(why)
         except client.RefusedSettings as exc:
             raise SinkRejected(f"wandb refuses run {run_id}: {exc}") from exc
+
+    def _start(self, bare_for: str = "") -> client.Client:
+        return client.start(self._context, "offline", self._parent, bare_for, self._limits)
 
     def _part_at(self, spot: Spot) -> LocalPart:
         return LocalPart(spot, self._ledger, self._place, self._superseded)

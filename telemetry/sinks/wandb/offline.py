@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from shared.clock import Clock
-from shared.files import write_atomically
-from telemetry.journal.layout import sync_directory
+from shared.files import sync_directory, write_atomically
 from telemetry.sinks.base import SinkUnavailable
+from telemetry.sinks.wandb.limits import LIMITS
 from telemetry.sinks.wandb.run_identity import JOURNAL
 from telemetry.sinks.wandb.wandb_file import HEADER, DamagedFile, RecordTail
 
@@ -37,7 +37,6 @@ _ONLINE = re.compile(r"run-\d{8}_\d{6}-(.+)")
 SUPERSEDED = "superseded-"
 PULSE_RECORDS = 10_000
 WRITER_GONE_S = 5.0
-WRITTEN_S = 10.0
 
 
 class Ledger(msgspec.Struct, frozen=True):
@@ -242,15 +241,20 @@ class Confirmation:
             self.row = found
         return self.row
 
-    def wait_for_end(self, clock: Clock, pause: Callable[[float], object]) -> None:
+    def wait_for_end(
+        self,
+        clock: Clock,
+        pause: Callable[[float], object],
+        limit_s: float = LIMITS.written_s,
+    ) -> None:
         """Wait until a finished run's last record is in the file, and all rows before it.
 
         wandb's finish returns before wandb-core has written the file to its end.
 
         Raises:
-            SinkUnavailable: the record is not there after 10 s, or rows are missing.
+            SinkUnavailable: the record is not there after limit_s, or rows are missing.
         """
-        deadline_ns = clock.monotonic_ns() + int(WRITTEN_S * 1e9)
+        deadline_ns = clock.monotonic_ns() + int(limit_s * 1e9)
         self.read_back()
         while not self.is_ended:
             if clock.monotonic_ns() >= deadline_ns:

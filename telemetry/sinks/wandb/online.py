@@ -22,6 +22,7 @@ from typing import Final, NamedTuple
 from shared.clock import Clock
 from telemetry.sinks.base import SinkContext, SinkUnavailable
 from telemetry.sinks.wandb import client, core
+from telemetry.sinks.wandb.limits import LIMITS, Limits
 from telemetry.sinks.wandb.link import LinkFile
 from telemetry.sinks.wandb.local import Spot
 from telemetry.sinks.wandb.run_status import INTERRUPTED, Ending, say_ending
@@ -30,7 +31,6 @@ from telemetry.sinks.wandb.server import Server, View
 
 log = logging.getLogger(__name__)
 
-ASK_S: Final = 30.0
 AWAY_S: Final = 60.0
 """A server that does not answer for so long counts as away."""
 
@@ -55,13 +55,20 @@ class OnlineRun:
     """A run sent to a W&B server. Not thread-safe."""
 
     def __init__(
-        self, context: SinkContext, clock: Clock, server: Server, link: LinkFile, spot: Spot
+        self,
+        context: SinkContext,
+        clock: Clock,
+        server: Server,
+        link: LinkFile,
+        spot: Spot,
+        limits: Limits = LIMITS,
     ) -> None:
         self._context = context
         self._clock = clock
         self._server = server
         self._link = link
         self._spot = spot
+        self._limits = limits
         self._client: client.Client | None = None
         self._snapshots: deque[_Snapshot] = deque()
         self._sent = array("q")
@@ -87,7 +94,7 @@ class OnlineRun:
         # 2. Start the run; the server must not have more rows than it showed.
         has_more = False
         try:
-            self._client = client.start(self._context, "online")
+            self._client = client.start(self._context, "online", limits=self._limits)
             first_row = self._client.answer().first_row
             has_more = view.exists and first_row != view.last_row + 1
             if has_more:
@@ -140,7 +147,7 @@ class OnlineRun:
         if len(self._snapshots) > MAX_SNAPSHOTS:
             self._snapshots = deque(list(self._snapshots)[1::2])
         now_ns = self._clock.monotonic_ns()
-        if now_ns - self._asked_ns >= ASK_S * 1e9:
+        if now_ns - self._asked_ns >= self._limits.ask_every_s * 1e9:
             self._asked_ns = now_ns
             with self._losing():
                 self._ask(now_ns)

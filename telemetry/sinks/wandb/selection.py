@@ -5,7 +5,7 @@ Out: the values to send for each row, mostly none or one history row.
 Never: knows wandb, files or clocks, so a live run and a replay select the same.
 
 A history row has its journal row number as `_step`. Metrics, histograms,
-messages and gaps are sent as they come. Hardware is sent as means over windows
+messages, alerts and gaps are sent as they come. Hardware is sent as means over windows
 of 15 s of event time, one open window for each source: a window is sent at the
 row of the first sample behind it, which is free because hardware is not sent
 row by row, or at the row that ends the run. A window that is still open at the
@@ -21,6 +21,7 @@ import msgspec
 
 from shared.events import (
     HARDWARE,
+    AlertChanged,
     ConfigUpdated,
     DecodeError,
     Event,
@@ -32,6 +33,7 @@ from shared.events import (
     Scalar,
 )
 from shared.text import clean
+from telemetry.alerts.words import level_of, title_of, words_of
 from telemetry.journal.rows import ELAPSED, STEP, Point, Row, RunContext, point_of
 from telemetry.sessions import MAIN_SOURCE
 from telemetry.sinks.wandb.run_identity import LEFT_OUT
@@ -234,16 +236,18 @@ def _select(row: Row, event: Event | None, point: Point | None, *, is_main: bool
                 values[STEP] = event.step
             return Selected(history=_history(row, values))
         case MessageLogged():
-            return _message(row, event)
+            return _message(row, event.level, event.text)
+        case AlertChanged():
+            return _message(row, level_of(event), words_of(event), title_of(event))
         case RunStarted() | ConfigUpdated() if is_main:
             return Selected(config=plain(event.config))
     return NOTHING
 
 
-def _message(row: Row, event: MessageLogged) -> Selected:
-    texts: Values = {"telemetry/message": event.text, "telemetry/level": event.level}
-    level = ALERT_LEVELS.get(event.level.lower())
-    alert = Alert(level, f"{row.source}: {event.level}", event.text) if level else None
+def _message(row: Row, level: str, text: str, title: str = "") -> Selected:
+    texts: Values = {"telemetry/message": text, "telemetry/level": level}
+    known = ALERT_LEVELS.get(level.lower())
+    alert = Alert(known, f"{row.source}: {title or level}", text) if known else None
     return Selected(history=_history(row, texts), alert=alert)
 
 

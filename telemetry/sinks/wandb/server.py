@@ -11,6 +11,7 @@ A server may show fewer rows than it has taken: an answer counts as complete onl
 from __future__ import annotations
 
 import base64
+import functools
 import http.client
 import importlib
 import json
@@ -23,11 +24,11 @@ from shared.clock import Clock
 from shared.wandb_limits import cleaned
 from telemetry.sinks.base import SinkContext, SinkUnavailable
 from telemetry.sinks.wandb import core
+from telemetry.sinks.wandb.limits import LIMITS, Limits
 from telemetry.sinks.wandb.mode import NO_KEY, Account
 from telemetry.sinks.wandb.run_identity import JOURNAL
 from telemetry.sinks.wandb.run_identity import said as said_by
 
-ASK_TIMEOUT_S: Final = 10.0
 STILL_S: Final = 30.0
 STILL_POLL_S: Final = 5.0
 RESTLESS_S: Final = 300.0
@@ -66,10 +67,11 @@ class Server:
         context: SinkContext,
         clock: Clock,
         ask: Callable[[SinkContext], View] | None = None,
+        limits: Limits = LIMITS,
     ) -> None:
         self._context = context
         self._clock = clock
-        self._ask = ask or resume_query
+        self._ask = ask or functools.partial(resume_query, answer_s=limits.answer_s)
 
     def view(self) -> View:
         """Ask the server for its view of the run now.
@@ -138,7 +140,7 @@ def _canonical(url: str) -> str:
     return url
 
 
-def resume_query(context: SinkContext) -> View:
+def resume_query(context: SinkContext, answer_s: float = LIMITS.answer_s) -> View:
     """Ask the server that wandb is set up for, with the key that wandb would use.
 
     Raises:
@@ -162,19 +164,21 @@ def resume_query(context: SinkContext) -> View:
             "name": context.run_id,
         }
         try:
-            data = api.execute_graphql(_QUERY, said, timeout=ASK_TIMEOUT_S)
+            data = api.execute_graphql(_QUERY, said, timeout=answer_s)
         except core.api_failure() as exc:
             if "Unknown operation" not in str(exc):
-                raise SinkUnavailable(_reason(exc)) from exc
+                raise SinkUnavailable(_reason(exc, answer_s)) from exc
             # wandb-core sends the operation name "", which strict servers refuse.
-            data = _post(f"{settings.base_url}/graphql", getattr(auth, "api_key", ""), said)
+            data = _post(
+                f"{settings.base_url}/graphql", getattr(auth, "api_key", ""), said, answer_s
+            )
     try:
         return view_of(data)
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
         raise SinkUnavailable(f"the W&B server's answer makes no sense: {exc!r}") from exc
 
 
-def _post(url: str, key: str, said: dict[str, Any]) -> dict[str, Any]:
+def _post(url: str, key: str, said: dict[str, Any], answer_s: float) -> dict[str, Any]:
     """Send the resume query without wandb-core, and return the data of the answer.
 
     Raises:
@@ -185,7 +189,7 @@ def _post(url: str, key: str, said: dict[str, Any]) -> dict[str, Any]:
     body = json.dumps({"query": _QUERY, "variables": said}).encode()
     request = urllib.request.Request(url, body, headers)
     try:
-        with urllib.request.urlopen(request, timeout=ASK_TIMEOUT_S) as answer:
+        with urllib.request.urlopen(request, timeout=answer_s) as answer:
             return dict(json.loads(answer.read())["data"])
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as exc:
         why = core.without_secrets(exc)
@@ -216,7 +220,7 @@ def _journal_in(config: Any) -> str:
         return ""
 
 
-def _reason(exc: Any) -> str:
+def _reason(exc: Any, answer_s: float) -> str:
     """Return the reason of a failure, as text that stays the same from one try to the next."""
     status = getattr(exc.response, "http_status", 0) if exc.response is not None else 0
     if status in (401, 403):
@@ -224,5 +228,5 @@ def _reason(exc: Any) -> str:
     if status >= 400:
         return f"the W&B server answers HTTP {status}"
     if exc.response is None:
-        return f"the W&B server can't be reached, or gives no answer in {ASK_TIMEOUT_S:.0f} s"
+        return f"the W&B server can't be reached, or gives no answer in {answer_s:.0f} s"
     return core.without_secrets(exc)

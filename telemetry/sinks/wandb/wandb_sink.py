@@ -39,6 +39,7 @@ from telemetry.sinks.base import (
     SinkUnavailable,
 )
 from telemetry.sinks.wandb import client, core, mode, offline
+from telemetry.sinks.wandb.limits import LIMITS, Limits
 from telemetry.sinks.wandb.link import LinkFile
 from telemetry.sinks.wandb.local import PLACE, UNRESOLVED, LocalPart, LocalRun, Spot, part_from
 from telemetry.sinks.wandb.online import Away, OnlineRun
@@ -63,15 +64,17 @@ class WandbSink:
         pause: Callable[[float], object] = time.sleep,
         ask: Callable[[SinkContext], View] | None = None,
         account: Callable[[], mode.Account] = account,
+        limits: Limits = LIMITS,
     ) -> None:
         self._context = context
         self._clock = clock or SystemClock()
         self._pause = pause
         self._mode = ""
         self._ask_account = account
+        self._limits = limits
         self._refused_in_a_row = 0
         self._link = LinkFile(RunDir(context.out_dir).wandb, context.run_id)
-        self._server = Server(context, self._clock, ask)
+        self._server = Server(context, self._clock, ask, limits)
         self._server_spot = Spot()
         self._local_part: LocalPart | None = None
         self._online: OnlineRun | None = None
@@ -245,7 +248,14 @@ class WandbSink:
             self._open_local()
             return
         # 3. Start behind the server's last row.
-        online = OnlineRun(self._context, self._clock, self._server, self._link, self._server_spot)
+        online = OnlineRun(
+            self._context,
+            self._clock,
+            self._server,
+            self._link,
+            self._server_spot,
+            self._limits,
+        )
         try:
             online.start(view)
         except (SinkUnavailable, client.RefusedSettings) as exc:
@@ -305,7 +315,7 @@ class WandbSink:
         # If rows may be on their way to a server that can't be asked, rows written now may
         # be there already: `wandb sync` must not find them.
         place = UNRESOLVED if link.is_open else PLACE
-        local = LocalRun(self._context, place, self._clock, self._pause)
+        local = LocalRun(self._context, place, self._clock, self._pause, self._limits)
         first_row = max(self._server_spot.row, link.last_row + 1)
         spot = local.open(self._server_spot, self._local_part, first_row, link.settled_row)
         self._local = local

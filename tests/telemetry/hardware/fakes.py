@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -94,9 +95,16 @@ class FakeNvml:
         self.calls: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("NVML") or name == "nvmlMemory_v2":
+        if name.startswith(("NVML", "nvmlEventType", "c_nvml")) or name == "nvmlMemory_v2":
             return getattr(pynvml, name)
+        if name.startswith("nvml") and hasattr(pynvml, name):
+            return partial(self._lack, name)
         raise AttributeError(name)
+
+    def _lack(self, name: str, *arguments: Any) -> Any:
+        """The answer of a driver from before this function came."""
+        self.calls.append(name)
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
 
     def reload_driver(self) -> None:
         """What a process sees afterwards: its session is gone."""
@@ -160,11 +168,12 @@ class FakeNvml:
 
     def nvmlDeviceGetTotalEccErrors(self, gpu: FakeGpu, kind: int, since: int) -> int:
         self._ask("nvmlDeviceGetTotalEccErrors", gpu)
-        assert kind == pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED
-        return 3
+        return 3 if kind == pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED else 40
 
     def nvmlDeviceGetFieldValues(self, gpu: FakeGpu, fields: list[int]) -> list[Any]:
         self._ask("nvmlDeviceGetFieldValues", gpu)
+        if not all(isinstance(f, int) for f in fields):  # NVLink: this GPU has none
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
         counts = {198: gpu.rx_bytes, 197: gpu.tx_bytes}
         code = pynvml.NVML_SUCCESS if gpu.counts_pcie else pynvml.NVML_ERROR_NOT_SUPPORTED
         return [

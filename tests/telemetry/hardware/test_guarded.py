@@ -46,7 +46,7 @@ def probe():
 def test_a_probe_that_answers_is_read_as_if_it_were_not_guarded(probe, clock):
     """One question, one answer."""
     with closing(GuardedProbe(probe, clock, PATIENCE_S, PATIENCE_S)) as guarded:
-        assert [guarded.read(), guarded.read()] == [{"reads": 1}, {"reads": 2}]
+        assert [guarded.read()["reads"], guarded.read()["reads"]] == [1, 2]
         assert guarded.outstanding_s() == 0.0
         assert guarded.name == "stalling"
 
@@ -61,6 +61,28 @@ def test_a_probe_that_hangs_has_no_values_and_is_not_asked_again(probe, clock):
         assert guarded.outstanding_s() == 7.0
 
 
+def test_each_reading_is_timed_apart_from_the_values(clock):
+    """A metric of the tool's own: what the probe itself took, on its own thread."""
+
+    class SlowProbe:
+        name = "cpu frequency"
+
+        def read(self):
+            clock.advance(0.25)
+            return {}
+
+    with closing(GuardedProbe(SlowProbe(), clock, PATIENCE_S, PATIENCE_S)) as guarded:
+        assert guarded.read() == {"sampler/probe/cpu_frequency_seconds": 0.25}
+
+
+def test_a_thread_that_waits_for_a_lock_can_still_be_ended(probe, clock):
+    """Only a call that the kernel holds survives a kill."""
+    probe.free.clear()
+    with closing(GuardedProbe(probe, clock, PATIENCE_S, first_timeout_s=0.01)) as guarded:
+        guarded.read()
+        assert not guarded.is_uninterruptible()
+
+
 def test_a_late_answer_comes_with_the_next_reading(probe, clock):
     """A slow driver gives fewer readings, not none."""
     probe.free.clear()
@@ -69,8 +91,8 @@ def test_a_late_answer_comes_with_the_next_reading(probe, clock):
         probe.free.set()
         late = _first_values(guarded)
 
-        assert late == {"reads": 1}
-        assert guarded.read() == {"reads": 2}
+        assert late["reads"] == 1
+        assert guarded.read()["reads"] == 2
         assert guarded.outstanding_s() == 0.0
 
 

@@ -56,8 +56,16 @@ def test_a_gpu_tells_all_that_it_has_in_base_units(make_probe, clock):
         "gpu/0/energy_joules": 12345.678,
         "gpu/0/clock_sm_hertz": 1_980_000_000,
         "gpu/0/clock_memory_hertz": 2_619_000_000,
+        "gpu/0/energy_since_start_joules": 0.0,
         "gpu/0/throttle_reasons": 0x44,
+        "gpu/0/throttle_names": "sw_power_cap hw_thermal",
+        "gpu/0/throttle/sw_power_cap": True,
+        "gpu/0/throttle/hw_slowdown": False,
+        "gpu/0/throttle/sw_thermal": False,
+        "gpu/0/throttle/hw_thermal": True,
+        "gpu/0/throttle/power_brake": False,
         "gpu/0/ecc_uncorrected_total": 3,
+        "gpu/0/ecc_corrected_total": 40,
         "gpu/0/pcie_rx_bytes_per_second": 2000.0,
         "gpu/0/pcie_tx_bytes_per_second": 500.0,
     }
@@ -70,10 +78,18 @@ READING_OF = {
     "nvmlDeviceGetTemperature": {"temperature_celsius"},
     "nvmlDeviceGetPowerUsage": {"power_watts"},
     "nvmlDeviceGetEnforcedPowerLimit": {"power_limit_watts"},
-    "nvmlDeviceGetTotalEnergyConsumption": {"energy_joules"},
+    "nvmlDeviceGetTotalEnergyConsumption": {"energy_joules", "energy_since_start_joules"},
     "nvmlDeviceGetClockInfo": {"clock_sm_hertz", "clock_memory_hertz"},
-    "nvmlDeviceGetCurrentClocksEventReasons": {"throttle_reasons"},
-    "nvmlDeviceGetTotalEccErrors": {"ecc_uncorrected_total"},
+    "nvmlDeviceGetCurrentClocksEventReasons": {
+        "throttle_reasons",
+        "throttle_names",
+        "throttle/sw_power_cap",
+        "throttle/hw_slowdown",
+        "throttle/sw_thermal",
+        "throttle/hw_thermal",
+        "throttle/power_brake",
+    },
+    "nvmlDeviceGetTotalEccErrors": {"ecc_uncorrected_total", "ecc_corrected_total"},
 }
 
 

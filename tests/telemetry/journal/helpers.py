@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from shared.events import MetricsLogged, encode_event, join_events
+from shared.ids import StreamId
 from shared.record import decode_record_header, decode_segment_header
 from telemetry.journal.reader import JournalReader
 from telemetry.journal.rows import Row
@@ -13,6 +14,11 @@ from telemetry.journal.scan import Damage
 from telemetry.journal.writer import JournalWriter
 
 RUN, SESSION = "run", "session"
+
+
+def stream(source: str) -> StreamId:
+    """The stream of a source, in the one run and session of these tests."""
+    return StreamId(RUN, SESSION, source)
 
 
 def frame(first: int, count: int, size: int = 0) -> bytes:
@@ -29,9 +35,9 @@ def frame(first: int, count: int, size: int = 0) -> bytes:
 
 def write(writer: JournalWriter, count: int, source: str = "rank0", size: int = 0) -> int:
     """Append the next events of a stream as one frame; each says its own row. Returns the row."""
-    seq = writer.appended_seq(RUN, SESSION, source) + 1
+    seq = writer.appended_seq(stream(source)) + 1
     row = writer.next_row
-    return writer.append(RUN, SESSION, source, seq, count, frame(row, count, size))
+    return writer.append(stream(source), seq, count, frame(row, count, size))
 
 
 def read_all(

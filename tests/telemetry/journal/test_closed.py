@@ -16,7 +16,12 @@ from telemetry.journal.closed import CLOSED_NAME, append_closed, read_closed
 from telemetry.journal.identity import identify
 from telemetry.journal.layout import segments
 from telemetry.journal.writer import JournalFault, JournalWriter
-from tests.telemetry.journal.helpers import RUN, SESSION, is_whole, read_all, write
+from tests.telemetry.journal.helpers import (
+    is_whole,
+    read_all,
+    stream,
+    write,
+)
 
 SEGMENT_MAX = 600
 
@@ -40,7 +45,7 @@ def of_workers(directory: Path, count: int) -> None:
         for number in range(count):
             write(writer, 2, worker(number))
             writer.sync()
-            writer.end_stream(RUN, SESSION, worker(number))
+            writer.end_stream(stream(worker(number)))
 
 
 def test_thousands_of_short_workers_do_not_grow_the_headers(tmp_path):
@@ -56,16 +61,16 @@ def test_a_closed_stream_that_speaks_again_goes_on_at_its_number(tmp_path):
     """In the same process, in the next one, and read from any row. Exactly once."""
     of_workers(tmp_path, 20)
     with JournalWriter(tmp_path, SEGMENT_MAX) as writer:
-        assert writer.appended_seq(RUN, SESSION, worker(0)) == 1
+        assert writer.appended_seq(stream(worker(0))) == 1
         for _ in range(3):
             write(writer, 1, worker(0))
             writer.sync()
-            writer.end_stream(RUN, SESSION, worker(0))
+            writer.end_stream(stream(worker(0)))
             write(writer, 4, "rank1")
             writer.sync()
-        last = writer.appended_seq(RUN, SESSION, worker(0))
+        last = writer.appended_seq(stream(worker(0)))
     with JournalWriter(tmp_path, SEGMENT_MAX) as writer:
-        assert writer.durable_seq(RUN, SESSION, worker(0)) == last == 4
+        assert writer.durable_seq(stream(worker(0))) == last == 4
 
     rows, damage = read_all(tmp_path)
 
@@ -93,14 +98,14 @@ def test_whatever_ends_and_goes_on_each_stream_has_its_numbers_once(tmp_path_fac
         if act == "write":
             write(writer, 2, worker(which))
         elif act == "end":
-            writer.end_stream(RUN, SESSION, worker(which))
+            writer.end_stream(stream(worker(which)))
         elif act == "sync":
             writer.sync()
         else:
-            before = {n: writer.durable_seq(RUN, SESSION, worker(n)) for n in range(4)}
+            before = {n: writer.durable_seq(stream(worker(n))) for n in range(4)}
             writer.close()
             writer = JournalWriter(directory, SEGMENT_MAX)
-            after = {n: writer.durable_seq(RUN, SESSION, worker(n)) for n in range(4)}
+            after = {n: writer.durable_seq(stream(worker(n))) for n in range(4)}
             assert after == before
             assert {e.source: e.durable_seq for e in identify(directory)[1].values()} == {
                 worker(n): seq for n, seq in after.items() if seq >= 0
@@ -132,7 +137,7 @@ def test_a_damaged_list_of_closed_streams_is_made_good_from_the_segments(tmp_pat
     path.write_bytes(data)
 
     with JournalWriter(tmp_path, SEGMENT_MAX) as writer:
-        told = [writer.durable_seq(RUN, SESSION, worker(n)) for n in range(30)]
+        told = [writer.durable_seq(stream(worker(n))) for n in range(30)]
         row = write(writer, 1, "rank7")
         writer.sync()
 
@@ -147,7 +152,7 @@ def test_what_a_worker_said_after_it_was_closed_counts_though_the_list_forgot_it
         size = read_closed(tmp_path).size
         write(writer, 3, worker(0))
         writer.sync()
-        writer.end_stream(RUN, SESSION, worker(0))
+        writer.end_stream(stream(worker(0)))
         for _ in range(10):
             write(writer, 2, "rank1")
             writer.sync()
@@ -158,7 +163,7 @@ def test_what_a_worker_said_after_it_was_closed_counts_though_the_list_forgot_it
     path.write_bytes(data)
 
     with JournalWriter(tmp_path, SEGMENT_MAX) as writer:
-        assert writer.durable_seq(RUN, SESSION, worker(0)) == 4
+        assert writer.durable_seq(stream(worker(0))) == 4
 
 
 @pytest.mark.parametrize("which", [0, 7])
@@ -171,7 +176,7 @@ def test_one_stream_that_is_missing_from_the_list_is_found_in_the_segments(tmp_p
     append_closed(tmp_path, 0, {n: entry for n, entry in streams.items() if n != which})
 
     with JournalWriter(tmp_path, SEGMENT_MAX) as writer:
-        assert [writer.durable_seq(RUN, SESSION, worker(n)) for n in range(20)] == [1] * 20
+        assert [writer.durable_seq(stream(worker(n))) for n in range(20)] == [1] * 20
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE])
@@ -185,7 +190,7 @@ def test_without_room_to_close_streams_the_headers_go_on_naming_them(tmp_path, m
         patch.setattr("telemetry.journal.writer.append_closed", failing)
         of_workers(tmp_path, 20)
     with JournalWriter(tmp_path, SEGMENT_MAX) as writer:
-        told = [writer.durable_seq(RUN, SESSION, worker(n)) for n in range(20)]
+        told = [writer.durable_seq(stream(worker(n))) for n in range(20)]
 
     assert told == [1] * 20 and read_closed(tmp_path).streams == {}
 

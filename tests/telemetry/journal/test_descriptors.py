@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from telemetry.journal import layout
-from telemetry.journal import writer as writer_module
-from telemetry.journal.layout import read_mark, segments, sync_directory
+from shared.files import sync_directory
+from telemetry.journal.layout import read_mark, segments
 from telemetry.journal.readable import is_written, readable_end
 from telemetry.journal.scan import SEGMENT
 from telemetry.journal.writer import JournalLocked, JournalWriter
@@ -29,7 +29,7 @@ def left_open(act: Callable[[], object]) -> int:
 
 def test_a_journal_that_somebody_else_writes_costs_no_descriptor(tmp_path, monkeypatch):
     """An emitter that comes again and again asks each time."""
-    monkeypatch.setattr(writer_module.time, "sleep", lambda _: None)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
 
     def refused() -> None:
         with pytest.raises(JournalLocked):
@@ -47,7 +47,7 @@ def test_a_directory_that_is_synced_costs_no_descriptor(tmp_path, monkeypatch, f
         if fails:
             raise OSError
 
-    monkeypatch.setattr(layout.os, "fsync", sync)
+    monkeypatch.setattr(os, "fsync", sync)
 
     def act() -> None:
         if fails:

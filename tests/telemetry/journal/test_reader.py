@@ -15,13 +15,12 @@ from telemetry.journal.reader import JournalReader, NotAJournal
 from telemetry.journal.scan import CONTENT, HOLE, REST, SEGMENT, TAIL, Damage, Found, scan
 from telemetry.journal.writer import JournalWriter
 from tests.telemetry.journal.helpers import (
-    RUN,
-    SESSION,
     frame,
     numbers,
     only_segment,
     read_all,
     record_places,
+    stream,
     write,
 )
 
@@ -282,7 +281,7 @@ def test_damage_before_the_first_row_is_not_told_again(tmp_path):
 def test_a_record_with_undecodable_events_is_damage_and_the_next_one_is_read(tmp_path, payload):
     """Whole on disk and wrong all the same: other events than its header counts."""
     with JournalWriter(tmp_path) as writer:
-        writer.append(RUN, SESSION, "rank0", 0, 2, payload)
+        writer.append(stream("rank0"), 0, 2, payload)
         write(writer, 1)
         writer.sync()
 

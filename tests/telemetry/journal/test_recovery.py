@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.record import EVENTS, SEGMENT_HEADER_BYTES, decode_record_header, encode_record
-from telemetry.journal import writer as writer_module
 from telemetry.journal.layout import (
     MARK_NAME,
     Mark,
@@ -26,8 +26,6 @@ from telemetry.journal.recovery import recover
 from telemetry.journal.scan import HOLE, SEGMENT
 from telemetry.journal.writer import JournalWriter
 from tests.telemetry.journal.helpers import (
-    RUN,
-    SESSION,
     frame,
     is_whole,
     numbers,
@@ -35,10 +33,11 @@ from tests.telemetry.journal.helpers import (
     read_all,
     record_places,
     rows_of,
+    stream,
     write,
 )
 
-KEY = (RUN, SESSION, "rank0")
+KEY = stream("rank0")
 
 
 def written(directory: Path, records: int = 6, segment_max: int = 10**9) -> Path:
@@ -253,7 +252,7 @@ def test_a_damaged_header_of_the_last_segment_gives_no_row_twice(rotated, tmp_pa
     last.path.write_bytes(content)
 
     with JournalWriter(directory) as writer:
-        durable_seq = writer.durable_seq(*KEY)
+        durable_seq = writer.durable_seq(KEY)
     row = reopened(directory)
 
     rows, damage = read_all(directory)
@@ -408,7 +407,7 @@ def test_behind_an_old_mark_damage_before_a_damaged_header_forgets_no_stream(tmp
     (directory / MARK_NAME).write_bytes(mark)
 
     with JournalWriter(directory) as writer:
-        assert writer.durable_seq(RUN, SESSION, "rank1") == 1
+        assert writer.durable_seq(stream("rank1")) == 1
 
 
 # --- reading what nobody writes any more
@@ -471,7 +470,7 @@ def test_a_writer_gets_the_lock_that_a_reader_has_only_asked_about(tmp_path, mon
     written(tmp_path)
     fd = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_SH)
-    monkeypatch.setattr(writer_module.time, "sleep", lambda _: os.close(fd))
+    monkeypatch.setattr(time, "sleep", lambda _: os.close(fd))
 
     with JournalWriter(tmp_path) as writer:
         assert writer.next_row == 12

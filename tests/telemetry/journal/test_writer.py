@@ -13,21 +13,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.ids import StreamId
 from shared.record import PAYLOAD_MAX_BYTES
 from telemetry.journal.layout import Mark, read_mark, segments
 from telemetry.journal.writer import JournalFault, JournalFull, JournalLocked, JournalWriter
 from tests.telemetry.journal.helpers import (
     RUN,
-    SESSION,
     frame,
     is_whole,
     numbers,
     read_all,
+    stream,
     write,
 )
 
 SEGMENT_MAX = 600
-KEY = (RUN, SESSION, "rank0")
+KEY = stream("rank0")
 
 
 @settings(max_examples=30)
@@ -52,7 +53,7 @@ def test_what_was_synced_is_there_in_order_after_any_rotation(tmp_path_factory, 
             appended = []
             writer = JournalWriter(directory, SEGMENT_MAX)
         else:
-            first = writer.appended_seq(RUN, SESSION, act) + 1
+            first = writer.appended_seq(stream(act)) + 1
             write(writer, 2, act)
             appended += [(act, first), (act, first + 1)]
     writer.close()
@@ -70,13 +71,13 @@ def test_the_first_row_of_an_append_is_its_answer(tmp_path):
     with JournalWriter(tmp_path) as writer:
         assert [write(writer, 3), write(writer, 2, "rank1")] == [0, 3]
         assert (writer.next_row, writer.durable_row) == (5, 0)
-        assert (writer.appended_seq(*KEY), writer.durable_seq(*KEY)) == (2, -1)
+        assert (writer.appended_seq(KEY), writer.durable_seq(KEY)) == (2, -1)
         assert writer.pending_bytes > 0
 
         writer.sync()
 
-        assert (writer.durable_row, writer.durable_seq(*KEY), writer.pending_bytes) == (5, 2, 0)
-        assert writer.durable_seq(RUN, "unknown", "rank0") == -1
+        assert (writer.durable_row, writer.durable_seq(KEY), writer.pending_bytes) == (5, 2, 0)
+        assert writer.durable_seq(StreamId(RUN, "unknown", "rank0")) == -1
 
 
 @pytest.mark.parametrize("segment_max", [SEGMENT_MAX, 10**9], ids=["rotated", "one segment"])
@@ -87,13 +88,13 @@ def test_the_streams_durable_seqs_survive_reopening(tmp_path, segment_max):
             write(writer, 1 + i % 3, f"rank{i % 2}")
             writer.sync()
         write(writer, 5)  # not synced: forgotten
-        before = {s: writer.durable_seq(RUN, SESSION, s) for s in ("rank0", "rank1")}
+        before = {s: writer.durable_seq(stream(s)) for s in ("rank0", "rank1")}
         next_row = writer.durable_row
 
     with JournalWriter(tmp_path, segment_max) as writer:
-        after = {s: writer.durable_seq(RUN, SESSION, s) for s in ("rank0", "rank1")}
+        after = {s: writer.durable_seq(stream(s)) for s in ("rank0", "rank1")}
 
-        assert after == before == {s: writer.appended_seq(RUN, SESSION, s) for s in after}
+        assert after == before == {s: writer.appended_seq(stream(s)) for s in after}
         assert writer.next_row == writer.durable_row == next_row
     assert (len(segments(tmp_path)) > 1) == (segment_max == SEGMENT_MAX)
 
@@ -128,10 +129,10 @@ def test_a_second_writer_of_one_journal_is_refused(tmp_path):
 def test_a_frame_as_large_as_a_record_may_be_is_taken(tmp_path, count, size):
     """The bounds are those of the format, to the last event and byte."""
     with JournalWriter(tmp_path) as writer:
-        writer.append(*KEY, 0, count, bytes(size))
+        writer.append(KEY, 0, count, bytes(size))
         writer.sync()
 
-        assert writer.durable_row == count and writer.durable_seq(*KEY) == count - 1
+        assert writer.durable_row == count and writer.durable_seq(KEY) == count - 1
     with JournalWriter(tmp_path) as writer:
         assert writer.next_row == count and writer.recovered.damage == []
 
@@ -141,9 +142,9 @@ def test_a_frame_that_no_record_can_hold_is_refused(tmp_path, count):
     """By the caller's mistake; the journal is as it was."""
     with JournalWriter(tmp_path) as writer:
         with pytest.raises(ValueError, match="frame of"):
-            writer.append(*KEY, 0, count, b"\x90")
+            writer.append(KEY, 0, count, b"\x90")
         with pytest.raises(ValueError, match="frame of"):
-            writer.append(*KEY, 0, 1, bytes(2 * 1024 * 1024 + 1))
+            writer.append(KEY, 0, 1, bytes(2 * 1024 * 1024 + 1))
         assert (writer.next_row, writer.pending_bytes) == (0, 0)
 
 
@@ -199,13 +200,13 @@ def test_a_full_disk_tears_nothing_and_a_later_sync_succeeds(tmp_path, disk, cod
         with pytest.raises(JournalFull):
             writer.sync()
 
-        assert (writer.durable_row, writer.durable_seq(*KEY)) == (2, 1)
+        assert (writer.durable_row, writer.durable_seq(KEY)) == (2, 1)
         assert segments(tmp_path)[0].path.stat().st_size == size
         assert numbers(read_all(tmp_path)[0]) == [0, 1]
         disk.write_error = None
         write(writer, 1)
         writer.sync()
-        assert (writer.durable_row, writer.durable_seq(*KEY)) == (6, 5)
+        assert (writer.durable_row, writer.durable_seq(KEY)) == (6, 5)
     assert numbers(read_all(tmp_path)[0]) == list(range(6))
     assert read_all(tmp_path)[1] == []
 
@@ -230,13 +231,13 @@ def test_after_an_io_error_nothing_is_ever_acknowledged_again(tmp_path, disk, wh
                 writer.sync()
             write(writer, 1)
 
-        assert (writer.durable_row, writer.durable_seq(*KEY)) == (2, 1)
+        assert (writer.durable_row, writer.durable_seq(KEY)) == (2, 1)
         assert read_mark(tmp_path).next_row == 2
 
     # Verified at restart: what reached the disk after all counts, and nothing else.
     with JournalWriter(tmp_path) as writer:
         assert writer.durable_row in (2, 5)
-        assert writer.durable_seq(*KEY) == writer.durable_row - 1
+        assert writer.durable_seq(KEY) == writer.durable_row - 1
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EMFILE])
@@ -357,7 +358,7 @@ def test_the_payload_is_kept_byte_for_byte(tmp_path):
     """The journal keeps what was said, not what it understood of it."""
     payload = frame(0, 3)
     with JournalWriter(tmp_path) as writer:
-        writer.append(*KEY, 7, 3, payload)
+        writer.append(KEY, 7, 3, payload)
         writer.sync()
 
     assert payload in segments(tmp_path)[0].path.read_bytes()

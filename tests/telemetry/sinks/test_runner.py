@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from shared.events import encode_event, join_events
+from shared.ids import StreamId
 from telemetry.errors import EXIT_BACKLOG, EXIT_FAULT, EXIT_OK, EXIT_RUNNING, CommandError
 from telemetry.journal.reader import Batch, JournalReader
 from telemetry.journal.writer import JournalWriter
@@ -42,7 +43,7 @@ class Recorded:
         for at in range(first, first + count, 100):
             rows = range(at, min(at + 100, first + count))
             payload = join_events([encode_event(metric(row), 1, 1) for row in rows])
-            self.writer.append("r", "s1", "rank0", at, len(rows), payload)
+            self.writer.append(StreamId("r", "s1", "rank0"), at, len(rows), payload)
         self.writer.sync()
 
     def set_state(self, state: str, **more: object) -> None:

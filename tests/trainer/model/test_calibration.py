@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.trainer.model.test_encoder import make_batch, make_model
-from trainer.data.batches import Batch
+from trainer.data.masking import Batch
 from trainer.model.calibration import freeze_group_means, group_means, measure_group_means
 from trainer.model.qdyt import QDyT
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.trainer.model.test_encoder import make_batch, make_model
+from trainer.model.diagnostics.diagnostics import Diagnostics
 from trainer.model.linear import QuantizedLinear
 
 OCCUPANCY = {"quant/zero_ratio", "quant/plus_ratio", "quant/minus_ratio"}
@@ -16,7 +17,7 @@ def test_occupancy_is_left_out_while_nothing_is_ternary():
     model = make_model()
     model.apply_schedule(0, 100)
 
-    found = model.diagnostics()
+    found = Diagnostics(model).collect()
 
     assert not OCCUPANCY & set(found)
     assert found["quant/weight_bits_mean"] == 8.0
@@ -27,11 +28,11 @@ def test_readings_of_activations_are_left_out_before_an_observed_forward():
     """Overload, saturation and the heads' logits need a batch, and a word to look at it."""
     model = make_model()
     model(*make_batch())
-    before = model.diagnostics()
-    model.observe(True)
+    before = Diagnostics(model).collect()
+    Diagnostics(model).observe(True)
     model(*make_batch())
 
-    after = model.diagnostics()
+    after = Diagnostics(model).collect()
 
     observed = {
         "quant/activation_overload_rate",
@@ -56,7 +57,7 @@ def test_occupancy_and_signal_to_noise_are_those_of_the_weights_in_force():
     signal = sum(m.weight.square().sum().item() for m in linears)
     noise = sum((m.weight - m.codes()[0] * m.codes()[1]).square().sum().item() for m in linears)
 
-    found = model.diagnostics()
+    found = Diagnostics(model).collect()
 
     assert found["quant/zero_ratio"].item() == pytest.approx((codes == 0).float().mean().item())
     assert found["quant/plus_ratio"].item() == pytest.approx((codes > 0).float().mean().item())
@@ -74,7 +75,7 @@ def test_a_row_without_a_code_counts_as_dead():
     with torch.no_grad():
         linears[0].weight[0] = 0.0
 
-    found = model.diagnostics()["quant/dead_rows_ratio"].item()
+    found = Diagnostics(model).collect()["quant/dead_rows_ratio"].item()
 
     assert found == pytest.approx(1 / sum(m.weight.shape[0] for m in linears))
 
@@ -84,11 +85,11 @@ def test_all_of_them_are_single_finite_numbers_that_stack_into_one_vector(step):
     """So that the loop can copy them at once; in every stage, with and without detail."""
     model = make_model()
     model.apply_schedule(step, 100)
-    model.observe(True)
+    Diagnostics(model).observe(True)
     model(*make_batch()).loss.backward()
-    aggregates = model.diagnostics()
+    aggregates = Diagnostics(model).collect()
 
-    detailed = model.diagnostics(detail=True)
+    detailed = Diagnostics(model).collect(detail=True)
 
     assert all(value.shape == () for value in detailed.values())
     assert torch.isfinite(torch.stack(list(detailed.values()))).all()
@@ -99,10 +100,10 @@ def test_detail_names_each_layer_and_adds_up_to_the_aggregates():
     """quant/layers.3.ffn.up/zero_ratio and its like, and heads by number."""
     model = make_model()
     model.apply_schedule(60, 100)
-    model.observe(True)
+    Diagnostics(model).observe(True)
     model(*make_batch())
 
-    found = model.diagnostics(detail=True)
+    found = Diagnostics(model).collect(detail=True)
 
     for name in (
         "quant/layers.3.ffn.up/zero_ratio",
@@ -133,7 +134,7 @@ def test_observing_changes_nothing_of_what_is_computed():
     for observing in (False, True):
         model = make_model(qdrop_prob_initial=0.3)
         model.apply_schedule(20, 100)
-        model.observe(observing)
+        Diagnostics(model).observe(observing)
         torch.manual_seed(5)
         loss = model(*make_batch()).loss
         loss.backward()
@@ -145,19 +146,19 @@ def test_observing_changes_nothing_of_what_is_computed():
 
 
 def test_flips_are_the_share_of_codes_that_change_in_a_step():
-    """One layer of 27 ternary ones has all signs turned in each of three watched steps."""
+    """One layer of 27 ternary ones has all signs reversed in each of three watched steps."""
     model = make_model()
+    diagnostics = Diagnostics(model)
     up = model.blocks[0].ffn.up
     model.apply_schedule(60, 100)
     is_coded = (up.codes()[0] != 0).float().mean().item()
     for step in (60, 61, 62):
-        model.apply_schedule(step, 100)
-        model.watch_codes()
+        diagnostics.watch_codes(step)
         with torch.no_grad():
             up.weight.neg_()
-    model.apply_schedule(63, 100)
+    diagnostics.watch_codes(63)
 
-    found = model.diagnostics(detail=True)
+    found = diagnostics.collect(detail=True)
 
     assert found["quant/layers.0.ffn.up/flip_rate_per_step"].item() == pytest.approx(is_coded)
     assert found["quant/layers.0.ffn.gate/flip_rate_per_step"] == 0
@@ -181,7 +182,7 @@ def test_drift_is_the_largest_ratio_to_where_it_started():
         model.blocks[2].ffn_norm.alpha /= 2.0
         model.blocks[0].ffn_zeta /= 2.0
 
-    found = {name: value.item() for name, value in model.diagnostics().items()}
+    found = {name: value.item() for name, value in Diagnostics(model).collect().items()}
 
     assert found["quant/scale_drift_max"] == pytest.approx(math.log(2), rel=1e-4)
     assert found["quant/dead_zone_drift_max"] == pytest.approx(math.log(4), rel=1e-4)
@@ -200,16 +201,18 @@ def test_crowding_is_the_share_of_weights_near_the_edge_of_the_dead_zone():
     ):
         crowded += sum(abs(abs(w - t[0]) - delta[0]) < 0.1 * delta[0] for w in row)
 
-    found = model.diagnostics(detail=True)["quant/layers.0.ffn.up/threshold_crowding_ratio"]
+    found = Diagnostics(model).collect(detail=True)
 
-    assert found.item() == pytest.approx(crowded / up.weight.numel())
+    assert found["quant/layers.0.ffn.up/threshold_crowding_ratio"].item() == pytest.approx(
+        crowded / up.weight.numel()
+    )
 
 
 def test_gradient_shares_are_of_the_squared_norm_and_missing_ones_are_counted():
     """Against sums over the parameters; the clip of PACT has none while nothing is clipped."""
     model = make_model()
     model.apply_schedule(60, 100)
-    assert "quant/gradient_missing_ratio" not in model.diagnostics()
+    assert "quant/gradient_missing_ratio" not in Diagnostics(model).collect()
     model(*make_batch()).loss.backward()
     graded = dict(model.named_parameters())
     total = sum(p.grad.square().sum().item() for p in graded.values())
@@ -217,13 +220,13 @@ def test_gradient_shares_are_of_the_squared_norm_and_missing_ones_are_counted():
     active = [name for name in graded if not name.endswith("raw_clip")]
     assert any(not graded[name].grad.any() for name in graded.keys() - set(active))
 
-    found = model.diagnostics()
+    found = Diagnostics(model).collect()
 
     expected = sum(p.grad.square().sum().item() for p in thresholds) / total
     assert found["quant/gradient_share_threshold_ratio"].item() == pytest.approx(expected, rel=1e-4)
     assert found["quant/gradient_missing_ratio"] == 0
     model.blocks[0].ffn.up.weight.grad = None
-    more = model.diagnostics()["quant/gradient_missing_ratio"].item()
+    more = Diagnostics(model).collect()["quant/gradient_missing_ratio"].item()
     assert more == pytest.approx(1 / len(active))
 
 
@@ -233,6 +236,6 @@ def test_idle_columns_do_not_count_as_without_gradient():
     model.apply_schedule(0, 100)
     model(*make_batch()).loss.backward()
 
-    missing = model.diagnostics()["quant/gradient_missing_ratio"].item()
+    missing = Diagnostics(model).collect()["quant/gradient_missing_ratio"].item()
 
     assert missing == 0

@@ -6,8 +6,15 @@ import pytest
 import torch
 
 from tests.trainer.model.test_encoder import make_model
-from trainer.model.diagnostics.flips import MOMENTUM, WINDOW_STEPS, FlipMeter, is_watched
-from trainer.model.linear import QuantizedLinear
+from trainer.model.diagnostics.diagnostics import Diagnostics
+from trainer.model.diagnostics.flips import (
+    MOMENTUM,
+    WINDOW_STEPS,
+    FlipMeter,
+    is_watched,
+    sampled_codes,
+)
+from trainer.model.linear import Columns
 
 INTERVAL = 500
 
@@ -19,8 +26,10 @@ class CodedLayer:
 
     def __init__(self, codes: torch.Tensor) -> None:
         self.weight = codes.float()
-        self.threshold = torch.zeros(len(codes), 1)
-        self.dead_zone = torch.full((len(codes), 1), 0.5)
+
+    def columns(self) -> Columns:
+        column = torch.zeros(len(self.weight), 1)
+        return Columns(column, column, column + 0.5)
 
 
 def watch(codes_at, steps, meter=None):
@@ -105,11 +114,11 @@ def test_frequencies_are_those_of_the_formula_weight_by_weight(interval):
                 if is_watched(step, interval):
                     now = codes[step, row, column].item()
                     if previous is not None and previous[0] == step - 1:
-                        turn = (now > previous[1]) - (now < previous[1])
+                        change = (now > previous[1]) - (now < previous[1])
                         if direction is not None:
                             count += 1
-                            pending += turn * direction < 0
-                        direction = turn or direction or 0
+                            pending += change * direction < 0
+                        direction = change or direction or 0
                     else:
                         direction = None
                     previous = (step, now)
@@ -131,34 +140,28 @@ def test_the_watched_steps_are_the_last_of_each_interval():
     assert not any(is_watched(step, 0) for step in range(1, 20))
 
 
-def test_only_rows_of_the_sample_are_coded(monkeypatch):
-    """A large layer is read on evenly spread rows."""
-    monkeypatch.setattr("trainer.model.diagnostics.flips._SAMPLE", 300)
-    seen = []
-
-    def codes_of(weight, threshold, dead_zone):
-        seen.append(weight.shape)
-        return torch.zeros_like(weight)
-
-    monkeypatch.setattr("trainer.model.diagnostics.flips.ternary_codes", codes_of)
-    model = make_model()
+@pytest.mark.parametrize("mode", ["symmetric", "absmean"])
+def test_a_large_layer_is_read_on_evenly_spread_rows(mode):
+    """Their codes are those that the whole layer has there."""
+    model = make_model(weight_mode=mode)
     model.apply_schedule(60, 100)
+    linear = model.blocks[0].ffn.up
 
-    model.watch_codes()
+    found = sampled_codes(linear, about=300)
 
-    linears = [m for m in model.modules() if isinstance(m, QuantizedLinear) and m.is_ternary]
-    assert len(seen) == len(linears)
-    for shape, linear in zip(seen, linears, strict=True):
-        assert shape.numel() < 2 * 300 + linear.weight.shape[1]
+    assert found.numel() < 2 * 300 + linear.weight.shape[1]
+    assert found.dtype is torch.int8
+    assert torch.equal(found.float(), linear.codes()[0][:: linear.weight.numel() // 300])
 
 
 def test_a_layer_without_learned_columns_is_watched_too():
     """absmean has one scale for the matrix, and no threshold of its own."""
     model = make_model(weight_mode="absmean")
+    model.apply_schedule(60, 100)
+    diagnostics = Diagnostics(model)
     for step in (60, 61):
-        model.apply_schedule(step, 100)
-        model.watch_codes()
+        diagnostics.watch_codes(step)
 
-    found = model.diagnostics()
+    found = diagnostics.collect()
 
     assert found["quant/flip_rate_per_step"] == 0.0

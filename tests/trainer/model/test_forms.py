@@ -6,6 +6,7 @@ import torch
 from tests.trainer.model.test_encoder import make_batch, make_model
 from trainer.model import BitNetQDyT, ModelConfig
 from trainer.model.activation import ActivationQuantizer
+from trainer.model.diagnostics.diagnostics import Diagnostics
 from trainer.model.linear import QuantizedLinear
 from trainer.model.norms import LayerNorm
 from trainer.model.precision import StageBits
@@ -28,7 +29,7 @@ def test_the_floating_point_form_multiplies_by_its_weights_as_they_are():
 
 
 def test_no_part_of_the_floating_point_form_has_bits():
-    """Neither the blocks nor the ends, at any step."""
+    """Neither the blocks nor embedding and head, at any step."""
     model = BitNetQDyT(TINY.as_float())
 
     for step in (0, 20, 60):
@@ -52,7 +53,7 @@ def test_the_floating_point_form_is_otherwise_the_same_encoder():
 
 
 def test_the_dense_form_has_layer_norms_and_neither_mixers_nor_qdyt():
-    """What an ordinary encoder of these dimensions has, two norms a block and two ends."""
+    """What an ordinary encoder of these dimensions has, two norms a block and two more."""
     model = BitNetQDyT(TINY.as_dense())
 
     assert modules_of(model, QDyT) == []
@@ -70,7 +71,7 @@ def test_every_parameter_of_a_form_learns_and_its_bits_are_reported(form):
     model(*make_batch()).loss.backward()
 
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
-    found = model.diagnostics()
+    found = Diagnostics(model).collect()
     assert found["quant/weight_bits_mean"] == 32.0
     assert found["quant/activation_bits_mean"] == 32.0
     assert "quant/weight_sqnr_db" not in found

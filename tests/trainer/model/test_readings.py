@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from tests.trainer.model.test_encoder import HostReads, make_batch, make_model
+from trainer.model.diagnostics.diagnostics import Diagnostics
 from trainer.model.diagnostics.histograms import histogram
-from trainer.model.diagnostics.readings import attention_readings, metric_path, quantizer_readings
+from trainer.model.readings import attention_readings, metric_path, quantizer_readings
 
 
 def test_a_sites_readings_are_those_of_its_codes():
@@ -95,10 +96,10 @@ def test_a_model_has_histograms_of_its_weights_and_of_scales_once_they_act():
     """All layers as one, or each by name; they fit into one vector."""
     model = make_model()
     model.apply_schedule(0, 100)
-    assert set(model.histograms()) == {"quant/latent_weights"}
+    assert set(Diagnostics(model).histograms()) == {"quant/latent_weights"}
     model.apply_schedule(60, 100)
 
-    found = model.histograms(detail=True)
+    found = Diagnostics(model).histograms(detail=True)
 
     assert {"quant/scales", "quant/layers.1.ffn.up/scales"} <= set(found)
     rows = sum(m.codes()[0].shape[0] for m in model.modules() if getattr(m, "is_ternary", False))
@@ -112,14 +113,16 @@ def test_readings_and_histograms_never_wait_for_the_device():
     model = make_model()
     ids, mask, labels = make_batch()
     predicted = (labels.flatten() != -100).nonzero().squeeze(1)
-    model.observe(True)
+    diagnostics = Diagnostics(model)
+    diagnostics.observe(True)
 
     with HostReads() as reads:
         for step in (20, 60, 61):
             model.apply_schedule(step, 100)
+            diagnostics.watch_codes(step)
             model(ids, mask, labels, predicted).loss.backward()
-            model.diagnostics(detail=True)
-            model.histograms(detail=True)
+            diagnostics.collect(detail=True)
+            diagnostics.histograms(detail=True)
 
     assert reads.seen == []
 

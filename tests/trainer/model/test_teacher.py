@@ -1,4 +1,4 @@
-"""Teacher guidance: the divergence against a loop, its gradient, and the averaged copy."""
+"""Distillation: the divergence against a loop, its gradient, and the averaged copy."""
 
 import copy
 import math

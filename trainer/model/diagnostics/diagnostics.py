@@ -22,10 +22,12 @@ from trainer.model.block import Attention, Block
 from trainer.model.config import ModelConfig
 from trainer.model.diagnostics.flips import FlipMeter
 from trainer.model.diagnostics.gradients import gradient_metrics
-from trainer.model.diagnostics.readings import ObservedModule, largest_drift, metric_path
+from trainer.model.diagnostics.histograms import Histogram, collect_histograms
 from trainer.model.diagnostics.weight_readings import read_weights, weight_metrics
-from trainer.model.linear import QuantizedLinear
+from trainer.model.encoder import BitNetQDyT
+from trainer.model.linear import QuantizedLinear, linear_layers
 from trainer.model.qdyt import QDyT
+from trainer.model.readings import ObservedModule, largest_drift, metric_path
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -58,38 +60,63 @@ _MAXIMA: dict[type[ObservedModule], dict[str, str]] = {
 }
 
 
-@torch.no_grad()
-def collect(
-    model: nn.Module, config: ModelConfig, flips: FlipMeter, step: int, detail: bool
-) -> dict[str, Tensor]:
-    """Collect all diagnostics of a model at a step, by metric name.
+class Diagnostics:
+    """The diagnostics of one encoder, kept by whoever trains or evaluates it. Not thread-safe."""
 
-    detail adds the metrics of each layer.
-    """
-    linears = linear_layers(model)
-    quantizers = _modules(model, ActivationQuantizer)
-    weights = read_weights(linears, flips, step)
-    found = _precision(linears.values(), quantizers.values())
-    if weights:
-        found |= weight_metrics(list(weights.values()))
-    found |= _joined_readings(model)
-    found |= _drifts(model, config)
-    found |= gradient_metrics(model)
-    named = {f"quant/{name}": value for name, value in found.items()}
-    if detail:
-        for name, linear in linears.items():
-            named |= _under(name, _in_force(linear, _information_bits(linear)))
-        for name, quantizer in quantizers.items():
-            named |= _under(name, _in_force(quantizer, quantizer.bits or _FLOAT_BITS))
-        for name, reading in weights.items():
-            named |= _under(name, weight_metrics([reading]))
-        named |= _detailed_readings(model)
-    return named
+    def __init__(self, model: BitNetQDyT) -> None:
+        self._model = model
+        self._flips = FlipMeter()
 
+    def observe(self, on: bool) -> None:
+        """Switch readings of activations and heads in training forwards on or off.
 
-def linear_layers(model: nn.Module) -> dict[str, QuantizedLinear]:
-    """Return the linear layers with a quantized weight, by name."""
-    return _modules(model, QuantizedLinear)
+        They cost a few percent of a step, so the training loop switches them on only in
+        steps whose diagnostics it reads. Off at first.
+        """
+        for module in _modules(self._model, ObservedModule).values():
+            module.observing = on
+            if on:  # a module that takes none in this step would show those of an older one
+                module.readings = {}
+
+    def watch_codes(self, step: int) -> None:
+        """Record the ternary codes of this step, from which collect() counts flips.
+
+        Call it in each of the consecutive steps up to that of the diagnostics.
+        """
+        self._flips.watch(linear_layers(self._model), step)
+
+    @torch.no_grad()
+    def collect(self, detail: bool = False) -> dict[str, Tensor]:
+        """Return the diagnostics: 0-d tensors on the device, by metric name.
+
+        detail adds those of each layer. A metric that was not measured is left out:
+        occupancy without a ternary layer, readings of activations before an observed
+        forward, shares of gradients before a backward, and flips without two watched steps
+        in a row.
+        """
+        model, linears = self._model, linear_layers(self._model)
+        quantizers = _modules(model, ActivationQuantizer)
+        weights = read_weights(linears, self._flips)
+        found = _precision(linears.values(), quantizers.values())
+        if weights:
+            found |= weight_metrics(list(weights.values()))
+        found |= _joined_readings(model)
+        found |= _drifts(model, model.config)
+        found |= gradient_metrics(model)
+        named = {f"quant/{name}": value for name, value in found.items()}
+        if detail:
+            for name, linear in linears.items():
+                named |= _under(name, _in_force(linear, _information_bits(linear)))
+            for name, quantizer in quantizers.items():
+                named |= _under(name, _in_force(quantizer, quantizer.bits or _FLOAT_BITS))
+            for name, reading in weights.items():
+                named |= _under(name, weight_metrics([reading]))
+            named |= _detailed_readings(model)
+        return named
+
+    def histograms(self, detail: bool = False) -> dict[str, Histogram]:
+        """Return histograms of scales and latent weights by name; see histograms.py."""
+        return collect_histograms(self._model, detail)
 
 
 def _modules(model: nn.Module, kind: type[M]) -> dict[str, M]:

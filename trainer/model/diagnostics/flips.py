@@ -107,11 +107,11 @@ class _Window:
 
     def move(self, codes: Tensor) -> None:
         """Go on to the codes of the next step."""
-        turn = torch.sign(codes - self.codes)
-        self.changed += turn.abs().float().mean()
-        self.alternations += (turn * self.direction).lt(0)
+        change = torch.sign(codes - self.codes)
+        self.changed += change.abs().float().mean()
+        self.alternations += (change * self.direction).lt(0)
         # Keep the latest change of each code. Products, since torch.where is slow on a CPU.
-        self.direction.mul_(turn.eq(0)).add_(turn)
+        self.direction.mul_(change.eq(0)).add_(change)
         self.codes = codes
         self.step += 1
         self.transitions += 1
@@ -157,12 +157,16 @@ class _Frequency:
         self._steps += steps
 
 
-def sampled_codes(linear: QuantizedLinear) -> Tensor:
-    """Return the ternary codes of evenly spread rows as int8, (sampled rows, in)."""
+def sampled_codes(linear: QuantizedLinear, about: int = _SAMPLE) -> Tensor:
+    """Return the ternary codes of about so many weights as int8, (sampled rows, in).
+
+    They are whole rows that are evenly spread.
+    """
     weight = linear.weight
-    every = max(1, weight.numel() // _SAMPLE)
-    threshold, dead_zone = linear.threshold, linear.dead_zone
-    if threshold is None or dead_zone is None:
+    every = max(1, weight.numel() // about)
+    columns = linear.columns()
+    if columns is None:
         # The scale is that of the whole matrix, so the whole matrix has to be read.
         return absmean_ternary(weight)[0][::every].to(torch.int8)
-    return ternary_codes(weight[::every], threshold[::every], dead_zone[::every]).to(torch.int8)
+    t, delta = columns.threshold[::every], columns.dead_zone[::every]
+    return ternary_codes(weight[::every], t, delta).to(torch.int8)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from trainer.model.linear import QuantizedLinear
+from trainer.model.linear import COLUMN_NAMES, QuantizedLinear, linear_layers
 from trainer.model.qdyt import QDyT
 
 _KINDS = {
@@ -34,7 +34,7 @@ def gradient_metrics(model: nn.Module) -> dict[str, Tensor]:
     norms = _norms(model)
     if not norms:
         return {}
-    linears = {n: m for n, m in model.named_modules() if isinstance(m, QuantizedLinear)}
+    linears = linear_layers(model)
     values = torch.stack(list(norms.values()))
     total = values.square().sum().clamp(min=1e-30)
     found = {}
@@ -63,7 +63,7 @@ def _active(model: nn.Module, linears: Mapping[str, QuantizedLinear]) -> list[st
         f"{name}.{column}"
         for name, linear in linears.items()
         if not linear.is_ternary
-        for column in ("raw_scale", "threshold", "dead_zone")
+        for column in COLUMN_NAMES
     }
     idle |= {f"{name}.raw_clip" for name, m in model.named_modules() if isinstance(m, QDyT)}
     return [name for name, p in model.named_parameters() if p.requires_grad and name not in idle]

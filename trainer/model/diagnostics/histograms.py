@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.model.diagnostics.readings import metric_path
-from trainer.model.linear import QuantizedLinear
+from trainer.model.linear import linear_layers
+from trainer.model.readings import metric_path
 
 BINS = 64
 
@@ -27,17 +27,17 @@ class Histogram(NamedTuple):
 
 
 @torch.no_grad()
-def collect(model: nn.Module, detail: bool) -> dict[str, Histogram]:
+def collect_histograms(model: nn.Module, detail: bool) -> dict[str, Histogram]:
     """Collect quant/latent_weights and quant/scales; with detail, those of each layer too.
 
     Only layers that are ternary now and learn their scale have a histogram of scales.
     """
-    linears = {n: m for n, m in model.named_modules() if isinstance(m, QuantizedLinear)}
+    linears = linear_layers(model)
     weights = {name: linear.weight for name, linear in linears.items()}
     scales = {
-        name: F.softplus(linear.raw_scale)
+        name: F.softplus(columns.raw_scale)
         for name, linear in linears.items()
-        if linear.is_ternary and linear.raw_scale is not None
+        if linear.is_ternary and (columns := linear.columns()) is not None
     }
     found = {}
     for kind, values in (("latent_weights", weights), ("scales", scales)):

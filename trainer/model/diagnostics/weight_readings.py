@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.model.diagnostics.flips import FlipMeter, FlipReading
-from trainer.model.diagnostics.readings import decibels, largest_drift
 from trainer.model.linear import QuantizedLinear
+from trainer.model.readings import decibels, largest_drift
 from trainer.model.ternary import MIN_DEAD_ZONE
 
 _CROWDED = 0.1  # share of the dead zone, on both sides of its edge
@@ -41,10 +41,9 @@ class WeightReading(NamedTuple):
 
 @torch.no_grad()
 def read_weights(
-    linears: Mapping[str, QuantizedLinear], flips: FlipMeter, step: int
+    linears: Mapping[str, QuantizedLinear], flips: FlipMeter
 ) -> dict[str, WeightReading]:
     """Take a reading of each quantized layer, at the bits in force and without noise."""
-    flips.watch(linears, step)
     return {
         name: _read(name, linear, flips)
         for name, linear in linears.items()
@@ -111,22 +110,24 @@ def _read(name: str, linear: QuantizedLinear, flips: FlipMeter) -> WeightReading
 
 
 def _columns(linear: QuantizedLinear, scale: Tensor) -> dict[str, Tensor]:
-    if linear.raw_scale is None or linear.threshold is None or linear.dead_zone is None:
+    columns = linear.columns()
+    if columns is None:
         return {"scale_mean": scale.mean()}
-    zone = linear.dead_zone.clamp(min=MIN_DEAD_ZONE)
+    zone = columns.dead_zone.clamp(min=MIN_DEAD_ZONE)
     return {
         "scale_mean": scale.mean(),
-        "threshold_mean": linear.threshold.mean(),
+        "threshold_mean": columns.threshold.mean(),
         "dead_zone_mean": zone.mean(),
-        "scale_drift_max": largest_drift(F.softplus(linear.raw_scale), linear.start_scale),
+        "scale_drift_max": largest_drift(F.softplus(columns.raw_scale), linear.start_scale),
         "dead_zone_drift_max": largest_drift(zone, linear.start_dead_zone),
     }
 
 
 def _crowded(linear: QuantizedLinear) -> Tensor:
     """Count the weights closer than a tenth of delta to an edge of the dead zone, ()."""
-    if linear.threshold is None or linear.dead_zone is None:
+    columns = linear.columns()
+    if columns is None:
         return linear.weight.new_zeros(())
-    zone = linear.dead_zone.clamp(min=MIN_DEAD_ZONE)
-    distance = ((linear.weight - linear.threshold).abs() - zone).abs()
+    zone = columns.dead_zone.clamp(min=MIN_DEAD_ZONE)
+    distance = ((linear.weight - columns.threshold).abs() - zone).abs()
     return (distance < _CROWDED * zone).sum().to(linear.weight.dtype)

@@ -20,7 +20,7 @@ from telemetry.sinks.wandb.wandb_file import history_rows
 from tests.fake_wandb import FakeRun
 from tests.telemetry.sinks.helpers_rows import RowMaker
 
-from .conftest import RUN_ID
+from .surroundings import RUN_ID
 
 
 def mixed_journal(count: int) -> list[Row]:

@@ -16,11 +16,12 @@ from itertools import islice
 from pathlib import Path
 
 from telemetry.sinks.base import START, Position, SinkUnavailable
-from telemetry.sinks.wandb import WandbSink, client, online
+from telemetry.sinks.wandb import WandbSink
+from telemetry.sinks.wandb.limits import Limits
 
-from .conftest import make_context
 from .journal import endless_journal, mixed_journal
 from .run_sink import save
+from .surroundings import make_context
 
 BATCH = 5
 PACE_S = 0.01
@@ -51,13 +52,11 @@ class FastClock:
 
 
 def main(out_dir: Path, count: int | None) -> int:
-    online.ASK_S = 0.5  # type: ignore[misc]
-    client._SETTINGS["x_file_stream_transmit_interval"] = 1.0
     cursor = out_dir / "cursor.json"
     clock = FastClock()
     context = make_context(out_dir, "online")._replace(wait=clock.wait)
     rows = iter(mixed_journal(count)) if count else endless_journal()
-    sink = WandbSink(context, clock)
+    sink = WandbSink(context, clock, limits=Limits(ask_every_s=0.5))
     try:
         first = sink.open(_position(cursor))
         rows = islice(rows, first, None)

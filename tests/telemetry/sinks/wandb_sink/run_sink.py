@@ -20,8 +20,8 @@ from telemetry.sinks.base import Position
 from telemetry.sinks.wandb import WandbSink
 from telemetry.sinks.wandb.offline import last_row, read_fragments
 
-from .conftest import RUN_ID, make_context
 from .journal import mixed_journal
+from .surroundings import RUN_ID, make_context
 
 BATCH = 50
 

@@ -23,8 +23,8 @@ from telemetry.sinks.base import START, SinkContext, SinkUnavailable
 from telemetry.sinks.wandb import WandbSink
 from telemetry.sinks.wandb.offline import fragment_paths, superseded_count
 
-from .conftest import ManualClock, make_context, teardown_wandb
 from .journal import expected_history, mixed_journal
+from .surroundings import ManualClock, make_context, teardown_wandb
 
 SERVER = os.environ.get("WANDB_TEST_BASE_URL", "")
 DATABASE = os.environ.get("WANDB_TEST_SQLITE", "")

@@ -4,51 +4,34 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from shared.events import RunFinished
-from telemetry.journal.rows import Row
-from telemetry.sinks.base import START, Position, SinkBehind, SinkContext, SinkUnavailable
-from telemetry.sinks.wandb import WandbSink, client, offline
-from telemetry.sinks.wandb import server as server_module
+from telemetry.sinks.base import START, SinkBehind, SinkUnavailable
+from telemetry.sinks.wandb import WandbSink, client
+from telemetry.sinks.wandb.limits import Limits
 from telemetry.sinks.wandb.link import Link, LinkFile
 from telemetry.sinks.wandb.online import Away
 from telemetry.sinks.wandb.server import View, resume_query
 from tests.fake_wandb import FakeWandb
 from tests.telemetry.sinks.helpers_rows import RowMaker
 
-from .conftest import RUN_ID, ManualClock, teardown_wandb
-from .journal import expected_history, mixed_journal, written_history
-from .test_online_sink import (
-    check_whole,
-    has_lines,
-    kill_core,
-    make_sink,
-    online,
-    run_on,
-    saved,
-    the_run,
-    write_from,
-)
+from .journal import mixed_journal
+from .stage import DUE_S, Stage, commit_until_it_raises, kill_core, steps_of, upload
+from .surroundings import RUN_ID, teardown_wandb
 
-__all__ = ["online"]
 ROWS = mixed_journal(300)
+UNRESOLVED = "wandb-unresolved"
+SHORT = Limits(answer_s=0.5, start_s=1, finish_s=1, finish_limit_s=2)
+"""A second is enough on loopback."""
 
 
 @pytest.fixture(autouse=True)
-def short_timeouts(monkeypatch: pytest.MonkeyPatch, server: FakeWandb) -> None:
-    """A second is enough on loopback."""
-    monkeypatch.setattr(server_module, "ASK_TIMEOUT_S", 0.5)
-    monkeypatch.setitem(client._SETTINGS, "init_timeout", 1)
-    monkeypatch.setitem(client._SETTINGS, "finish_timeout", 1)
-    monkeypatch.setattr(client, "FINISH_LIMIT_S", 2.0)
+def short_limits(stage: Stage) -> None:
+    stage.limits = SHORT
 
 
 @pytest.fixture
@@ -57,25 +40,6 @@ def asks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     from wandb.sdk.lib.run_stopping import RunStopChecker
 
     monkeypatch.setitem(RunStopChecker.__init__.__kwdefaults__, "poll_interval", 0.1)
-
-
-def offline_rows(context: SinkContext) -> list[int]:
-    return [row["_step"] for row in written_history(context.out_dir)]
-
-
-def steps_of(rows: list[Row]) -> list[int]:
-    return [row["_step"] for row in expected_history(rows)]
-
-
-def superseded(context: SinkContext) -> int:
-    return offline.superseded_count(context.out_dir / "wandb", RUN_ID)
-
-
-def go_on(context: SinkContext, clock: ManualClock, position: Position) -> tuple[WandbSink, int]:
-    """The sink process after the one before."""
-    teardown_wandb()
-    sink = make_sink(context, clock)
-    return sink, sink.open(saved(position))
 
 
 def without_key(server: FakeWandb, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,9 +68,7 @@ def unauthorized(server: FakeWandb, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_run_that_began_offline_is_caught_up_when_the_server_is_back(
-    online: SinkContext,
-    clock: ManualClock,
-    server: FakeWandb,
+    stage: Stage,
     caplog: pytest.LogCaptureFixture,
     fails: Callable[[FakeWandb, pytest.MonkeyPatch], None],
     why: str,
@@ -116,204 +78,148 @@ def test_a_run_that_began_offline_is_caught_up_when_the_server_is_back(
     Faults 15 and 16.
     """
     with pytest.MonkeyPatch.context() as broken:
-        fails(server, broken)
-        sink = make_sink(online, clock)
-        write_from(sink, ROWS, sink.open(START))
+        fails(stage.server, broken)
+        sink = stage.begin(ROWS)
         position = sink.commit()
         with pytest.raises(SinkUnavailable, match=why):
             sink.finish("finished", 0)
         sink.close()
-        again, first = go_on(online, clock, position)
-        write_from(again, ROWS, first)
+        again = stage.begin(ROWS, position)
         with pytest.raises(SinkUnavailable, match=why):
             again.finish("finished", 0)
         again.close()
-        assert offline_rows(online) == steps_of(ROWS)
+        assert stage.offline_steps() == steps_of(ROWS)
         assert again.sync_command() is not None
     said = [r for r in caplog.records if r.levelno >= logging.WARNING]
     assert len([r for r in said if "goes on offline" in r.getMessage()]) == 1
 
-    final = run_on(online, clock, ROWS, position)
+    final = stage.write_all(ROWS, position)
 
     assert (position.row, final.row) == (0, 300)
-    check_whole(server, ROWS)
-    assert superseded(online) == 1
+    stage.check_whole(ROWS)
+    assert stage.superseded() == 1
     assert again.sync_command() is None
 
 
 @pytest.mark.parametrize("fault", ["401", "403", "429", "500", "hang", "cut"])
-def test_whatever_a_server_does_the_question_ends_and_says_why(
-    online: SinkContext, server: FakeWandb, fault: str
-) -> None:
-    server.fail(fault)
+def test_whatever_a_server_does_the_question_ends_and_says_why(stage: Stage, fault: str) -> None:
+    stage.server.fail(fault)
 
     with pytest.raises(SinkUnavailable, match="W&B server"):
-        resume_query(online)
+        resume_query(stage.context, SHORT.answer_s)
 
 
-def test_a_server_that_wants_operations_named_is_asked_without_wandb(
-    online: SinkContext, server: FakeWandb
-) -> None:
+def test_a_server_that_wants_operations_named_is_asked_without_wandb(stage: Stage) -> None:
     """wandb-core names none, and some servers go by the book."""
-    server.is_strict = True
-    assert resume_query(online) == View()
+    stage.server.is_strict = True
+    assert resume_query(stage.context, SHORT.answer_s) == View()
 
-    server.key = "another"
+    stage.server.key = "another"
     with pytest.raises(SinkUnavailable, match="W&B server"):
-        resume_query(online)
+        resume_query(stage.context, SHORT.answer_s)
 
 
-def test_while_offline_the_server_is_tried_again_for_ever_with_back_off(
-    online: SinkContext, clock: ManualClock, server: FakeWandb
-) -> None:
+def test_while_offline_the_server_is_tried_again_for_ever_with_back_off(stage: Stage) -> None:
     """Once it answers the process ends, and the next one brings the run up to date."""
-    server.fail("401")
-    sink = make_sink(online, clock)
-    write_from(sink, ROWS[:100], sink.open(START))
+    stage.server.fail("401")
+    sink = stage.begin(ROWS[:100])
     tries = []
     for _ in range(600):
-        before = len(server.requests), sink._link.value.failures
+        before = sink._link.value.failures
         position = sink.commit()
-        if sink._link.value.failures > before[1]:
-            tries.append(clock.now_ns)
-        clock.pause(10)
+        if sink._link.value.failures > before:
+            tries.append(stage.clock.now_ns)
+        stage.clock.pause(10)
     gaps_s = [(late - early) / 1e9 for early, late in itertools.pairwise(tries)]
     assert 8 < len(tries) < 40
     assert max(gaps_s) <= 620 and gaps_s[0] < gaps_s[-1]
 
-    server.calm()
-    clock.pause(700)
+    stage.server.calm()
+    stage.clock.pause(DUE_S)
     with pytest.raises(SinkUnavailable, match="answers again"):
         sink.commit()
     sink.close()
-    run_on(online, clock, ROWS, position)
-    check_whole(server, ROWS)
+    stage.write_all(ROWS, position)
+    stage.check_whole(ROWS)
 
 
 @pytest.mark.parametrize("fault", ["401", "403"])
 def test_a_refusal_in_mid_run_is_noticed_and_made_up_for(
-    online: SinkContext, clock: ManualClock, server: FakeWandb, asks_often: None, fault: str
+    stage: Stage, asks_often: None, fault: str
 ) -> None:
     """wandb says it on its console only. The fragments begin behind the server's last row.
 
     Fault 16.
     """
-    sink = make_sink(online, clock)
-    sink.open(START)
-    sink.write(ROWS[:100])
-    server.wait_for(has_lines(server, len(steps_of(ROWS[:100]))))
-    clock.pause(31)
+    sink = stage.begin_and_arrive(ROWS[:100])
+    stage.clock.pause(31)
     position = sink.commit()
-    server.fail(fault, "file_stream")
+    stage.server.fail(fault, "file_stream")
     sink.write(ROWS[100:150])
 
-    with pytest.raises(client.Refused):
-        while True:
-            sink.commit()
-    sink.close()
-    again, first = go_on(online, clock, position)
-    write_from(again, ROWS[:200], first)
-    position = again.commit()
-    again.close()
-    in_files = offline_rows(online)
-    server.calm()
-    clock.pause(700)
-    run_on(online, clock, ROWS, position)
+    commit_until_it_raises(sink, client.Refused)
+    _, position = stage.write_some(ROWS[:200], position)
+    in_files = stage.offline_steps()
 
+    stage.check_caught_up(ROWS, position)
     assert in_files == [step for step in steps_of(ROWS[:200]) if step >= 100]
-    check_whole(server, ROWS)
-    assert superseded(online) == 1
+    assert stage.superseded() == 1
 
 
 def test_a_key_that_is_revoked_in_mid_run_is_noticed_and_made_up_for(
-    online: SinkContext, clock: ManualClock, server: FakeWandb, asks_often: None
+    stage: Stage, asks_often: None
 ) -> None:
     """Nothing can be asked any more, so what may have arrived is offered to nobody. Fault 16."""
-    sink = make_sink(online, clock)
-    sink.open(START)
-    sink.write(ROWS[:100])
-    server.wait_for(has_lines(server, 1))
-    key, server.key = server.key, "another"
+    sink = stage.begin_and_arrive(ROWS[:100], 1)
+    key, stage.server.key = stage.server.key, "another"
     sink.write(ROWS[100:150])
     position = sink.commit()
 
-    with pytest.raises(client.Refused):
-        while True:
-            sink.commit()
-    sink.close()
-    again, first = go_on(online, clock, position)
-    write_from(again, ROWS[:200], first)
-    position = again.commit()
-    again.close()
+    commit_until_it_raises(sink, client.Refused)
+    again, position = stage.write_some(ROWS[:200], position)
     assert again.sync_command() is None
-    server.key = key
-    clock.pause(700)
-    run_on(online, clock, ROWS, position)
 
-    check_whole(server, ROWS)
+    stage.server.key = key
+    stage.check_caught_up(ROWS, position)
 
 
-def test_a_403_for_the_last_rows_is_noticed_at_the_end(
-    online: SinkContext, clock: ManualClock, server: FakeWandb
-) -> None:
+def test_a_403_for_the_last_rows_is_noticed_at_the_end(stage: Stage) -> None:
     """wandb's finish looks fine."""
-    sink = make_sink(online, clock)
-    sink.open(START)
-    server.fail("403", "file_stream")
+    sink = stage.begin([])
+    stage.server.fail("403", "file_stream")
     sink.write(ROWS)
 
     with pytest.raises(client.Refused):
         sink.finish("finished", 0)
 
     sink.close()
-    server.calm()
-    clock.pause(700)
-    run_on(online, clock, ROWS, START)
-    check_whole(server, ROWS)
+    stage.check_caught_up(ROWS)
 
 
 @pytest.mark.parametrize("fault", ["hang", "500", "429"])
 def test_a_server_that_goes_away_in_mid_run_leaves_nothing_that_could_be_doubled(
-    online: SinkContext, clock: ManualClock, server: FakeWandb, fault: str
+    stage: Stage, fault: str
 ) -> None:
     """What may have arrived there is not offered to `wandb sync`. Fault 15."""
-    sink = make_sink(online, clock)
-    sink.open(START)
-    sink.write(ROWS[:100])
-    server.wait_for(has_lines(server, 1))
-    server.fail(fault)
+    sink = stage.begin_and_arrive(ROWS[:100], 1)
+    stage.server.fail(fault)
     sink.write(ROWS[100:150])
     position = sink.commit()
-    with pytest.raises(Away):
-        while True:
-            clock.pause(31)
-            sink.commit()
-    sink.close()
-    again, first = go_on(online, clock, position)
-    write_from(again, ROWS[:200], first)
-    position = again.commit()
-    again.close()
+    commit_until_it_raises(sink, Away, between=lambda: stage.clock.pause(31))
 
-    unresolved = online.out_dir / "wandb-unresolved" / "wandb"
-    assert offline.fragment_paths(unresolved, RUN_ID) != []
-    assert offline.fragment_paths(online.out_dir / "wandb", RUN_ID) == []
+    again, position = stage.write_some(ROWS[:200], position)
+
+    assert stage.fragments(UNRESOLVED) != [] and stage.fragments() == []
     assert again.sync_command() is None
-    server.calm()
-    run_on(online, clock, ROWS, position)
-    check_whole(server, ROWS)
-    assert offline.fragment_paths(unresolved, RUN_ID) == []
+    stage.check_caught_up(ROWS, position)
+    assert stage.fragments(UNRESOLVED) == []
 
 
 @pytest.mark.parametrize("fault", ["hang", "500", "429", "cut"])
-def test_a_finish_ends_in_time_whatever_the_server_does(
-    online: SinkContext, clock: ManualClock, server: FakeWandb, fault: str
-) -> None:
+def test_a_finish_ends_in_time_whatever_the_server_does(stage: Stage, fault: str) -> None:
     """wandb's own limit does not bound it. The run is whole at the next try. Fault 15."""
-    sink = make_sink(online, clock)
-    sink.open(START)
-    sink.write(ROWS[:100])
-    server.wait_for(has_lines(server, 1))
-    server.fail(fault)
+    sink = stage.begin_and_arrive(ROWS[:100], 1)
+    stage.server.fail(fault)
     sink.write(ROWS[100:])
     began_s = time.monotonic()
 
@@ -322,135 +228,92 @@ def test_a_finish_ends_in_time_whatever_the_server_does(
 
     took_s = time.monotonic() - began_s
     sink.close()
-    assert took_s < client.FINISH_LIMIT_S + 30, "and much less where there is a core to run on"
-    server.calm()
-    run_on(online, clock, ROWS, START)
-    check_whole(server, ROWS)
-    assert the_run(server).states[-1] == "finished"
+    assert took_s < SHORT.finish_limit_s + 30, "and much less where there is a core to run on"
+    stage.check_caught_up(ROWS)
+    assert stage.run.states[-1] == "finished"
 
 
-def test_an_answer_that_is_lost_on_its_way_doubles_nothing(
-    online: SinkContext, clock: ManualClock, server: FakeWandb
-) -> None:
+def test_an_answer_that_is_lost_on_its_way_doubles_nothing(stage: Stage) -> None:
     """The server has the rows, and wandb can't know: it sends them to the same places."""
-    sink = make_sink(online, clock)
-    sink.open(START)
-    sink.write(ROWS[:50])
-    server.wait_for(has_lines(server, len(steps_of(ROWS[:50]))))
-    server.fail("applied-cut", "file_stream")
+    sink = stage.begin_and_arrive(ROWS[:50])
+    stage.server.fail("applied-cut", "file_stream")
     sink.write(ROWS[50:200])
-    server.wait_for(has_lines(server, len(steps_of(ROWS[:50])) + 1))
+    stage.wait_for_lines(len(steps_of(ROWS[:50])) + 1)
     kill_core()
-    server.calm()
+    stage.server.calm()
 
-    run_on(online, clock, ROWS, START)
+    stage.write_all(ROWS)
 
-    check_whole(server, ROWS)
+    stage.check_whole(ROWS)
 
 
-def test_a_kill_between_the_move_of_fragments_and_the_commit_leaves_no_hole(
-    online: SinkContext, clock: ManualClock, server: FakeWandb
-) -> None:
+def test_a_kill_between_the_move_of_fragments_and_the_commit_leaves_no_hole(stage: Stage) -> None:
     """The old position speaks of fragments that are gone: new ones begin at the server's row."""
-    server.fail("401")
-    sink = make_sink(online, clock)
-    write_from(sink, ROWS[:100], sink.open(START))
-    position = sink.commit()
-    sink.close()
-    server.calm()
-    go_on(online, clock, position)
+    stage.server.fail("401")
+    _, position = stage.write_some(ROWS[:100])
+    stage.server.calm()
+    stage.begin([], position)
     kill_core()
-    assert superseded(online) == 1
-    server.fail("401")
+    assert stage.superseded() == 1
+    stage.server.fail("401")
 
-    again, first = go_on(online, clock, position)
-    write_from(again, ROWS[:200], first)
-    again.commit()
-    again.close()
+    stage.write_some(ROWS[:200], position)
 
-    unresolved = online.out_dir / "wandb-unresolved"
-    assert [row["_step"] for row in written_history(unresolved)] == steps_of(ROWS[:200])
-    server.calm()
-    run_on(online, clock, ROWS, position)
-    check_whole(server, ROWS)
+    assert stage.offline_steps(UNRESOLVED) == steps_of(ROWS[:200])
+    stage.check_caught_up(ROWS, position)
 
 
-def test_fragments_that_somebody_has_synced_are_not_sent_again(
-    online: SinkContext, clock: ManualClock, server: FakeWandb
-) -> None:
+def test_fragments_that_somebody_has_synced_are_not_sent_again(stage: Stage) -> None:
     """The server is asked: it has their rows, and gets only those behind."""
-    server.fail("401")
-    sink = make_sink(online, clock)
-    write_from(sink, ROWS[:100], sink.open(START))
-    position = sink.commit()
-    sink.close()
-    server.calm()
-    command = sink.sync_command()
-    assert command is not None
-    tools = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    subprocess.run(command, shell=True, env=os.environ | {"PATH": tools}, check=True, timeout=60)
-    assert the_run(server).steps() == steps_of(ROWS[:100])
+    stage.server.fail("401")
+    sink, position = stage.write_some(ROWS[:100])
+    stage.server.calm()
+    upload(sink.sync_command())
+    assert stage.run.steps() == steps_of(ROWS[:100])
 
-    run_on(online, clock, ROWS, position)
+    stage.write_all(ROWS, position)
 
-    check_whole(server, ROWS)
+    stage.check_whole(ROWS)
 
 
-def test_rows_that_show_up_while_wandb_starts_are_not_offered_to_be_synced(
-    online: SinkContext, clock: ManualClock, server: FakeWandb
-) -> None:
+def test_rows_that_show_up_while_wandb_starts_are_not_offered_to_be_synced(stage: Stage) -> None:
     """What the server showed was not all: what is written offline now, it may have already."""
-    sink = make_sink(online, clock)
-    sink.open(START)
-    sink.write(ROWS[:100])
-    sink.close()
+    stage.begin(ROWS[:100]).close()
     early = steps_of(ROWS[:50])
     stale = View(True, len(early), early[-1])
-    link = LinkFile(online.out_dir / "wandb", RUN_ID)
+    link = LinkFile(stage.context.out_dir / "wandb", RUN_ID)
     link.set(Link(last_row=stale.last_row, count=stale.row_count))
     teardown_wandb()
 
-    again = WandbSink(online, clock, clock.pause, lambda _: stale)
-    write_from(again, ROWS[:200], again.open(START))
+    again = WandbSink(stage.context, stage.clock, stage.clock.pause, lambda _: stale, limits=SHORT)
+    first = again.open(START)
+    again.write(ROWS[first:200])
     position = again.commit()
     again.close()
 
     assert again.sync_command() is None
-    assert written_history(online.out_dir / "wandb-unresolved") != []
-    clock.pause(700)
-    run_on(online, clock, ROWS, position)
-    check_whole(server, ROWS)
+    assert stage.offline_steps(UNRESOLVED) != []
+    stage.check_caught_up(ROWS, position)
 
 
-def test_a_torn_fragment_is_cut_so_that_it_can_be_synced(
-    online: SinkContext, clock: ManualClock, server: FakeWandb
-) -> None:
+def test_a_torn_fragment_is_cut_so_that_it_can_be_synced(stage: Stage) -> None:
     """What was cut is kept beside. Torn, it would get no mark, and double at the second sync."""
-    context = online._replace(options={"mode": "offline"})
-    sink = make_sink(context, clock)
-    write_from(sink, ROWS[:100], sink.open(START))
-    sink.close()
-    (path,) = offline.fragment_paths(online.out_dir / "wandb", RUN_ID)
+    stage.context = stage.context._replace(options={"mode": "offline"})
+    stage.begin(ROWS[:100]).close()
+    (path,) = stage.fragments()
     whole = path.read_bytes()
     path.write_bytes(whole[:-5])
 
-    run_on(context, clock, ROWS, START)
+    stage.write_all(ROWS)
     torn = next(path.parent.glob("*.torn-at-*"))
     assert path.read_bytes() + torn.read_bytes() == whole[:-5]
-    command = make_sink(context, clock).sync_command()
-    assert command is not None
-    tools = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     for _ in range(2):
-        subprocess.run(
-            command, shell=True, env=os.environ | {"PATH": tools}, check=True, timeout=60
-        )
+        upload(stage.sink().sync_command())
 
-    check_whole(server, ROWS)
+    stage.check_whole(ROWS)
 
 
-def test_tries_of_an_ended_run_add_no_fragment_each(
-    online: SinkContext, clock: ManualClock, server: FakeWandb
-) -> None:
+def test_tries_of_an_ended_run_add_no_fragment_each(stage: Stage) -> None:
     """A server that is away for a week is asked two thousand times. The last row, the run's
     end, has a summary and no history row that a file would tell of."""
     made = RowMaker()
@@ -458,22 +321,17 @@ def test_tries_of_an_ended_run_add_no_fragment_each(
     for step in range(20):
         made.metrics(step, {"train/loss": 1.0})
     made.append(RunFinished(status="finished", exit_code=0, summary={"best": 1.0}))
-    server.fail("401")
+    stage.server.fail("401")
     counts = []
     for _ in range(4):
-        sink = make_sink(online, clock)
-        write_from(sink, made.rows, sink.open(START))
+        sink = stage.begin(made.rows)
         with pytest.raises(SinkBehind, match="refuses the API key"):
             sink.finish("finished", 0)
         sink.close()
-        teardown_wandb()
-        counts.append(len(offline.fragment_paths(online.out_dir / "wandb", RUN_ID)))
+        counts.append(len(stage.fragments()))
 
-    server.calm()
-    clock.pause(700)
-    run_on(online, clock, made.rows, START)
+    stage.check_caught_up(made.rows)
 
     assert counts == [1, 1, 1, 1]
-    assert LinkFile(online.out_dir / "wandb", RUN_ID).value.settled_row == 0
-    check_whole(server, made.rows)
-    assert the_run(server).states[-1] == "finished"
+    assert LinkFile(stage.context.out_dir / "wandb", RUN_ID).value.settled_row == 0
+    assert stage.run.states[-1] == "finished"

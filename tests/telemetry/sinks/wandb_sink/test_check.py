@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from shared.events import RunFinished, RunStarted, encode_event, join_events
+from shared.ids import StreamId
 from telemetry.commands.inspect import inspect
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import write_json
@@ -34,7 +35,7 @@ def run_dir(tmp_path: Path) -> Path:
     events += [RunFinished(status="finished", exit_code=0)]
     with JournalWriter(run_dir / "journal") as writer:
         payload = join_events([encode_event(event, 1, 1) for event in events])
-        writer.append("r", "s1", "rank0", 0, len(events), payload)
+        writer.append(StreamId("r", "s1", "rank0"), 0, len(events), payload)
         writer.sync()
     job = SinkJob("wandb", run_dir, run_dir, False, {})
     assert run_sink(job, threading.Event(), Reporter(None)) == 0

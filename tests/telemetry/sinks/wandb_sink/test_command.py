@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from shared.events import encode_event, join_events
+from shared.ids import StreamId
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import read_json, write_json
 from tests.fake_wandb import KEY, FakeWandb
 from tests.telemetry.wire_client import metric
 
-from .conftest import RUN_ID
+from .surroundings import RUN_ID
 
 COUNT = 200
 
@@ -29,7 +30,7 @@ def run_dir(tmp_path: Path) -> Path:
     write_json(run_dir / "run.json", info | {"state": "ended", "status": "failed", "exit_code": 9})
     writer = JournalWriter(run_dir / "journal")
     payload = join_events([encode_event(metric(row), row, row) for row in range(COUNT)])
-    writer.append(RUN_ID, "s1", "rank0", 0, COUNT, payload)
+    writer.append(StreamId(RUN_ID, "s1", "rank0"), 0, COUNT, payload)
     writer.sync()
     writer.close()
     return run_dir

@@ -11,6 +11,7 @@ import pytest
 
 from shared.clock import SystemClock
 from shared.events import encode_event, join_events
+from shared.ids import StreamId
 from shared.programs import ROOT
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import read_json, write_json
@@ -21,7 +22,7 @@ from tests.fake_wandb import KEY, FakeWandb
 from tests.telemetry.waiting import wait_until
 from tests.telemetry.wire_client import metric
 
-from .conftest import RUN_ID
+from .surroundings import RUN_ID
 
 COUNT = 20
 
@@ -39,7 +40,7 @@ def recorded(runs: Path, **said: object) -> Path:
     write_json(run_dir / "run.json", info | {"state": "ended", "status": "finished"} | said)
     with JournalWriter(run_dir / "journal") as writer:
         payload = join_events([encode_event(metric(row), row, row) for row in range(COUNT)])
-        writer.append(RUN_ID, "s1", "rank0", 0, COUNT, payload)
+        writer.append(StreamId(RUN_ID, "s1", "rank0"), 0, COUNT, payload)
         writer.sync()
     return run_dir
 

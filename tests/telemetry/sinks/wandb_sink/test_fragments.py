@@ -14,7 +14,7 @@ from telemetry.sinks.base import SinkUnavailable
 from telemetry.sinks.wandb import offline
 from telemetry.sinks.wandb.offline import Confirmation, Fragment, Ledger, wait_for_writers
 
-from .conftest import ManualClock
+from .surroundings import ManualClock
 from .test_wandb_file import framed, history
 
 rows = st.lists(st.integers(0, 2**40))

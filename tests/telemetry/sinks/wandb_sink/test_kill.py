@@ -11,8 +11,8 @@ from pathlib import Path
 
 from telemetry.sinks.wandb.offline import fragment_paths
 
-from .conftest import RUN_ID
 from .journal import expected_history, mixed_journal, steps, written_history
+from .surroundings import RUN_ID
 
 COUNT = 2000
 KILLS = 4

@@ -18,8 +18,8 @@ import pytest
 from tests.fake_wandb import FakeRun, FakeWandb
 from tests.telemetry.waiting import wait_until
 
-from .conftest import RUN_ID
 from .journal import expected_history, mixed_journal, server_history, steps
+from .surroundings import RUN_ID
 
 VICTIMS = ("sink", "core", "both")
 UNAVAILABLE = 5

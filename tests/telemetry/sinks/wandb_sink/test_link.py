@@ -10,7 +10,7 @@ from telemetry.sinks.base import SinkUnavailable
 from telemetry.sinks.wandb.link import RETRY_MAX_S, Link, LinkFile
 from telemetry.sinks.wandb.server import RESTLESS_S, STILL_S, Server, View, view_of
 
-from .conftest import ManualClock, make_context
+from .surroundings import ManualClock, make_context
 
 
 def test_a_link_is_the_same_after_a_restart(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from telemetry.sinks.wandb.local import LocalRun, Spot
 from telemetry.sinks.wandb.run_status import Ending
 from telemetry.sinks.wandb.selection import Selected
 
-from .conftest import RUN_ID, ManualClock
+from .surroundings import RUN_ID, ManualClock
 from .test_wandb_file import framed, history
 
 FINISHED = Ending("finished", 0)

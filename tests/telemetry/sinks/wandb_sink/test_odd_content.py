@@ -7,21 +7,23 @@ import math
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import wandb
 
 from shared.events import ConfigUpdated, MessageLogged, MetricsLogged, RunFinished, RunStarted
 from telemetry.journal.rows import Row
 from telemetry.sinks.base import START, SinkContext, SinkRejected, SinkUnavailable
 from telemetry.sinks.skips import Skips
-from telemetry.sinks.wandb import WandbSink, client, wandb_file
+from telemetry.sinks.wandb import WandbSink, wandb_file
 from telemetry.sinks.wandb import wandb_sink as sink_module
 from telemetry.sinks.wandb.run_identity import GIVEN, JOURNAL, LEFT_OUT
 from telemetry.sinks.wandb.values import DEPTH_MAX, TOO_DEEP, exit_code, plain
 from tests.fake_wandb import FakeWandb
 from tests.telemetry.sinks.helpers_rows import RowMaker
 
-from .conftest import RUN_ID, ManualClock, make_context
 from .journal import expected_history, written_history
+from .surroundings import RUN_ID, ManualClock, make_context
 from .test_offline_sink import fragments, run_whole
 
 NAMES = [
@@ -114,7 +116,7 @@ def test_configs_and_summaries_of_any_shape_arrive(context: SinkContext) -> None
         MetricsLogged(kind="train", step=1, values={"a": 1.0}),
         RunFinished(status="failed", exit_code=0xC0000005, summary=odd),
     )
-    odd_context = context._replace(run={**context.run, "config": odd})
+    odd_context = context._replace(run=msgspec.structs.replace(context.run, config=odd))
 
     run_whole(odd_context, rows)
 
@@ -217,14 +219,15 @@ def test_a_wandb_that_takes_no_row_is_away_and_does_not_cost_them_all(
 
 
 def raising(monkeypatch: pytest.MonkeyPatch, errors: dict[int, Exception]) -> None:
-    real = client.Client._wandb_values
+    """From here on wandb raises these errors, by the value of `a` in a row."""
+    real = wandb.Run.log
 
-    def values(self: client.Client, values: Any) -> Any:
-        if (number := values.get("a")) in errors:
+    def log(self: wandb.Run, data: dict[str, Any], **said: Any) -> None:
+        if (number := data.get("a")) in errors:
             raise errors[number]
-        return real(self, values)
+        real(self, data, **said)
 
-    monkeypatch.setattr(client.Client, "_wandb_values", values)
+    monkeypatch.setattr(wandb.Run, "log", log)
 
 
 def test_a_row_at_which_a_process_died_may_be_in_a_file_all_the_same(tmp_path: Path) -> None:

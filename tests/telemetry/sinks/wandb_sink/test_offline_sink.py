@@ -12,14 +12,16 @@ from typing import Any
 
 import psutil
 import pytest
+import wandb
 
 from telemetry.sinks.base import START, Position, SinkContext, SinkRejected, SinkUnavailable
-from telemetry.sinks.wandb import WandbSink, client, offline, wandb_file
+from telemetry.sinks.wandb import WandbSink, wandb_file
+from telemetry.sinks.wandb.limits import LIMITS, Limits
 from telemetry.sinks.wandb.offline import fragment_paths
 from telemetry.sinks.wandb.run_identity import REFUSED
 
-from .conftest import RUN_ID, ManualClock, make_context, teardown_wandb
 from .journal import expected_history, mixed_journal, steps, written_history
+from .surroundings import RUN_ID, ManualClock, make_context, teardown_wandb
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -32,6 +34,22 @@ def run_whole(context: SinkContext, rows: list[Any], position: Position = START)
     final = sink.finish("finished", 0)
     sink.close()
     return final
+
+
+def begun(context: SinkContext, rows: list[Any], limits: Limits = LIMITS) -> WandbSink:
+    """A sink process that was given these rows, from the first on."""
+    sink = WandbSink(context, limits=limits)
+    sink.open(START)
+    sink.write(rows)
+    return sink
+
+
+def stopped_after(context: SinkContext, rows: list[Any]) -> Position:
+    """A sink process that was stopped when these rows were safe; the position it leaves."""
+    sink = begun(context, rows)
+    position = commit_until(sink, len(rows))
+    sink.close()
+    return position
 
 
 def commit_until(sink: WandbSink, row: int) -> Position:
@@ -86,11 +104,7 @@ def test_a_replay_of_what_is_written_doubles_nothing(context: SinkContext) -> No
 def test_a_run_taken_up_again_goes_on_in_a_new_fragment(context: SinkContext) -> None:
     """The position is JSON; the windows open at it go on. The old fragment stays as it was."""
     rows = mixed_journal(200)
-    sink = WandbSink(context)
-    sink.open(START)
-    sink.write(rows[:90])
-    position = commit_until(sink, 90)
-    sink.close()
+    position = stopped_after(context, rows[:90])
     before = {path: path.read_bytes() for path in fragments(context)}
 
     run_whole(context, rows, Position(90, json.loads(json.dumps(position.state))))
@@ -121,9 +135,7 @@ def test_an_effect_without_a_row_holds_the_position_until_a_row_follows(
 ) -> None:
     """Config sent last could be lost with the process: a restart has to see it again."""
     rows = mixed_journal(10)
-    sink = WandbSink(context)
-    sink.open(START)
-    sink.write(rows[:2])
+    sink = begun(context, rows[:2])
 
     assert sink.commit().row == 0
     sink.write(rows[2:3])
@@ -134,9 +146,7 @@ def test_an_effect_without_a_row_holds_the_position_until_a_row_follows(
 def test_nothing_is_lost_with_a_killed_wandb_core(context: SinkContext) -> None:
     """The sink says that wandb is gone; the next one sends what is not in the file. Fault 17."""
     rows = mixed_journal(3000)
-    sink = WandbSink(context)
-    sink.open(START)
-    sink.write(rows[:1000])
+    sink = begun(context, rows[:1000])
     position = sink.commit()
     (core,) = wandb_cores()
     core.kill()
@@ -157,9 +167,7 @@ def test_nothing_is_lost_with_a_killed_wandb_core(context: SinkContext) -> None:
 def test_a_stopped_wandb_core_of_before_is_not_written_beside(context: SinkContext) -> None:
     """Woken up, it would write rows that a new one has sent by then. Fault 17."""
     rows = mixed_journal(300)
-    sink = WandbSink(context)
-    sink.open(START)
-    sink.write(rows[:100])
+    sink = begun(context, rows[:100])
     (core,) = wandb_cores()
     core.suspend()
     clock = ManualClock()
@@ -175,18 +183,13 @@ def test_a_stopped_wandb_core_of_before_is_not_written_beside(context: SinkConte
     assert written_history(context.out_dir) == expected_history(rows)
 
 
-def test_a_full_disk_is_noticed_and_made_up_for(
-    context: SinkContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_noticed_and_made_up_for(context: SinkContext) -> None:
     """wandb-core says nothing and finishes; the file shows it. Fault 11."""
-    monkeypatch.setattr(offline, "WRITTEN_S", 1.0)
     rows = mixed_journal(600)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     # wandb-core inherits the limit, and takes it for a disk of that size.
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    sink = WandbSink(context)
-    sink.open(START)
-    sink.write(rows[:1])
+    sink = begun(context, rows[:1], Limits(written_s=1))
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     sink.write(rows[1:])
 
@@ -221,11 +224,7 @@ def test_fragments_taken_away_are_not_written_again(
 ) -> None:
     """Whoever synced and removed them would get every row twice. It is said once."""
     rows = mixed_journal(200)
-    sink = WandbSink(context)
-    sink.open(START)
-    sink.write(rows[:100])
-    position = commit_until(sink, 100)
-    sink.close()
+    position = stopped_after(context, rows[:100])
     shutil.rmtree(fragments(context)[0].parent)
 
     with caplog.at_level(logging.WARNING):
@@ -240,15 +239,13 @@ def test_a_row_that_wandb_has_swallowed_is_noticed_at_the_end(
     context: SinkContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = mixed_journal(50)
-    send = client.Client.send
+    real = wandb.Run.log
     monkeypatch.setattr(
-        client.Client,
-        "send",
-        lambda self, row, values: None if row == 20 else send(self, row, values),
+        wandb.Run,
+        "log",
+        lambda self, data, step, commit: None if step == 20 else real(self, data, step, commit),
     )
-    sink = WandbSink(context)
-    sink.open(START)
-    sink.write(rows)
+    sink = begun(context, rows)
 
     with pytest.raises(SinkUnavailable, match="where 20 was sent"):
         sink.finish("finished", 0)
@@ -266,41 +263,47 @@ def test_no_key_gets_into_any_file(context: SinkContext, monkeypatch: pytest.Mon
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
 
 
+def refuse(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    """From here on wandb refuses every run of which it is told this."""
+    real = wandb.init
+
+    def init(**given: Any) -> Any:
+        if given.get(said):
+            raise wandb.errors.UsageError(f"Invalid {said}")
+        return real(**given)
+
+    monkeypatch.setattr(wandb, "init", init)
+
+
 def test_a_run_whose_names_wandb_refuses_goes_there_under_its_id(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A limit that we do not know of costs the names, not the rows."""
-    monkeypatch.setattr(
-        client, "identity", lambda context: {"id": context.run_id, "project": "a/b"}
-    )
+    refuse(monkeypatch, "project")
     context = make_context(tmp_path / "run")
     rows = mixed_journal(30)
 
     run_whole(context, rows)
 
     assert written_history(context.out_dir) == expected_history(rows)
-    assert "Invalid project name" in wandb_file.config(fragments(context)[0])[REFUSED]
+    assert "Invalid project" in wandb_file.config(fragments(context)[0])[REFUSED]
 
 
 def test_a_run_that_wandb_refuses_altogether_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Trying again would not make it any better."""
-    bad = {"id": "x", "project": "a/b"}
-    monkeypatch.setattr(client, "identity", lambda context: bad)
-    monkeypatch.setattr(client, "bare_identity", lambda context, why: bad)
+    refuse(monkeypatch, "id")
     sink = WandbSink(make_context(tmp_path / "run"))
     sink.open(START)
 
-    with pytest.raises(SinkRejected, match="Invalid project name"):
+    with pytest.raises(SinkRejected, match="Invalid id"):
         sink.write(mixed_journal(3))
 
 
 def test_a_failed_run_says_so(context: SinkContext) -> None:
     """Also where nobody could tell an exit code, as for a lost run."""
-    sink = WandbSink(context)
-    sink.open(START)
-    sink.write(mixed_journal(10))
+    sink = begun(context, mixed_journal(10))
     sink.finish("lost", None)
 
     assert wandb_file.exit_code(fragments(context)[0]) == 1
@@ -309,15 +312,11 @@ def test_a_failed_run_says_so(context: SinkContext) -> None:
 def test_the_sync_command_names_every_fragment_in_order(context: SinkContext) -> None:
     """One command each: `wandb sync A B` stops at a torn A."""
     rows = mixed_journal(100)
-    sink = WandbSink(context)
-    assert sink.sync_command() is None
-    sink.open(START)
-    sink.write(rows[:50])
-    position = commit_until(sink, 50)
-    sink.close()
+    assert WandbSink(context).sync_command() is None
+    position = stopped_after(context, rows[:50])
     run_whole(context, rows, position)
 
-    assert sink.sync_command() == "; ".join(
+    assert WandbSink(context).sync_command() == "; ".join(
         f"wandb sync {path.parent}" for path in fragments(context)
     )
     assert len(fragments(context)) == 2
@@ -340,11 +339,7 @@ def test_the_clock_set_back_between_fragments_changes_no_order(
 ) -> None:
     """wandb names fragments by local time; rows order them. Fault 34."""
     rows = mixed_journal(200)
-    sink = WandbSink(context)
-    sink.open(START)
-    sink.write(rows[:100])
-    position = commit_until(sink, 100)
-    sink.close()
+    position = stopped_after(context, rows[:100])
     old = fragments(context)[0].parent
     later = old.with_name(f"offline-run-20991231_235959-{RUN_ID}")
     # What the name would have been before the clock was set back.

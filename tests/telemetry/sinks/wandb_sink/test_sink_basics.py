@@ -11,7 +11,7 @@ import pytest
 from telemetry.sinks.base import START, Position, SinkRejected, SinkUnavailable
 from telemetry.sinks.wandb import WandbSink, core
 
-from .conftest import make_context
+from .surroundings import make_context
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -48,7 +48,7 @@ import sys
 from pathlib import Path
 from telemetry.sinks.base import START
 from telemetry.sinks.wandb import WandbSink
-from tests.telemetry.sinks.wandb_sink.conftest import make_context
+from tests.telemetry.sinks.wandb_sink.surroundings import make_context
 from tests.telemetry.sinks.wandb_sink.journal import mixed_journal
 sink = WandbSink(make_context(Path({str(tmp_path / "run")!r}), "disabled"))
 assert sink.open(START) == 0

@@ -12,7 +12,7 @@ from tests.trainer.model.test_encoder import make_batch, make_model
 from trainer.__main__ import main
 from trainer.model.teacher import Teacher, divergence
 from trainer.training.checkpoint import CheckpointDirectory, read_checkpoint
-from trainer.training.distillation import TeacherGuidance
+from trainer.training.distillation import TeacherDistillation
 from trainer.training.processes import Place, Processes
 
 ALONE = Processes(Place())
@@ -27,16 +27,16 @@ def make_teacher() -> Teacher:
     return Teacher(encoder)
 
 
-def guided(weight: float):
+def distilled(weight: float):
     model = make_model()
-    guidance = TeacherGuidance(model, make_teacher(), temperature=2.0, final_weight=weight)
-    guidance.begin_step(9, 10)
-    return model, guidance
+    distillation = TeacherDistillation(model, make_teacher(), temperature=2.0, final_weight=weight)
+    distillation.begin_step(9, 10)
+    return model, distillation
 
 
 def test_the_gradient_has_the_teachers_share_and_the_value_is_the_cross_entropy():
     """As if the loss were cross entropy + weight * divergence, which is not what is reported."""
-    plain, (model, guidance) = make_model(), guided(weight=0.4)
+    plain, (model, distillation) = make_model(), distilled(weight=0.4)
     batch = make_batch()
 
     torch.manual_seed(1)
@@ -48,7 +48,7 @@ def test_the_gradient_has_the_teachers_share_and_the_value_is_the_cross_entropy(
     found.loss.backward()
 
     assert found.loss == expected.loss
-    numbers = guidance.numbers(ALONE)
+    numbers = distillation.numbers(ALONE)
     torch.testing.assert_close(numbers["train/teacher_loss"], apart.detach())
     assert numbers["train/teacher_weight"].item() == pytest.approx(0.4)
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
@@ -57,7 +57,7 @@ def test_the_gradient_has_the_teachers_share_and_the_value_is_the_cross_entropy(
 
 def test_micro_batches_count_by_their_predicted_tokens():
     """The reported divergence is that of the batch with all their rows."""
-    model, guidance = guided(weight=0.4)
+    model, distillation = distilled(weight=0.4)
     ids, mask, labels = make_batch(rows=3)
     model.apply_schedule(99, 100)
     model.requires_grad_(False)
@@ -66,23 +66,23 @@ def test_micro_batches_count_by_their_predicted_tokens():
     model.training = True
 
     model(ids, mask, labels)
-    whole = guidance.numbers(ALONE)["train/teacher_loss"]
-    guidance.begin_step(9, 10)
+    whole = distillation.numbers(ALONE)["train/teacher_loss"]
+    distillation.begin_step(9, 10)
     for rows in (slice(0, 1), slice(1, 3)):
         model(ids[rows], mask[rows], labels[rows])
 
-    torch.testing.assert_close(guidance.numbers(ALONE)["train/teacher_loss"], whole)
+    torch.testing.assert_close(distillation.numbers(ALONE)["train/teacher_loss"], whole)
 
 
 def test_an_evaluation_knows_nothing_of_the_teacher():
     """Same loss as without, and nothing counted."""
-    model, guidance = guided(weight=0.4)
+    model, distillation = distilled(weight=0.4)
     batch = make_batch()
 
     loss = model.eval()(*batch).loss
 
     assert loss == make_model().eval()(*batch).loss
-    assert guidance.numbers(ALONE)["train/teacher_loss"].isnan()
+    assert distillation.numbers(ALONE)["train/teacher_loss"].isnan()
 
 
 def out(small_run: list[str]) -> Path:
@@ -111,14 +111,14 @@ def test_a_run_learns_from_a_dense_checkpoint(small_run, recorder, tmp_path):
     """Which no checkpoint of the run has to keep; without a teacher there are no such metrics."""
     dense = tmp_path / "dense"
     main([*small_run, "--output_dir", str(dense), "--model_option", *DENSE])
-    unguided = [e for e in recorder.of(MetricsLogged) if e.kind == "train"]
+    without_teacher = [e for e in recorder.of(MetricsLogged) if e.kind == "train"]
     recorder.events.clear()
     teacher = CheckpointDirectory(dense).resolve("latest")
 
     code = main([*small_run, "--teacher", str(teacher), "--teacher_temperature", "1.5"])
 
     assert code == 0
-    assert not any("train/teacher_loss" in event.values for event in unguided)
+    assert not any("train/teacher_loss" in event.values for event in without_teacher)
     assert all(value > 0 for value in recorder.metrics("train", "train/teacher_loss").values())
     kept = CheckpointDirectory(out(small_run)).resolve("latest")
     assert not (kept / "teacher.safetensors").exists()

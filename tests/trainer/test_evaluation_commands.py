@@ -12,17 +12,22 @@ import pytest
 import torch
 
 from tests.test_readme import EXAMPLES
+from tests.trainer.model.test_encoder import make_model
 from trainer.__main__ import main
-from trainer.data.batches import IGNORED
-from trainer.evaluation import commands as assess
+from trainer.data.masking import Masking
+from trainer.evaluation.calibrate import calibrate
 from trainer.evaluation.export import load_exported
+from trainer.evaluation.text import Text
+from trainer.model.calibration import group_means
+from trainer.model.config import NOT_PREDICTED
 from trainer.training.checkpoint import CheckpointDirectory, read_checkpoint
+from trainer.training.evaluate import Evaluation
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
     """Of a run of four steps that validated on one batch."""
-    out = tmp_path_factory.mktemp("assess")
+    out = tmp_path_factory.mktemp("evaluated")
     run = (
         f"--model_size tiny --dataset sample --max_length 16 --batch_size 4 --max_steps 4 "
         f"--num_workers 0 --eval_batches 1 --no_sidecar --output_dir {out} --cache_dir {cache_dir} "
@@ -63,49 +68,35 @@ def test_calibration_is_kept_only_where_it_helps(command, capsys):
 
 
 @pytest.mark.parametrize("is_better", [True, False])
-def test_the_text_that_is_evaluated_has_no_part_in_the_calibration(
-    command, capsys, monkeypatch, is_better
-):
-    """Means are measured on some training text and judged on other, whatever split is asked for."""
-    seen = {}
-    load = assess.load_rows
+def test_means_are_measured_on_some_training_text_and_judged_on_other(is_better):
+    """The text of the evaluation has no part in it; what does not help is taken back."""
+    model = make_model()
+    rows = torch.randint(5, 50, (64, 16), generator=torch.Generator().manual_seed(1))
+    text = Text({"train": rows, "test": rows + 100}, 4, Masking.of(200, range(5), 4, 0, 0.3))
+    measured, judged, said = [], [], []
 
-    def remember(*arguments):
-        seen.update(load(*arguments))
-        return seen
-
-    measured, judged, frozen = [], [], []
-
-    def measure(model, batches):
+    def measure(encoder, batches):
         measured.extend(unmasked(batch) for batch in batches)
-        return {"means": torch.zeros(1)}
+        return {"blocks.0.ffn_norm": torch.zeros(8)}
 
-    def judge(model, batches, *rest):
-        judged.append([unmasked(batch) for batch in batches()])
-        loss = torch.tensor(1.0 if not frozen or is_better else 3.0) + (not frozen)
-        return assess.Evaluation(loss, torch.tensor(0.5))
+    def judge(encoder, batches, device):
+        judged.append(torch.cat([unmasked(batch) for batch in batches()]))
+        loss = 2.0 if len(judged) == 1 else 1.0 if is_better else 3.0
+        return Evaluation(torch.tensor(loss), torch.tensor(0.5))
 
-    monkeypatch.setattr(assess, "load_rows", remember)
-    monkeypatch.setattr(assess, "measure_group_means", measure)
-    monkeypatch.setattr(assess, "_evaluate", judge)
-    monkeypatch.setattr(assess, "freeze_group_means", lambda model, means: frozen.append(means))
+    kept = calibrate(model, text, torch.device("cpu"), said.append, measure, judge)
 
-    assert main(["evaluate", *command, "--calibrate", "--split", "test"]) == 0
-
-    first, before, after = (torch.cat(batches) for batches in judged[:3])
-    used = torch.cat(measured)
-    assert torch.equal(first, seen["test"][: len(first)].long())
+    before, after = judged
+    used, other = ({tuple(row) for row in part.tolist()} for part in (torch.cat(measured), before))
     assert torch.equal(before, after)
-    training = {tuple(row) for row in seen["train"].tolist()}
-    for rows in (used, before):
-        assert {tuple(row) for row in rows.tolist()} <= training
-    assert not {tuple(row) for row in used.tolist()} & {tuple(row) for row in before.tolist()}
-    assert bool(frozen[-1]) == is_better
-    assert ("not kept" not in capsys.readouterr().out) == is_better
+    assert len(used) == len(other) == 32 and not used & other
+    assert used | other == {tuple(row) for row in rows.tolist()}
+    assert kept == is_better == bool(group_means(model))
+    assert ("not kept" not in said[0]) == is_better
 
 
 def unmasked(batch):
-    return torch.where(batch.labels != IGNORED, batch.labels, batch.input_ids).cpu()
+    return torch.where(batch.labels != NOT_PREDICTED, batch.labels, batch.input_ids).cpu()
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 16, 32])

@@ -1,4 +1,4 @@
-"""Weights quantized once for several forwards, and what reaches them of each."""
+"""The weight cache: one quantization for several forwards, and the gradients of each."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trainer.data.batches import Batch
+from trainer.data.masking import Batch
 from trainer.training.device import exact_float32
 from trainer.training.processes import Place, Processes
 

@@ -1,4 +1,4 @@
-"""Both ends: the start of the positions, and integers in groups of a row."""
+"""Embedding and head: the start of the positions, and integers in groups of a row."""
 
 import math
 

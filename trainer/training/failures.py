@@ -1,8 +1,8 @@
-"""Explanation of errors by which a step did not fit into memory.
+"""Explanation of errors whose cause the user can do something about.
 
 In: an error, and the arguments of the run.
-Out: an error with advice, if the cause is that there is no memory left.
-Never: tries again with less; that would be another run than the user asked for.
+Out: an error with advice, if memory ran out or another process is gone.
+Never: tries again with less memory; that would be another run than the user asked for.
 """
 
 from __future__ import annotations
@@ -10,9 +10,24 @@ from __future__ import annotations
 import torch
 
 from trainer.args import TrainArgs
-from trainer.errors import OutOfMemory
+from trainer.errors import OutOfMemory, PeerLost, TrainingFailed
+from trainer.training.processes import is_peer_failure
 
 _CPU_TEXTS = ("can't allocate memory", "not enough memory")
+
+
+def explain(
+    error: BaseException, args: TrainArgs, row_tokens: int, world_size: int
+) -> BaseException:
+    """Return an error with a sentence for the user if the cause is known, else the error."""
+    if isinstance(error, TrainingFailed):
+        return error
+    if world_size > 1 and is_peer_failure(error):
+        return PeerLost(
+            "another process of this run has ended or does not answer; its own messages tell "
+            "the cause. Go on with --resume_from latest"
+        )
+    return explain_out_of_memory(error, args, row_tokens) or error
 
 
 def explain_out_of_memory(

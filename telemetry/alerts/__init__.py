@@ -1,0 +1,1 @@
+"""Alerts: conditions that people should know of, and the ways in which they are told."""

@@ -1,0 +1,1 @@
+"""Watch: the latest values of runs and machines, for `/metrics`, alerts and screens."""
