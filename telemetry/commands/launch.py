@@ -87,6 +87,11 @@ class Sidecar:
                 preexec_fn=_unblock_signals,
             )
 
+    @property
+    def is_hopeless(self) -> bool:
+        """True if the sidecar ended in a way in which each further start would end as well."""
+        return self._is_hopeless
+
     def drain(self, timeout_s: float, exit_code: int | None = None) -> None:
         """Tell the sidecar the command's exit code, and wait until it has drained.
 

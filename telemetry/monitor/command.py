@@ -23,7 +23,7 @@ from typing import Final
 from telemetry.commands.launch import Sidecar
 from telemetry.config import ServeConfig
 from telemetry.datadir import is_held
-from telemetry.errors import EXIT_INTERRUPTED, EXIT_OK, CommandError
+from telemetry.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_OK, CommandError
 from telemetry.journal.layout import MARK_NAME
 from telemetry.monitor.panels import Room
 from telemetry.monitor.text import json_value, plain_text
@@ -113,6 +113,8 @@ def _screen(watch: Watch, look: Look, sidecar: Sidecar | None) -> int:
     keep = sidecar.keep if sidecar is not None else lambda: None
     app = MonitorApp(watch, is_ascii=is_ascii, keep=keep)
     app.run()
+    if sidecar is not None and sidecar.is_hopeless:
+        return EXIT_FAULT
     return app.return_code or EXIT_OK
 
 
@@ -122,8 +124,12 @@ def _lines(watch: Watch, look: Look, sidecar: Sidecar | None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     deadline_s = time.monotonic() + FIRST_S
+    keep = sidecar.keep if sidecar is not None else lambda: None
     # 1. All that is on disk, and of a sidecar that has just started some samples.
     while not stop.is_set():
+        keep()
+        if sidecar is not None and sidecar.is_hopeless:
+            return EXIT_FAULT
         is_end = watch.poll()
         snapshot = watch.snapshot()
         has_begun = look.attach is not None or _samples(snapshot) >= FIRST_SAMPLES
@@ -135,7 +141,7 @@ def _lines(watch: Watch, look: Look, sidecar: Sidecar | None) -> int:
         _print(watch.snapshot(), look)
         if look.once:
             return EXIT_OK
-        _poll_for(watch, look.interval_s, stop, sidecar.keep if sidecar else lambda: None)
+        _poll_for(watch, look.interval_s, stop, keep)
     return EXIT_INTERRUPTED if look.once else EXIT_OK
 
 

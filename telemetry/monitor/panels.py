@@ -199,9 +199,9 @@ def _gpu_line(host: HostLine, index: str, room: Room) -> Line:
         notes += f"  {heat:.0f} °C" if not room.is_ascii else f"  {heat:.0f} C"
     if power is not None:
         notes += f"  {power:.0f}{f' of {limit:.0f}' if limit else ''} W"
-    line.append(Piece(notes, DIM))
     if throttled and throttled not in ("none", "idle", "gpu_idle"):
-        line.append(Piece(f"  throttled: {clean(throttled, 60)}", BAD))
+        line.append(Piece(f"throttled: {clean(throttled, 60)}  ", BAD))
+    line.append(Piece(notes.strip(), DIM))
     return line
 
 

@@ -183,7 +183,7 @@ class MonitorApp(App[None]):
             return
         width, height = self.size
         if width < WIDTH_MIN or height < HEIGHT_MIN:
-            text = f"{width}x{height} is too small: {WIDTH_MIN}x{HEIGHT_MIN} is needed"
+            text = f"needs {WIDTH_MIN}x{HEIGHT_MIN}, has {width}x{height}"
             self._put("#head", [[Piece(text, WARN)]])
             self._put("#overview-text", [])
             return

@@ -298,4 +298,5 @@ def _count(value: Any) -> int | None:
 
 def is_run_dir(path: Path) -> bool:
     """Return True if a path is the directory of one run, with a journal in it."""
-    return bool(segments(RunDir(path).journal))
+    journal = RunDir(path).journal
+    return journal.is_dir() and bool(segments(journal))

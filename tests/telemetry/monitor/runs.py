@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shared.events import Event, MetricsLogged, RunStarted, encode_event, join_events
+from shared.ids import StreamId
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import write_json
 
@@ -27,7 +28,8 @@ def write_rows(
             encode_event(event, int((start_s + i) * 1e9), i * 10**9)
             for i, event in enumerate(events)
         ]
-        writer.append(run_dir.name, session, source, seq, len(packed), join_events(packed))
+        stream = StreamId(run_dir.name, session, source)
+        writer.append(stream, seq, len(packed), join_events(packed))
         writer.sync()
 
 

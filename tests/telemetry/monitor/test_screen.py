@@ -152,7 +152,7 @@ def test_zoom_changes_the_time_that_is_shown():
 
 @pytest.mark.parametrize("size", [(39, 24), (80, 9), (1, 1)])
 def test_a_terminal_that_is_too_small_says_so(size):
-    assert "too small" in played([], size).texts["head"] or size == (1, 1)
+    assert "needs 40x10" in played([], size).texts["head"] or size == (1, 1)
 
 
 def test_without_unicode_all_is_ascii():
