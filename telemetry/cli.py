@@ -163,7 +163,8 @@ def _serve_guarded(config: ServeConfig, lifeline: int) -> int:
     pid = os.getppid()
     follow_guard(lifeline)
     from telemetry.descriptors import prepare_descriptors
-    from telemetry.service import Service, watch_stdin
+    from telemetry.service import Service
+    from telemetry.starter import watch_stdin
 
     with Service(config, shares=prepare_descriptors(), pid=pid) as service:
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -43,6 +43,10 @@ class ManualClock:
     def monotonic_ns(self) -> int:
         return self.mono
 
+    def advance(self, seconds: float) -> None:
+        self.wall += round(seconds * 1e9)
+        self.mono += round(seconds * 1e9)
+
 
 @dataclass
 class Disk:

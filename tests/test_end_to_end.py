@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,10 +17,11 @@ import pytest
 
 from shared.events import Gap, MetricsLogged, RunFinished, RunStarted
 from telemetry.commands.inspect import read_contents
-from telemetry.journal.reader import JournalReader
 from telemetry.journal.rows import Row
 from telemetry.json_files import read_json
 from telemetry.sinks.wandb.wandb_file import exit_code, history_rows
+from tests.recorded import rows_of
+from tests.telemetry.sidecar_process import clean_env
 
 STEPS = 24
 TRAINER = (
@@ -40,30 +40,20 @@ def recorded() -> Iterator[Path]:
         place = Path(name)
         command = [sys.executable, "-m", "telemetry", "run", "--data-dir", str(place / "data")]
         command += ["--", *trainer(place)]
-        done = subprocess.run(command, env=clean_env(), capture_output=True, text=True)
+        done = subprocess.run(command, env=own_env(), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert "wandb sync" in done.stderr and "tensorboard --logdir" in done.stderr
         (run_dir,) = (place / "data" / "runs").iterdir()
         yield run_dir
 
 
+def own_env(**extra: str) -> dict[str, str]:
+    return clean_env(OMP_NUM_THREADS="1", **extra)
+
+
 def trainer(place: Path) -> list[str]:
     paths = ["--output_dir", str(place / "out"), "--cache_dir", str(place / "cache")]
     return [sys.executable, "-m", "trainer", *TRAINER, *paths]
-
-
-def clean_env(**extra: str) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("TELEMETRY_", "WANDB_"))}
-    return {**kept, "OMP_NUM_THREADS": "1", **extra}
-
-
-def rows_of(run_dir: Path) -> list[Row]:
-    rows: list[Row] = []
-    with JournalReader(run_dir / "journal") as reader:
-        while not (batch := reader.read()).is_end or batch.rows:
-            assert batch.damage == []
-            rows += batch.rows
-    return rows
 
 
 def metrics_of(rows: list[Row], kind: str) -> list[tuple[Row, MetricsLogged]]:
@@ -188,7 +178,7 @@ def test_a_replay_gives_the_same_as_the_live_run_and_twice_is_as_once(
         for sink in ("tensorboard", "wandb"):
             command = [sys.executable, "-m", "telemetry", "replay", str(recorded), "--to", sink]
             command += ["--out", str(tmp_path)]
-            subprocess.run(command, env=clean_env(), check=True, capture_output=True)
+            subprocess.run(command, env=own_env(), check=True, capture_output=True)
 
     replayed = tmp_path / recorded.name
     assert scalars_of(replayed) == scalars_of(recorded)
@@ -210,7 +200,7 @@ def test_killing_the_sidecar_in_mid_run_neither_stalls_training_nor_loses_a_row(
     nothing, a new sidecar; the trainer went on meanwhile, and all of it arrives."""
     data_dir = place / "data"
     sidecar = start_sidecar(data_dir)
-    environ = clean_env(TELEMETRY_ENDPOINT=f"ipc://{data_dir}/telemetry.sock")
+    environ = own_env(TELEMETRY_ENDPOINT=f"ipc://{data_dir}/telemetry.sock")
     process = subprocess.Popen(trainer(place), env=environ, stderr=subprocess.PIPE, text=True)
     printed = follow(process)
     try:
@@ -247,7 +237,7 @@ def test_killing_the_sidecar_in_mid_run_neither_stalls_training_nor_loses_a_row(
 def start_sidecar(data_dir: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "telemetry", "serve", "--data-dir", str(data_dir)]
     command += ["--http", "off", "--no-host-run"]
-    return subprocess.Popen(command, env=clean_env())
+    return subprocess.Popen(command, env=own_env())
 
 
 def follow(process: subprocess.Popen[str]) -> list[str]:

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from shared.events import MetricsLogged, RunFinished
-from telemetry.journal.reader import JournalReader, Row
+from telemetry.journal.reader import Row
+from tests.recorded import rows_of
 from tests.telemetry.sidecar_process import SidecarProcess, clean_env
 from tests.telemetry.waiting import wait_until
 
@@ -28,15 +29,6 @@ ROWS = 21
 def run_dir(place: Path) -> Path:
     """A copy of the run, where a sidecar would keep it."""
     return Path(shutil.copytree(FIRST / "run", place / "data" / "runs" / "golden"))
-
-
-def rows_of(run_dir: Path) -> list[Row]:
-    rows: list[Row] = []
-    with JournalReader(run_dir / "journal") as reader:
-        while not (batch := reader.read()).is_end or batch.rows:
-            assert batch.damage == []
-            rows += batch.rows
-    return rows
 
 
 def command(*args: str) -> subprocess.CompletedProcess[str]:

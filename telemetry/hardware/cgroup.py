@@ -57,6 +57,26 @@ class CgroupProbe:
         paths = parse_membership(text)
         return {**self._memory(paths), **self._cpu(paths)}
 
+    def oom_kills(self) -> int | None:
+        """Return the processes of the group that were killed for memory, None if not counted.
+
+        It is the group that is held to a limit, or else our own.
+        """
+        paths = parse_membership(_text(self._membership) or "")
+        limit = self._tightest(paths, "memory", _memory_limit_v1, _memory_limit_v2)
+        if limit is not None:
+            group = limit.group
+        elif "memory" in paths:
+            group = self._groups(self._mount("memory"), paths["memory"])[0]
+        elif "" in paths:
+            group = self._groups(self._unified(), paths[""])[0]
+        else:
+            return None
+        for name in ("memory.events", "memory.oom_control"):  # version 2, version 1
+            if (count := _flat(group / name).get("oom_kill")) is not None:
+                return count
+        return None
+
     def _memory(self, paths: dict[str, str]) -> Values:
         limit = self._tightest(paths, "memory", _memory_limit_v1, _memory_limit_v2)
         if limit is None:

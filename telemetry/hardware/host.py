@@ -7,6 +7,7 @@ Never: waits. Each reading is a probe of its own, so that one that fails costs n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,18 +15,28 @@ from typing import Any, Final
 import psutil
 
 from shared.clock import Clock
+from telemetry.hardware.infiniband import InfinibandProbe
+from telemetry.hardware.pressure import PressureProbe
 from telemetry.hardware.probe import Probe, Values
 from telemetry.hardware.rates import TotalRate
 
 # An event holds at most 1,024 values: the rest is left for other readings.
 MAX_CHARTED_CORES: Final = 512
 
+# Disks, and cards, that have values of their own; machines with more have the sum.
+MAX_CHARTED_DEVICES: Final = 32
+
 # Reading the frequency opens several files a core. Just under a second, so that
 # jitter at 1 Hz does not skip every other reading.
 FREQUENCY_INTERVAL_NS: Final = 900_000_000
 
 
-def host_probes(clock: Clock, system: Any = psutil, sys_dir: Path = Path("/sys")) -> list[Probe]:
+def host_probes(
+    clock: Clock,
+    system: Any = psutil,
+    sys_dir: Path = Path("/sys"),
+    proc_dir: Path = Path("/proc"),
+) -> list[Probe]:
     """Return the probes of this machine that need no accelerator."""
     return [
         CpuProbe(system),
@@ -35,6 +46,8 @@ def host_probes(clock: Clock, system: Any = psutil, sys_dir: Path = Path("/sys")
         SwapProbe(system),
         DiskProbe(clock, system, sys_dir / "block"),
         NetworkProbe(clock, system, sys_dir / "class/net"),
+        PressureProbe(clock, proc_dir / "pressure"),
+        InfinibandProbe(clock, sys_dir / "class/infiniband"),
     ]
 
 
@@ -115,13 +128,14 @@ class MemoryProbe:
         memory = self._system.virtual_memory()
         return {
             "memory_percent": float(memory.percent),
+            "memory/total_bytes": int(memory.total),
             "memory/used_bytes": int(memory.used),
             "memory/available_bytes": int(memory.available),
         }
 
 
 class SwapProbe:
-    """Swap in use."""
+    """Swap in use, and in all."""
 
     name = "swap"
 
@@ -129,7 +143,8 @@ class SwapProbe:
         self._system = system
 
     def read(self) -> Values:
-        return {"swap/used_bytes": int(self._system.swap_memory().used)}
+        swap = self._system.swap_memory()
+        return {"swap/used_bytes": int(swap.used), "swap/total_bytes": int(swap.total)}
 
 
 class DiskProbe:
@@ -147,7 +162,7 @@ class DiskProbe:
         self._clock = clock
         self._system = system
         self._choose = _Choice(lambda names: _physical(names, block_dir))
-        self._read, self._written = TotalRate(), TotalRate()
+        self._read, self._written, self._busy = TotalRate(), TotalRate(), TotalRate()
 
     def read(self) -> Values:
         # nowrap=True would hide the reset of a counter; the rates here handle resets.
@@ -156,7 +171,15 @@ class DiskProbe:
         chosen = self._choose(disks)
         read = self._read.update({n: disks[n].read_bytes for n in chosen}, now_ns)
         written = self._written.update({n: disks[n].write_bytes for n in chosen}, now_ns)
-        return _known({"disk/read_bytes_per_second": read, "disk/write_bytes_per_second": written})
+        # Only Linux counts the time in ms in which a disk had something to do.
+        busy = {n: disks[n].busy_time / 1e3 for n in chosen if hasattr(disks[n], "busy_time")}
+        self._busy.update(busy, now_ns)
+        return {
+            **_known({"disk/read_bytes_per_second": read, "disk/write_bytes_per_second": written}),
+            **_by_device("disk", "read_bytes_per_second", self._read),
+            **_by_device("disk", "write_bytes_per_second", self._written),
+            **_by_device("disk", "busy_ratio", self._busy, most=1.0),
+        }
 
 
 class NetworkProbe:
@@ -185,12 +208,15 @@ class NetworkProbe:
         chosen = self._choose(cards)
         received = self._received.update({n: cards[n].bytes_recv for n in chosen}, now_ns)
         sent = self._sent.update({n: cards[n].bytes_sent for n in chosen}, now_ns)
-        return _known(
-            {
-                "network/received_bytes_per_second": received,
-                "network/sent_bytes_per_second": sent,
-            }
-        )
+        totals = {
+            "network/received_bytes_per_second": received,
+            "network/sent_bytes_per_second": sent,
+        }
+        return {
+            **_known(totals),
+            **_by_device("network", "received_bytes_per_second", self._received),
+            **_by_device("network", "sent_bytes_per_second", self._sent),
+        }
 
 
 class _Choice:
@@ -223,6 +249,12 @@ def _busy_and_total(times: Any) -> tuple[float, float]:
 def _put_percent(values: Values, name: str, part: float, whole: float) -> None:
     if whole > 0:
         values[name] = min(100.0, 100.0 * part / whole)
+
+
+def _by_device(group: str, name: str, rates: TotalRate, most: float = math.inf) -> Values:
+    """Return the rates of the single devices; a slash in a name would make a group of it."""
+    chosen = list(rates.newest.items())[:MAX_CHARTED_DEVICES]
+    return {f"{group}/{d.replace('/', '!')}/{name}": min(most, rate) for d, rate in chosen}
 
 
 def _known(values: dict[str, float | None]) -> Values:

@@ -37,12 +37,15 @@ class TotalRate:
 
     def __init__(self) -> None:
         self._rates: dict[str, CounterRate] = {}
+        self.newest: dict[str, float] = {}
+        """Rates of the single counters as of the last update, without those not known."""
 
     def update(self, values: Mapping[str, float], now_ns: int) -> float | None:
         """Return the growth per second of all together, or None if a known one went backwards."""
         known = self._rates.keys() & values.keys()
         self._rates = {name: self._rates.get(name, CounterRate()) for name in values}
         rates = {name: rate.update(values[name], now_ns) for name, rate in self._rates.items()}
+        self.newest = {name: rate for name, rate in rates.items() if rate is not None}
         return _sum(rates[name] for name in known) if known else None
 
 

@@ -42,6 +42,7 @@ from telemetry.hardware.guarded import GuardedProbe
 from telemetry.hardware.hangs import HangWatch
 from telemetry.hardware.host import host_probes
 from telemetry.hardware.nvml import NvmlProbe, load_nvml
+from telemetry.hardware.oom import OomProbe
 from telemetry.hardware.probe import Probe, Report
 from telemetry.hardware.proc import is_host_namespace
 from telemetry.hardware.process_tree import ProcessTreeProbe
@@ -208,7 +209,12 @@ def run_sampler(config: SamplerConfig) -> int:
 
 def _probes(clock: Clock, host: str, emit: Emit, report: Report) -> list[Probe]:
     """Return the probes of this machine, without its GPUs and processes."""
-    return [*host_probes(clock), CgroupProbe(clock), ClockProbe(clock, report)]
+    return [
+        *host_probes(clock),
+        CgroupProbe(clock),
+        OomProbe(Conditions(host, emit, clock), CgroupProbe(clock).oom_kills),
+        ClockProbe(clock, report),
+    ]
 
 
 def _gpus(

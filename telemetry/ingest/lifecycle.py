@@ -42,15 +42,13 @@ class Lifecycle:
     def __init__(
         self,
         runs: Runs,
-        streams: StreamTable,
-        dirty: set[str],
+        streams: StreamTable[IncomingStream],
         host_run: HostRun,
         clock: Clock,
         lost_after_s: float,
     ) -> None:
         self._runs = runs
         self._streams = streams
-        self._dirty = dirty
         self._host_run = host_run
         self._clock = clock
         self._lost_after_ns = int(lost_after_s * 1e9)
@@ -96,9 +94,9 @@ class Lifecycle:
         # A main session whose RunFinished came is over without FIN; all other streams must
         # have sent FIN, or be silent.
         others_over = all(
-            s.is_over(now) or (s.is_main and run.has_finished(s.session)) for s in streams
+            s.is_over(now) or (s.is_main and run.has_finished(s.id.session)) for s in streams
         )
-        if run.finish_status is not None and others_over and run.run_id not in self._dirty:
+        if run.finish_status is not None and others_over and not run.is_unsynced:
             # No RunStarted will come any more: sinks show it under its id.
             run.show_if_unannounced(is_over=True)
             run.end()
@@ -108,7 +106,7 @@ class Lifecycle:
             is_over = self._is_told(run) or silent_ns > EXITED_SILENT_NS
             if (code is not None and is_over) or silent_ns > self._lost_after_ns:
                 self._declare_over(run, silent_ns, code)
-            elif run.is_empty and silent_ns > EMPTY_KEPT_NS and run.run_id not in self._dirty:
+            elif run.is_empty and silent_ns > EMPTY_KEPT_NS and not run.is_unsynced:
                 # Opened by a HELLO that nothing followed.
                 self._forget_streams(streams)
                 self._runs.discard(run)
@@ -117,7 +115,7 @@ class Lifecycle:
         """Return the time in ns since anything was heard of the run, or since it was opened."""
         # Of a worker only events count, not keepalives: its parent may be gone.
         heard = (
-            s.spoke_ns if is_worker(s.source) else s.heard_ns
+            s.spoke_ns if is_worker(s.id.source) else s.heard_ns
             for s in self._streams.of_run(run.run_id)
         )
         run.heard_ns = max(run.heard_ns, *heard, 0) or now
@@ -130,8 +128,7 @@ class Lifecycle:
                 text = "the trainer went away without a word"
                 run.say(Gap(count=0, reason=text, unknown_ms=silent_ns / 1e6))
             run.say(_last_word(exit_code))
-            self._dirty.add(run.run_id)
-        elif run.run_id not in self._dirty:
+        elif not run.is_unsynced:
             run.end()
 
     def _is_told(self, run: Run) -> bool:
@@ -144,7 +141,7 @@ class Lifecycle:
 
         Peers may still be connected: the next event opens it again.
         """
-        if run.run_id not in self._dirty:
+        if not run.is_unsynced:
             self._runs.release(run)
 
     def _forget_streams(self, streams: list[IncomingStream]) -> None:

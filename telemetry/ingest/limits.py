@@ -22,8 +22,8 @@ PEER_PER_S: Final = 3.0
 ALL_BURST: Final = 1_000
 ALL_PER_S: Final = 10.0
 PEERS_MAX: Final = 10_000
-TURN_NS: Final = 25_000_000
-"""Time of one turn that may go into opening runs."""
+POLL_NS: Final = 25_000_000
+"""Time of one poll that may go into opening runs."""
 
 
 class Wait(Exception):
@@ -49,19 +49,20 @@ class Allowance:
 class RunLimits:
     """The allowances of all peers together and of each peer. Not thread-safe."""
 
-    def __init__(self, clock: Clock, runs_max: int) -> None:
+    def __init__(self, clock: Clock, runs_max: int, peers_max: int = PEERS_MAX) -> None:
         self._clock = clock
+        self._peers_max = peers_max
         self._runs_max = runs_max
         self._all = Allowance(ALL_BURST, ALL_PER_S, clock.monotonic_ns())
         self._of_peer: dict[bytes, Allowance] = {}
         self._spent_ns = 0
 
     @property
-    def is_turn_spent(self) -> bool:
-        """True if this turn has opened as much as it may."""
-        return self._spent_ns >= TURN_NS
+    def is_poll_spent(self) -> bool:
+        """True if this poll has opened as much as it may."""
+        return self._spent_ns >= POLL_NS
 
-    def begin_turn(self) -> None:
+    def begin_poll(self) -> None:
         self._spent_ns = 0
 
     def spend_time(self, spent_ns: int) -> None:
@@ -72,9 +73,9 @@ class RunLimits:
         """Check that a run may be opened now, and count it if it is new.
 
         Raises:
-            Wait: this turn has no more time, or too many runs are open or were begun lately.
+            Wait: this poll has no more time, or too many runs are open or were begun lately.
         """
-        if self.is_turn_spent:
+        if self.is_poll_spent:
             raise Wait("wait: other runs are being opened")
         if open_runs >= self._runs_max:
             raise Wait(
@@ -88,7 +89,7 @@ class RunLimits:
         now = self._clock.monotonic_ns()
         own = self._of_peer.get(peer)
         if own is None:
-            if len(self._of_peer) >= PEERS_MAX:
+            if len(self._of_peer) >= self._peers_max:
                 self._forget_full(now)
             own = self._of_peer[peer] = Allowance(PEER_BURST, PEER_PER_S, now)
         if own.left(now) < 1 or self._all.left(now) < 1:
@@ -99,4 +100,4 @@ class RunLimits:
     def _forget_full(self, now: int) -> None:
         """Forget peers that spent nothing lately, or all of them where all did."""
         kept = {p: a for p, a in self._of_peer.items() if a.left(now) < PEER_BURST}
-        self._of_peer = kept if len(kept) < PEERS_MAX else {}
+        self._of_peer = kept if len(kept) < self._peers_max else {}

@@ -13,7 +13,7 @@ import logging
 
 from shared.clock import Clock
 from shared.events import MessageLogged
-from shared.ids import check_run_id, check_session, check_source
+from shared.ids import SIDECAR, check_stream_id
 from shared.wire import Hello
 from telemetry.ingest.host_run import HostRun
 from telemetry.ingest.limits import RunLimits
@@ -32,15 +32,13 @@ class Opening:
     def __init__(
         self,
         runs: Runs,
-        streams: StreamTable,
-        dirty: set[str],
+        streams: StreamTable[IncomingStream],
         host_run: HostRun,
         limits: RunLimits,
         clock: Clock,
     ) -> None:
         self._runs = runs
         self._streams = streams
-        self._dirty = dirty
         self._host_run = host_run
         self._limits = limits
         self._clock = clock
@@ -56,19 +54,18 @@ class Opening:
             OSError, JournalLocked, JournalFull, JournalFault: its run can't be used.
         """
         # 1. Check the names before anything is made of them: run ids become directories.
-        check_run_id(hello.run_id)
-        check_session(hello.session)
-        check_source(hello.source)
-        if hello.source == "sidecar":
+        stream_id = check_stream_id(hello.stream_id)
+        if stream_id.source == SIDECAR:
             raise ValueError("the source 'sidecar' is the service's own")
         self._streams.check_room(peer)
+        is_late = hello.late or self._is_of_a_spool(peer, hello)
         stream = IncomingStream(
-            peer, hello.stream, hello.run_id, hello.session, hello.source, 0, -1, now,
-            is_late=hello.late or self._is_of_a_spool(peer, hello), spoke_ns=now,
+            peer, hello.stream, stream_id, is_late, next_seq=0, durable_seq=-1, heard_ns=now,
+            spoke_ns=now,
         )  # fmt: skip
         # 2. Take over from the same producer on an older connection, or note a rival.
-        for other in self._streams.of_run(hello.run_id):
-            if other.source == hello.source:
+        for other in self._streams.of_run(stream_id.run_id):
+            if other.id.source == stream_id.source:
                 self._meet(stream, other)
         # 3. Find the place in the journals; add the stream only when that has succeeded.
         if stream.is_hardware:
@@ -78,20 +75,22 @@ class Opening:
         self._streams.add(stream)
         return stream
 
-    def note_rivals(self, stream: IncomingStream) -> None:
-        """Report a run with two live main sessions, once: in the log, its journal and a notice."""
+    def report_rivals(self, stream: IncomingStream) -> list[IncomingStream]:
+        """Report a run with two live main sessions; return the streams that got a notice.
+
+        Once for each run it is said in the log and in the journal, too.
+        """
         rival, stream.rival = stream.rival, None
         if rival is None or rival.is_finished or self._streams.get(rival.key) is not rival:
-            return
-        text = f"run {stream.run_id} has two live sessions of {stream.source}: both are recorded"
+            return []
+        run_id = stream.id.run_id
+        text = f"run {run_id} has two live sessions of {stream.id.source}: both are recorded"
         stream.notice = rival.notice = text
-        if stream.run_id in self._told_rivals or len(self._told_rivals) > RIVALS_TOLD_MAX:
-            return
-        self._told_rivals.add(stream.run_id)
-        log.warning("%s", text)
-        run = self._runs.open(stream.run_id)
-        run.say(MessageLogged(level="warning", text=text))
-        self._dirty.add(run.run_id)
+        if run_id not in self._told_rivals and len(self._told_rivals) <= RIVALS_TOLD_MAX:
+            self._told_rivals.add(run_id)
+            log.warning("%s", text)
+            self._runs.open(run_id).say(MessageLogged(level="warning", text=text))
+        return [stream, rival]
 
     def _is_of_a_spool(self, peer: bytes, hello: Hello) -> bool:
         """Return True for a spool sent by an older emitter, which does not mark it as late."""
@@ -99,13 +98,13 @@ class Opening:
         return (
             own is not None
             and hello.stream > OWN_STREAM
-            and (own.run_id, own.source) == (hello.run_id, hello.source)
-            and own.session != hello.session
+            and (own.id.run_id, own.id.source) == (hello.run_id, hello.source)
+            and own.id.session != hello.session
         )
 
     def _meet(self, stream: IncomingStream, other: IncomingStream) -> None:
         """Decide between two streams of one source of a run."""
-        if other.session == stream.session:
+        if other.id.session == stream.id.session:
             self._streams.remove(other.key)  # the same producer on a new connection
             stream.next_seq = other.next_seq
             stream.rival, stream.notice = other.rival, other.notice
@@ -119,10 +118,11 @@ class Opening:
         """Set the sequence numbers of a producer's stream from the journal of its run."""
         gone_seq = self._removed_seq(stream)
         run = self._opened_run(stream)
-        appended = run.appended_seq(stream.session, stream.source)
+        place = stream.id.session, stream.id.source
+        appended = run.appended_seq(*place)
         stream.next_seq = max(stream.next_seq, appended + 1, gone_seq + 1)
-        stream.durable_seq = max(run.durable_seq(stream.session, stream.source), gone_seq)
-        if run.run_id in self._dirty:
+        stream.durable_seq = max(run.durable_seq(*place), gone_seq)
+        if run.is_unsynced:
             stream.unsynced.add(run.run_id)
         is_new_session = appended < 0 and stream.is_main
         if is_new_session and (run.is_ended or run.finish_status is not None):
@@ -136,13 +136,13 @@ class Opening:
             ValueError: late events of a run that was removed have no place any more. They
                 stay in their spool.
         """
-        tombstone = self._runs.tombstone(stream.run_id)
+        tombstone = self._runs.tombstone(stream.id.run_id)
         if tombstone is None:
             return -1
-        entry = tombstone.entry(stream.session, stream.source)
-        if stream.is_late and (entry is not None or not self._runs.has(stream.run_id)):
+        entry = tombstone.entry(stream.id.session, stream.id.source)
+        if stream.is_late and (entry is not None or not self._runs.has(stream.id.run_id)):
             raise ValueError(
-                f"run {stream.run_id} was removed ({tombstone.reason}): "
+                f"run {stream.id.run_id} was removed ({tombstone.reason}): "
                 "what a spool still has of it is not taken"
             )
         # A session that outlived its run goes on in a new journal; nothing of it is missing.
@@ -154,13 +154,13 @@ class Opening:
         Raises:
             Wait: the limits do not allow it now.
         """
-        if (run := self._runs.get(stream.run_id)) is not None:
+        if (run := self._runs.get(stream.id.run_id)) is not None:
             return run
-        is_new = not self._runs.has(stream.run_id)
+        is_new = not self._runs.has(stream.id.run_id)
         self._limits.check(stream.peer, is_new=is_new, open_runs=len(self._runs))
         began_ns = self._clock.monotonic_ns()
         try:
-            return self._runs.open(stream.run_id)
+            return self._runs.open(stream.id.run_id)
         finally:
             self._limits.spend_time(self._clock.monotonic_ns() - began_ns)
 
@@ -173,9 +173,9 @@ class Opening:
         runs = self._runs.active(self._host_run.run_id)
         if not runs and (host_run := self._runs.get(self._host_run.run_id)) is not None:
             runs = [host_run]
-        place = stream.session, stream.source
+        place = stream.id.session, stream.id.source
         having = [run for run in runs if run.appended_seq(*place) >= 0]
         least = min((run.appended_seq(*place) for run in having), default=-1)
         stream.next_seq = max(stream.next_seq, least + 1)
         stream.durable_seq = min((run.durable_seq(*place) for run in having), default=-1)
-        stream.unsynced = set(self._dirty)
+        stream.unsynced = set(self._runs.unsynced)

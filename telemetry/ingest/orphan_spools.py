@@ -24,7 +24,7 @@ from telemetry.ingest.streams import OWN_STREAM
 log = logging.getLogger("telemetry.ingest.orphan_spools")
 
 LOOK_S: Final = 5.0
-TURN_S: Final = 0.02
+POLL_S: Final = 0.02
 REFUSED_RETRY_NS: Final = 60_000_000_000
 """Time between two tries to send a refused spool, for example of a removed run."""
 
@@ -93,7 +93,7 @@ class SpoolCarrier:
             talk.turn(self._peers)
             forget_finished(self._peers)
             self._set_refused_aside()
-            connection.wait(TURN_S)
+            connection.wait(POLL_S)
 
     def _look(self) -> None:
         for directory in self._directories:

@@ -17,8 +17,9 @@ from typing import Final
 
 from shared.clock import Clock
 from telemetry.ingest.gateway import Gateway
+from telemetry.ingest.handler import Reply
 from telemetry.ingest.inbox import Inbox
-from telemetry.ingest.reception import Reception, Reply
+from telemetry.ingest.reception import Reception
 
 log = logging.getLogger("telemetry.ingest.reading")
 
@@ -37,15 +38,15 @@ class Reading:
     def __init__(self, gateway: Gateway, inbox: Inbox, clock: Clock) -> None:
         self.reception = Reception(inbox, clock)
         self.failures = 0
-        self.turned_ns = clock.monotonic_ns()
-        """Monotonic time of its last turn, for /livez."""
+        self.polled_ns = clock.monotonic_ns()
+        """Monotonic time of its last poll, for /livez."""
         self._gateway = gateway
         self._clock = clock
         self._answers: deque[Reply] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         gateway.watch(self._wake_fd)
         self._stop = threading.Event()
-        self._forgot_ns = self.turned_ns
+        self._forgot_ns = self.polled_ns
         self._thread = threading.Thread(target=self._run, name="reading", daemon=True)
 
     @property
@@ -76,7 +77,7 @@ class Reading:
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                self._turn()
+                self._poll()
             except Exception:
                 self.failures += 1
                 if self.failures == 1:
@@ -84,12 +85,12 @@ class Reading:
                 self._stop.wait(FAILED_WAIT_S)
         self._send_answers()
 
-    def _turn(self) -> None:
-        """Run one turn: receive, answer, send the journal thread's answers, ask again."""
+    def _poll(self) -> None:
+        """Run one poll: receive, answer, send the journal thread's answers, ask again."""
         # 1. Receive and answer what needs no disk: a bounded number of messages, so that the
         #    answers below never wait for long.
         for peer, message in self._gateway.receive(WAIT_S):
-            self._send(self.reception.take_in(peer, message))
+            self._send(self.reception.handle(peer, message))
         # 2. Send the answers of the journal thread. Each passes the reception first: a peer
         #    that has its WELCOME may send frames at once, and its stream must be known.
         self._send_answers()
@@ -97,14 +98,14 @@ class Reading:
         #    where their streams stand now.
         self._send(self.reception.ask_again())
         # 4. Publish that this thread lives; seldom, forget silent streams.
-        self.turned_ns = self._clock.monotonic_ns()
-        if self.turned_ns - self._forgot_ns > FORGET_NS:
-            self._forgot_ns = self.turned_ns
+        self.polled_ns = self._clock.monotonic_ns()
+        if self.polled_ns - self._forgot_ns > FORGET_NS:
+            self._forgot_ns = self.polled_ns
             self.reception.forget_silent()
 
     def _send_answers(self) -> None:
         # Reset the wake-up before the queue is read: an answer that is added while it is read
-        # then wakes the next turn.
+        # then wakes the next poll.
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake_fd)
         while self._answers:

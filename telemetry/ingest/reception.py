@@ -6,22 +6,20 @@ Never: waits, or says that something is on disk before the journal thread has sa
 
 Three numbers of each stream, in the order in which they grow:
 
-    queued     events before it were handed to the journal thread; kept here
+    next_seq   events before it were handed to the journal thread; kept here
     appended   events before it are in the journal; kept by the journal thread
     durable    events up to it are on disk; kept by the journal thread, copied here
 
 Where the journal thread could not append all that was queued it sends WELCOME with the
-number where it stands. `passes` sets queued back to it, and the peer sends again from there.
+number where it stands. `passes` sets next_seq back to it, and the peer sends again from there.
 
 Not thread-safe: the reading thread owns it. Three values cross threads, each replaced as
-a whole: `credit_bytes` and `turned_ns`, which the journal thread writes, and the times that
+a whole: `credit_bytes` and `polled_ns`, which the journal thread writes, and the times that
 it takes with `taken_heard`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
 from typing import Final
 
 from shared.clock import Clock
@@ -36,8 +34,9 @@ from shared.wire import (
     Nack,
     Welcome,
 )
+from telemetry.ingest.handler import Handler, Reply, unknown_stream
 from telemetry.ingest.inbox import CREDIT_MAX_BYTES, QUEUE_MAX_BYTES, Inbox
-from telemetry.ingest.streams import StreamKey
+from telemetry.ingest.streams import ReceivedStream, StreamKey, StreamTable
 
 STALLED_NS: Final = 1_000_000_000
 """A journal thread that took nothing for so long is waiting for a disk."""
@@ -48,38 +47,22 @@ FORGOTTEN_NS: Final = 600_000_000_000
 WAIT: Final = "wait: "
 """First word of the reason of a NACK that asks the peer to try again later."""
 
-Reply = tuple[bytes, Message]
 
-
-@dataclass
-class KnownStream:
-    """A stream that the journal thread has answered with WELCOME."""
-
-    hello: Hello
-    """The HELLO that opened it."""
-    queued: int
-    """Sequence number of the next event to hand on."""
-    durable_seq: int
-    heard_ns: int
-    is_behind: bool = False
-    """True after a frame of it was thrown away, until its peer was asked to send again."""
-
-
-class Reception:
+class Reception(Handler):
     """Decides for each message: answer at once, hand it to the journal thread, or throw it away.
 
     Not thread-safe: the reading thread owns it.
     """
 
     def __init__(self, inbox: Inbox, clock: Clock) -> None:
-        self.counts: Counter[str] = Counter()
+        super().__init__()
         self.credit_bytes = CREDIT_MAX_BYTES
         """What a stream may have unacknowledged now, published by the journal thread."""
-        self.turned_ns = clock.monotonic_ns()
+        self.polled_ns = clock.monotonic_ns()
         """When the journal thread last took something, or found nothing to take."""
         self._inbox = inbox
         self._clock = clock
-        self._known: dict[StreamKey, KnownStream] = {}
+        self._streams: StreamTable[ReceivedStream] = StreamTable()
         self._asked: dict[StreamKey, Hello] = {}
         """HELLOs that the journal thread has not answered yet."""
         self._behind: set[StreamKey] = set()
@@ -89,7 +72,7 @@ class Reception:
     @property
     def is_stalled(self) -> bool:
         """True while the journal thread waits for a disk."""
-        return self._clock.monotonic_ns() - self.turned_ns > STALLED_NS
+        return self._clock.monotonic_ns() - self.polled_ns > STALLED_NS
 
     def taken_heard(self) -> dict[StreamKey, int]:
         """Return the time when each stream was last heard of here, and forget these times.
@@ -99,20 +82,6 @@ class Reception:
         heard, self._heard = self._heard, {}
         return heard
 
-    def take_in(self, peer: bytes, message: Message) -> list[Reply]:
-        """Take in one message of a peer, and return what can be answered at once."""
-        match message:
-            case Hello():
-                answers = self._on_hello(peer, message)
-            case Data():
-                answers = self._on_data(peer, message)
-            case Fin():
-                answers = self._on_fin(peer, message)
-            case _:
-                self.counts["unexpected_messages_total"] += 1
-                answers = []
-        return [(peer, answer) for answer in answers]
-
     def passes(self, peer: bytes, answer: Message) -> None:
         """Learn from an answer of the journal thread that is about to be sent to its peer."""
         match answer:
@@ -121,9 +90,9 @@ class Reception:
                 self._learn_welcome((peer, answer.stream), answer)
             # More of it is on disk: a WELCOME repeated from here may say so.
             case Ack():
-                if (stream := self._known.get((peer, answer.stream))) is not None:
+                if (stream := self._streams.get((peer, answer.stream))) is not None:
                     stream.durable_seq = max(stream.durable_seq, answer.durable_seq)
-                    stream.queued = max(stream.queued, answer.durable_seq + 1)
+                    stream.next_seq = max(stream.next_seq, answer.durable_seq + 1)
             # It has ended, or is unknown or refused: the peer opens it anew if need be.
             case FinAck():
                 self._forget((peer, answer.stream))
@@ -139,30 +108,30 @@ class Reception:
                 break
             if not self._inbox.has_room(key[0], QUEUE_MAX_BYTES // 8):
                 continue
-            if (stream := self._known.get(key)) is not None:
-                answers.append((key[0], self._welcome(key, stream)))
+            if (stream := self._streams.get(key)) is not None:
+                answers.append((key[0], self._welcome(stream)))
             self._behind.discard(key)
         return answers
 
     def forget_silent(self) -> None:
         """Forget the streams of peers that have been silent for FORGOTTEN_NS."""
         now = self._clock.monotonic_ns()
-        for key, stream in list(self._known.items()):
+        for stream in self._streams:
             if now - stream.heard_ns > FORGOTTEN_NS:
-                self._forget(key)
+                self._forget(stream.key)
 
     # --- messages
 
     def _on_hello(self, peer: bytes, hello: Hello) -> list[Message]:
         """Answer a repeated HELLO from memory; hand any other to the journal thread."""
         key = peer, hello.stream
-        stream = self._known.get(key)
+        stream = self._streams.get(key)
         # 1. A stream that is open: a keepalive, or the peer has missed the WELCOME. Answered
         #    here, so that a stalled disk does not look like a dead sidecar.
-        if stream is not None and _is_same(stream.hello, hello):
-            self._hear(key, stream)
-            if hello.first_seq <= stream.queued:
-                return self._standing(key, stream)
+        if stream is not None and stream.is_asked_for_by(hello):
+            self._hear(stream)
+            if hello.first_seq <= stream.next_seq:
+                return self._standing(stream)
         # 2. A new stream while the disk is stalled: it can't be opened, but its peer learns why.
         elif self.is_stalled:
             return [self._refusal(hello.stream, "the disk stands still")]
@@ -182,14 +151,14 @@ class Reception:
         """Hand a frame to the journal thread, or throw it away where there is no room."""
         # 1. Find the stream. Its peer opens a stream anew when told that it is unknown.
         key = peer, data.stream
-        stream = self._known.get(key)
+        stream = self._streams.get(key)
         if stream is None:
-            return [Nack(data.stream, WHOLE_STREAM, "unknown stream")]
-        self._hear(key, stream)
+            return unknown_stream(data.stream)
+        self._hear(stream)
         # 2. Throw the frame away where the inbox is full, or where one before it was thrown
         #    away: the journal thread could not append it. `ask_again` makes up for both.
         events = memoryview(data.events)
-        is_hole = stream.is_behind and data.base_seq > stream.queued
+        is_hole = stream.is_behind and data.base_seq > stream.next_seq
         if is_hole or not self._inbox.put(peer, data, len(events)):
             self.counts["frames_over_credit_total"] += 1
             stream.is_behind = True
@@ -198,8 +167,8 @@ class Reception:
         # 3. Note how far the stream is queued. A frame whose head names no count leaves the
         #    number as it is; the journal thread refuses it, and says where it stands.
         count = count_of(events)
-        if data.base_seq <= stream.queued and count is not None:
-            stream.queued = max(stream.queued, data.base_seq + count)
+        if data.base_seq <= stream.next_seq and count is not None:
+            stream.next_seq = max(stream.next_seq, data.base_seq + count)
         return []
 
     def _on_fin(self, peer: bytes, fin: Fin) -> list[Message]:
@@ -208,30 +177,30 @@ class Reception:
         Without room it is thrown away: the peer repeats it until it has a FIN_ACK.
         """
         key = peer, fin.stream
-        stream = self._known.get(key)
+        stream = self._streams.get(key)
         if stream is None:
-            return [Nack(fin.stream, WHOLE_STREAM, "unknown stream")]
-        self._hear(key, stream)
+            return unknown_stream(fin.stream)
+        self._hear(stream)
         if not self._inbox.put_in_line(peer, fin):
             self.counts["frames_over_credit_total"] += 1
         return []
 
     # --- what is known
 
-    def _hear(self, key: StreamKey, stream: KnownStream) -> None:
-        self._heard[key] = stream.heard_ns = self._clock.monotonic_ns()
+    def _hear(self, stream: ReceivedStream) -> None:
+        self._heard[stream.key] = stream.heard_ns = self._clock.monotonic_ns()
 
-    def _standing(self, key: StreamKey, stream: KnownStream) -> list[Message]:
+    def _standing(self, stream: ReceivedStream) -> list[Message]:
         """Return a WELCOME, which says what was received, and an ACK for what is on disk."""
-        answers: list[Message] = [self._welcome(key, stream)]
+        answers: list[Message] = [self._welcome(stream)]
         if stream.durable_seq >= 0:
-            answers.append(Ack(key[1], stream.durable_seq, self._credit()))
+            answers.append(Ack(stream.number, stream.durable_seq, self._credit()))
         return answers
 
-    def _welcome(self, key: StreamKey, stream: KnownStream) -> Welcome:
+    def _welcome(self, stream: ReceivedStream) -> Welcome:
         stream.is_behind = False
-        self._behind.discard(key)
-        return Welcome(key[1], stream.queued, self._credit())
+        self._behind.discard(stream.key)
+        return Welcome(stream.number, stream.next_seq, self._credit())
 
     def _credit(self) -> int:
         is_full = self._inbox.bytes_held > QUEUE_MAX_BYTES * 3 // 4
@@ -243,24 +212,19 @@ class Reception:
 
     def _learn_welcome(self, key: StreamKey, welcome: Welcome) -> None:
         hello = self._asked.pop(key, None)
-        stream = self._known.get(key)
+        stream = self._streams.get(key)
         if hello is not None:
             now = self._clock.monotonic_ns()
-            self._known[key] = KnownStream(hello, welcome.next_seq, -1, now)
+            place = *key, hello.stream_id, hello.late
+            self._streams.add(ReceivedStream(*place, welcome.next_seq, -1, now))
         elif stream is not None:
             # Set back: the journal thread could not append all that was queued.
-            stream.queued = welcome.next_seq
+            stream.next_seq = welcome.next_seq
 
     def _forget(self, key: StreamKey) -> None:
-        self._known.pop(key, None)
+        self._streams.remove(key)
         self._asked.pop(key, None)
         self._behind.discard(key)
-
-
-def _is_same(known: Hello, hello: Hello) -> bool:
-    """Return True if a HELLO asks for the stream that an earlier one has opened."""
-    place = known.run_id, known.session, known.source
-    return place == (hello.run_id, hello.session, hello.source) and known.late >= hello.late
 
 
 def count_of(events: memoryview) -> int | None:

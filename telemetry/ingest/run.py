@@ -12,6 +12,7 @@ Never: trusts run.json alone: rows that were journaled after it was written are 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +22,7 @@ from shared.ids import SIDECAR, StreamId
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import write_json
 from telemetry.run_dir import ENDED, RUNNING, RunDir, RunFile
-from telemetry.run_info import RunInfo, lifecycle_events
+from telemetry.run_info import Process, RunInfo, lifecycle_events
 from telemetry.watch.facts import RunFacts
 from telemetry.watch.feed import Fed, Feed
 
@@ -36,11 +37,23 @@ class Run:
     """One run that is open for writing. Not thread-safe: the journal thread owns it."""
 
     def __init__(
-        self, directory: Path, run_id: str, session: str, clock: Clock, feed: Feed | None = None
+        self,
+        place: RunDir,
+        run_id: str,
+        session: str,
+        clock: Clock,
+        unsynced: set[str],
+        open_journal: Callable[[Path], JournalWriter] = JournalWriter,
+        feed: Feed | None = None,
     ) -> None:
+        """Open the journal of a run, and learn what run.json does not say yet.
+
+        unsynced: where the run enters its id while its journal has rows that are not on disk.
+        """
         self.run_id = run_id
-        self.directory = directory
-        self.writer = JournalWriter(RunDir(directory).journal)
+        self.place = place
+        self.writer = open_journal(place.journal)
+        self._unsynced = unsynced
         self._session = session
         self._clock = clock
         self._feed = feed
@@ -50,7 +63,7 @@ class Run:
         self.heard_ns = 0
         """Monotonic time when a producer was last heard; kept after its streams are gone."""
         try:
-            self._told = RunInfo(directory, run_id, clock)
+            self._told = RunInfo(place.path, run_id, clock)
             self._catch_up()
         except BaseException:
             self.writer.close()
@@ -74,6 +87,11 @@ class Run:
     def is_empty(self) -> bool:
         """True if its journal has no row."""
         return not self.writer.next_row
+
+    @property
+    def is_unsynced(self) -> bool:
+        """True if its journal has rows that are not on disk."""
+        return self.run_id in self._unsynced
 
     @property
     def finish_status(self) -> str | None:
@@ -136,6 +154,7 @@ class Run:
         """
         stream = self._stream_id(session, source)
         self.writer.append(stream, base_seq, len(events), payload, is_late=is_late)
+        self._unsynced.add(self.run_id)
         for event in events:
             self._learn(session, source, event, is_late=is_late)
         if not is_late:
@@ -150,8 +169,14 @@ class Run:
         seq = self.writer.appended_seq(own) + 1
         packed = encode_event(event, self._clock.wall_ns(), self._clock.monotonic_ns())
         self.writer.append(own, seq, 1, join_events([packed]))
+        self._unsynced.add(self.run_id)
         self._learn(self._session, SIDECAR, event)
         self._hand_on(self._session, SIDECAR, [event], len(packed))
+
+    @property
+    def processes(self) -> dict[str, Process]:
+        """The process of each rank, by source, until it has finished."""
+        return self._told.processes
 
     def sync(self) -> None:
         """Sync the journal, then write run.json if it has changed.
@@ -160,6 +185,7 @@ class Run:
             JournalFull, JournalFault: as the journal says.
         """
         self.writer.sync()
+        self._unsynced.discard(self.run_id)
         if self._is_changed or self.writer.durable_row - self.file.as_of_row > _REFRESH_ROWS:
             self._save()
 
@@ -241,7 +267,7 @@ class Run:
         """Write run.json; return False on failure, which loses nothing: the journal has it all."""
         self.file.as_of_row = self.writer.durable_row
         try:
-            write_json(RunDir(self.directory).run_file, self._told.to_json())
+            write_json(self.place.run_file, self._told.to_json())
         except OSError as exc:
             if not self._is_save_failing:
                 log.error("run=%s: run.json can't be written: %s", self.run_id, exc)

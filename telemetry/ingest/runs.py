@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from shared.clock import Clock
@@ -18,6 +18,7 @@ from shared.files import make_directory
 from shared.ids import check_run_id
 from telemetry.ingest.run import Run
 from telemetry.journal.readable import readable_end
+from telemetry.journal.writer import JournalWriter
 from telemetry.run_dir import RunDir, RunState, read, runs_of
 from telemetry.supervise.tombstones import Tombstone, read_tombstone
 from telemetry.watch.feed import Feed
@@ -29,13 +30,21 @@ class Runs:
     """All runs under one data directory, opened as they are needed."""
 
     def __init__(
-        self, data_dir: Path, session: str, clock: Clock, feed: Feed | None = None
+        self,
+        data_dir: Path,
+        session: str,
+        clock: Clock,
+        feed: Feed | None = None,
+        open_journal: Callable[[Path], JournalWriter] = JournalWriter,
     ) -> None:
         self.directory = runs_of(data_dir)
         self._data_dir = data_dir
         self._session = session
         self._clock = clock
+        self._open_journal = open_journal
         self._feed = feed
+        self.unsynced: set[str] = set()
+        """Ids of the open runs whose journals have rows that are not on disk."""
         self._open: dict[str, Run] = {}
         self._told_of: set[str] = set()
         self._unfinished: deque[Path] = deque()
@@ -64,8 +73,9 @@ class Runs:
             _refuse_links(directory)
             make_directory(directory)
             run = self._open[run_id] = Run(
-                directory, run_id, self._session, self._clock, self._feed
-            )
+                RunDir(directory), run_id, self._session, self._clock, self.unsynced,
+                self._open_journal, self._feed,
+            )  # fmt: skip
         return run
 
     def open_unfinished(self) -> None:
@@ -112,16 +122,17 @@ class Runs:
             self._told_of.add(run.run_id)
         run.close()
         self._open.pop(run.run_id, None)
+        self.unsynced.discard(run.run_id)
 
     def discard(self, run: Run) -> None:
         """Close a run that never got a row, and take its empty directory away."""
         self.release(run)
-        place = RunDir(run.directory)
+        place = run.place
         with contextlib.suppress(OSError):
             for path in (place.run_file, *place.journal.iterdir()):
                 path.unlink(missing_ok=True)
             place.journal.rmdir()
-            run.directory.rmdir()
+            place.path.rmdir()
 
     def close(self) -> None:
         for run in self:

@@ -1,6 +1,10 @@
-"""Streams: the table of all streams of all peers, and the state of each.
+"""Streams: the state of each stream of each peer, and the table that has them all.
 
-Not thread-safe: the journal thread owns it.
+A stream is known twice: to the reading thread, which answers its peer without a disk, and to
+the journal thread, which appends its events. Each thread has a table of its own; what crosses
+over goes through the inbox, and through the answers.
+
+Not thread-safe: the thread that made a table owns it, and the streams in it.
 """
 
 from __future__ import annotations
@@ -8,9 +12,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from shared.events import HARDWARE
+from shared.ids import StreamId
 from shared.wire import Hello
 from telemetry.sessions import MAIN_SOURCE, is_worker
 
@@ -34,21 +39,43 @@ StreamKey = tuple[bytes, int]
 
 
 @dataclass
-class IncomingStream:
-    """State of one stream of one peer."""
+class Stream:
+    """State of a stream that either thread keeps."""
 
     peer: bytes
     number: int
-    run_id: str
-    session: str
-    source: str
+    id: StreamId
+    is_late: bool
+    """True for the spool of a session that is over, sent by another process."""
     next_seq: int
+    """Number of the next event to take."""
     durable_seq: int
+    """Number of the last event that is on disk; -1 before the first."""
     heard_ns: int
+
+    @property
+    def key(self) -> StreamKey:
+        return self.peer, self.number
+
+    def is_asked_for_by(self, hello: Hello) -> bool:
+        """Return True if this HELLO speaks of the stream as it was opened."""
+        return self.id == hello.stream_id and (self.is_late or not hello.late)
+
+
+@dataclass
+class ReceivedStream(Stream):
+    """A stream as the reading thread knows it, from the WELCOME on; next_seq is not queued yet."""
+
+    is_behind: bool = False
+    """True after a frame of it was thrown away, until its peer was asked to send again."""
+
+
+@dataclass
+class IncomingStream(Stream):
+    """A stream as the journal thread knows it; next_seq is not in the journal yet."""
+
     fin_seq: int | None = None
     is_finished: bool = False
-    is_late: bool = False
-    """True for the spool of a session that is over, sent by another process."""
     spoke_ns: int = 0
     """Monotonic time of its last events; keepalives do not count."""
     rival: IncomingStream | None = None
@@ -62,30 +89,20 @@ class IncomingStream:
     """Runs whose journals hold frames of it that are not on disk yet."""
 
     @property
-    def key(self) -> StreamKey:
-        return self.peer, self.number
-
-    def is_asked_for_by(self, hello: Hello) -> bool:
-        """Return True if this HELLO speaks of the stream as it was opened."""
-        asked = hello.run_id, hello.session, hello.source
-        is_same = (self.run_id, self.session, self.source) == asked
-        return is_same and (self.is_late or not hello.late)
-
-    @property
     def is_main(self) -> bool:
         """True for a main session of a live producer, not for the spool of a former one."""
-        return self.source == MAIN_SOURCE and not self.is_late
+        return self.id.source == MAIN_SOURCE and not self.is_late
 
     @property
     def is_hardware(self) -> bool:
-        return self.source.startswith(HARDWARE)
+        return self.id.source.startswith(HARDWARE)
 
     def is_over(self, now: int) -> bool:
         """Return True if the end of its run need not wait for this stream."""
         if self.is_finished or now - self.heard_ns > STREAM_OVER_NS:
             return True
         # A worker is waited for less long: only its last events may be missing.
-        patience_ns = STREAM_OVER_NS if is_worker(self.source) else IDLE_OVER_NS
+        patience_ns = STREAM_OVER_NS if is_worker(self.id.source) else IDLE_OVER_NS
         return now - self.spoke_ns > patience_ns
 
     def is_live(self, now: int) -> bool:
@@ -97,24 +114,31 @@ class TooManyStreams(Exception):
     """Raised when no more streams may be open, of one peer or altogether."""
 
 
-class StreamTable:
-    """All streams, by their peers' numbers and by run. Not thread-safe."""
+S = TypeVar("S", bound=Stream)
 
-    def __init__(self) -> None:
-        self._by_key: dict[StreamKey, IncomingStream] = {}
-        self._by_run: dict[str, dict[StreamKey, IncomingStream]] = {}
+
+class StreamTable(Generic[S]):
+    """All streams of a thread, by their peers' numbers and by run."""
+
+    def __init__(
+        self, streams_max: int = STREAMS_MAX, peer_streams_max: int = PEER_STREAMS_MAX
+    ) -> None:
+        self._streams_max = streams_max
+        self._peer_streams_max = peer_streams_max
+        self._by_key: dict[StreamKey, S] = {}
+        self._by_run: dict[str, dict[StreamKey, S]] = {}
         self._of_peer: Counter[bytes] = Counter()
 
     def __len__(self) -> int:
         return len(self._by_key)
 
-    def __iter__(self) -> Iterator[IncomingStream]:
+    def __iter__(self) -> Iterator[S]:
         return iter(list(self._by_key.values()))
 
-    def get(self, key: StreamKey) -> IncomingStream | None:
+    def get(self, key: StreamKey) -> S | None:
         return self._by_key.get(key)
 
-    def of_run(self, run_id: str) -> list[IncomingStream]:
+    def of_run(self, run_id: str) -> list[S]:
         return list(self._by_run.get(run_id, {}).values())
 
     def check_room(self, peer: bytes) -> None:
@@ -123,24 +147,25 @@ class StreamTable:
         Raises:
             TooManyStreams: of the peer, or altogether.
         """
-        if len(self._by_key) >= STREAMS_MAX or self._of_peer.get(peer, 0) >= PEER_STREAMS_MAX:
+        of_peer = self._of_peer.get(peer, 0)
+        if len(self._by_key) >= self._streams_max or of_peer >= self._peer_streams_max:
             raise TooManyStreams("wait: too many streams are open")
 
-    def add(self, stream: IncomingStream) -> None:
+    def add(self, stream: S) -> None:
         """Add a stream, in the place of one of the same peer and number."""
         self.remove(stream.key)
         self._by_key[stream.key] = stream
-        self._by_run.setdefault(stream.run_id, {})[stream.key] = stream
+        self._by_run.setdefault(stream.id.run_id, {})[stream.key] = stream
         self._of_peer[stream.peer] += 1
 
     def remove(self, key: StreamKey) -> None:
         stream = self._by_key.pop(key, None)
         if stream is None:
             return
-        of_run = self._by_run[stream.run_id]
+        of_run = self._by_run[stream.id.run_id]
         del of_run[key]
         if not of_run:
-            del self._by_run[stream.run_id]
+            del self._by_run[stream.id.run_id]
         self._of_peer[stream.peer] -= 1
         if not self._of_peer[stream.peer]:
             del self._of_peer[stream.peer]

@@ -49,7 +49,14 @@ class Batch(NamedTuple):
 class JournalReader:
     """Reads rows from first_row on. Not thread-safe."""
 
-    def __init__(self, directory: Path, first_row: int = 0, *, is_recorded: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        first_row: int = 0,
+        *,
+        is_recorded: bool = False,
+        chunk_bytes: int = CHUNK_BYTES,
+    ) -> None:
         """Open the journal for reading from first_row.
 
         is_recorded: the journal may have no writer any more. Then the reader goes on to
@@ -61,6 +68,7 @@ class JournalReader:
         if not segments(directory):
             raise NotAJournal(f"{directory} is not a journal: it has no segment")
         self.directory = directory
+        self._chunk_bytes = chunk_bytes
         self.next_row = self._first_row = first_row
         self.streams: dict[int, StreamEntry] = {}
         self._fd = -1
@@ -116,7 +124,7 @@ class JournalReader:
         self, limit: int, is_sealed: bool, rows: list[Row], damage: list[Damage]
     ) -> bool:
         """Scan one chunk from the current offset; return False if nothing was read."""
-        size = min(CHUNK_BYTES, limit - self._offset)
+        size = min(self._chunk_bytes, limit - self._offset)
         data = os.pread(self._fd, size, self._offset) if size > 0 else b""
         is_end = self._offset + len(data) >= limit
         at = self._offset

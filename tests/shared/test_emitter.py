@@ -8,12 +8,11 @@ import itertools
 import os
 import subprocess
 import sys
-import tempfile
 import textwrap
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,13 +36,6 @@ from tests.fakes import Disk, FakeSidecar
 
 RUN = "run"
 FAR_S = 20.0
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory with a name that is short enough for an ipc path."""
-    with tempfile.TemporaryDirectory(dir="/tmp", prefix="tt-") as name:
-        yield Path(name)
 
 
 @pytest.fixture

@@ -7,8 +7,6 @@ import fcntl
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,13 +21,6 @@ from tests.fakes import FakeSidecar
 from tests.shared.test_emitter import wait_until
 
 FAR_S = 20.0
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory with a name that is short enough for an ipc path."""
-    with tempfile.TemporaryDirectory(dir="/tmp", prefix="tt-") as name:
-        yield Path(name)
 
 
 def metric(step: int) -> MetricsLogged:

@@ -7,10 +7,8 @@ import os
 import pickle
 import subprocess
 import sys
-import tempfile
 import textwrap
 from collections import Counter
-from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -26,13 +24,6 @@ from tests.shared.test_emitter import wait_until
 
 RUN = "run"
 FAR_S = 20.0
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory with a name that is short enough for an ipc path."""
-    with tempfile.TemporaryDirectory(dir="/tmp", prefix="tt-") as name:
-        yield Path(name)
 
 
 @pytest.fixture

@@ -8,9 +8,7 @@ import pty
 import signal
 import subprocess
 import sys
-import tempfile
 import termios
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,12 +19,6 @@ from tests.telemetry.sidecar_process import QUIET, clean_env
 from tests.telemetry.waiting import wait_until
 
 CTRL_C = b"\x03"
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="tm-", dir="/tmp") as name:
-        yield Path(name)
 
 
 def telemetry(*words: str) -> list[str]:

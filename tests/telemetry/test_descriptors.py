@@ -6,9 +6,6 @@ import resource
 import socket
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import zmq
@@ -23,12 +20,6 @@ from tests.telemetry.sidecar_process import clean_env
 from tests.telemetry.waiting import wait_until
 
 SECOND = 10**9
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="tm-", dir="/tmp") as name:
-        yield Path(name)
 
 
 @pytest.mark.parametrize("limit", [512, 1024, 4096, 65_536])
@@ -117,11 +108,10 @@ def test_a_run_that_exists_is_no_new_one():
         limits.check(b"p", is_new=False, open_runs=0)
 
 
-def test_what_is_remembered_of_peers_is_bounded(monkeypatch):
+def test_what_is_remembered_of_peers_is_bounded():
     """Each HELLO may come from another one."""
-    monkeypatch.setattr("telemetry.ingest.limits.PEERS_MAX", 10)
     clock = ManualClock()
-    limits = RunLimits(clock, 10_000)
+    limits = RunLimits(clock, 10_000, peers_max=10)
     for n in range(100):
         clock.mono += SECOND
         limits.check(b"p%d" % n, is_new=True, open_runs=0)

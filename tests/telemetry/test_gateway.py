@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,12 +16,6 @@ from telemetry.ingest.gateway import AddressInUse, Gateway, check_bind
 from tests.telemetry.waiting import wait_until
 
 HELLO = Hello(1, "r", "s", "rank0", 1)
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="tm-", dir="/tmp") as name:
-        yield Path(name)
 
 
 @pytest.fixture

@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -18,13 +16,6 @@ from telemetry.datadir import holder_of
 from tests.telemetry.sidecar_process import SidecarProcess
 from tests.telemetry.waiting import wait_until
 from tests.telemetry.wire_client import finished, metric, read_rows, started
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory with a path short enough for an ipc socket."""
-    with tempfile.TemporaryDirectory(prefix="tm-", dir="/tmp") as name:
-        yield Path(name)
 
 
 def emitter(endpoint: str) -> Emitter:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,9 +11,8 @@ from hypothesis.strategies import integers, lists, sampled_from, tuples
 
 from shared.events import Gap, MessageLogged, MetricsLogged, encode_event, join_events
 from shared.wire import WHOLE_STREAM, Ack, Nack, Welcome
-from telemetry.ingest.run import Run
-from telemetry.ingest.runs import Runs
-from telemetry.journal.writer import JournalFault, JournalFull, JournalWriter
+from telemetry.ingest.streams import StreamTable
+from telemetry.journal.writer import JournalFault, JournalFull
 from telemetry.supervise.tombstones import write_tombstone
 from tests.fakes import ManualClock
 from tests.telemetry.wire_client import (
@@ -29,14 +26,6 @@ from tests.telemetry.wire_client import (
     packed,
     started,
 )
-
-
-@pytest.fixture
-def station(tmp_path: Path) -> Iterator[Station]:
-    station = Station(tmp_path, ManualClock())
-    yield station
-    station.killed()
-
 
 # --- frames
 
@@ -596,25 +585,12 @@ def two_runs(station: Station) -> Station:
     return station
 
 
-def fail_sync_of(monkeypatch, run_id: str, error: Exception) -> None:
-    """Let the journal of one run fail to sync."""
-    sync = JournalWriter.sync
-
-    def failing(writer: JournalWriter) -> None:
-        if writer.directory.parent.name == run_id:
-            raise error
-        sync(writer)
-
-    monkeypatch.setattr(JournalWriter, "sync", failing)
-
-
-def test_hardware_is_not_acknowledged_before_every_run_has_it_on_disk(two_runs, monkeypatch):
+def test_hardware_is_not_acknowledged_before_every_run_has_it_on_disk(two_runs):
     """The slowest journal decides."""
     hardware = sampler(two_runs)
     hardware.hello()
     hardware.emit(metric(1))
-    with monkeypatch.context() as patch:
-        fail_sync_of(patch, "b", JournalFull("full"))
+    with two_runs.journals.failing("b", JournalFull("full")):
         while_full = acks(hardware.committed())
 
     afterwards = acks(hardware.committed())
@@ -622,18 +598,16 @@ def test_hardware_is_not_acknowledged_before_every_run_has_it_on_disk(two_runs, 
     assert while_full == [] and afterwards == [0]
 
 
-def test_after_a_crash_between_two_syncs_hardware_is_whole_and_single_in_both(
-    two_runs, monkeypatch
-):
+def test_after_a_crash_between_two_syncs_hardware_is_whole_and_single_in_both(two_runs):
     """One journal had it, the other had not: it is sent again, and goes where it is missing."""
     hardware = sampler(two_runs)
     hardware.hello()
     hardware.emit(metric(0))
     hardware.committed()
     hardware.emit(metric(1))
-    fail_sync_of(monkeypatch, "b", JournalFull("full"))
+    two_runs.journals.sync_errors["b"] = JournalFull("full")
     assert acks(hardware.committed()) == []
-    monkeypatch.undo()
+    two_runs.journals.sync_errors.clear()
     assert two_runs.steps("a", "hardware:node1") == [0, 1]
 
     station = two_runs.restarted()
@@ -672,20 +646,18 @@ def test_a_sampler_that_reconnects_while_the_disk_is_full_is_told_only_what_is_o
 
 
 @pytest.mark.parametrize("missing", ["a", "b"])
-def test_a_sampler_that_reconnects_waits_for_the_journal_that_is_behind(
-    two_runs, monkeypatch, missing
-):
+def test_a_sampler_that_reconnects_waits_for_the_journal_that_is_behind(two_runs, missing):
     """One run's rows are on disk, the other's are not: nobody is told that they are."""
     hardware = sampler(two_runs)
     hardware.hello()
     hardware.emit(metric(1))
-    fail_sync_of(monkeypatch, missing, JournalFull("full"))
+    two_runs.journals.sync_errors[missing] = JournalFull("full")
     hardware.committed()
 
     again = sampler(two_runs, peer=b"again")
     again.hello()
     told = acks(again.replies) + acks(again.committed())
-    monkeypatch.undo()
+    two_runs.journals.sync_errors.clear()
 
     assert told == []
     assert acks(again.committed()) == [0]
@@ -719,9 +691,7 @@ def test_hardware_that_no_run_takes_is_counted(tmp_path):
 
 
 @pytest.mark.parametrize("is_full_at", ["sync", "look"])
-def test_a_gap_that_a_hello_tells_of_an_ended_run_outlives_a_full_disk(
-    station, monkeypatch, is_full_at
-):
+def test_a_gap_that_a_hello_tells_of_an_ended_run_outlives_a_full_disk(station, is_full_at):
     """The run was closed and is opened again for it: it stays open until it is on disk."""
     producer = Producer(station)
     producer.hello()
@@ -733,12 +703,12 @@ def test_a_gap_that_a_hello_tells_of_an_ended_run_outlives_a_full_disk(
     if is_full_at == "look":
         station.ingest.has_room = False
     else:
-        fail_sync_of(monkeypatch, "r", JournalFull("full"))
+        station.journals.sync_errors["r"] = JournalFull("full")
     late.hello(first_seq=4)
     for _ in range(3):
         station.wait(100)
         station.settle()
-    monkeypatch.undo()
+    station.journals.sync_errors.clear()
     station.ingest.has_room = True
     station.settle()
 
@@ -805,12 +775,12 @@ def test_a_flood_of_new_run_ids_makes_few_directories_and_gets_in_by_and_by(stat
     asked = [f"flood-{n}" for n in range(2000)]
     answers = []
     for number, run_id in enumerate(asked):
-        station.ingest.limits.begin_turn()
+        station.ingest.limits.begin_poll()
         answers.append(Producer(station, run_id=run_id, number=number).hello())
     made = len(list((station.path / "runs").iterdir()))
 
     station.wait(60)
-    station.ingest.limits.begin_turn()
+    station.ingest.limits.begin_poll()
     later = Producer(station, run_id=asked[-1], number=1999).hello()
 
     refused = [answer for answer in answers if isinstance(answer, Nack)]
@@ -823,23 +793,21 @@ def test_a_flood_of_new_run_ids_makes_few_directories_and_gets_in_by_and_by(stat
 def test_a_launch_of_500_runs_each_by_a_process_of_its_own_gets_in(station):
     """Honest, and at once."""
     for n in range(500):
-        station.ingest.limits.begin_turn()
+        station.ingest.limits.begin_poll()
         answer = Producer(station, run_id=f"run-{n}", peer=b"peer%d" % n).hello()
         assert isinstance(answer, Welcome)
 
 
-def test_a_turn_opens_only_so_many_runs(station, monkeypatch):
+def test_a_turn_opens_only_so_many_runs(station):
     """Those that train are acknowledged between two of them. Row 39."""
-    opened = Runs.open
 
-    def slow(runs: Runs, run_id: str) -> Run:
+    def slow() -> None:
         station.clock.mono += 10_000_000
-        return opened(runs, run_id)
 
-    monkeypatch.setattr(Runs, "open", slow)
-    station.ingest.limits.begin_turn()
+    station.journals.on_open = slow
+    station.ingest.limits.begin_poll()
     answers = [Producer(station, run_id=f"r{n}", number=n).hello() for n in range(10)]
-    station.ingest.limits.begin_turn()
+    station.ingest.limits.begin_poll()
     next_turn = Producer(station, run_id="r9", number=9).hello()
 
     assert [isinstance(answer, Welcome) for answer in answers] == [True] * 3 + [False] * 7
@@ -881,26 +849,26 @@ def test_a_run_that_a_hello_opened_and_nothing_followed_leaves_nothing(station):
     assert acks(again.committed()) == [0]
 
 
-def test_streams_of_a_peer_are_bounded(station, monkeypatch):
+def test_streams_of_a_peer_are_bounded(tmp_path):
     """Each takes memory. Row 39."""
-    monkeypatch.setattr("telemetry.ingest.streams.PEER_STREAMS_MAX", 5)
+    station = Station(tmp_path, ManualClock(), streams=StreamTable(peer_streams_max=5))
     answers = [Producer(station, f"s{n}", number=n).hello() for n in range(7)]
     other = Producer(station, "other", peer=b"other").hello()
 
     assert [type(answer) for answer in answers] == [Welcome] * 5 + [Nack] * 2
     assert "too many streams" in answers[-1].reason and isinstance(other, Welcome)
+    station.killed()
 
 
 # --- a full disk, a broken disk
 
 
-def test_without_room_nothing_is_acknowledged_and_with_room_all_goes_on(station, monkeypatch):
+def test_without_room_nothing_is_acknowledged_and_with_room_all_goes_on(station):
     """Nothing is lost or doubled meanwhile. Row 11."""
     producer = Producer(station)
     producer.hello()
     producer.emit(started())
-    with monkeypatch.context() as patch:
-        fail_sync_of(patch, "r", JournalFull("full"))
+    with station.journals.failing("r", JournalFull("full")):
         while_full = producer.committed()
         told = producer.hello()
         is_writable = station.ingest.is_writable
@@ -913,12 +881,12 @@ def test_without_room_nothing_is_acknowledged_and_with_room_all_goes_on(station,
     assert station.events() == [started()]
 
 
-def test_a_reconnect_while_the_disk_is_full_acknowledges_nothing(station, monkeypatch):
+def test_a_reconnect_while_the_disk_is_full_acknowledges_nothing(station):
     """The new stream knows that what was received is not on disk. Row 11."""
     old = Producer(station)
     old.hello()
     old.emit(metric(0))
-    fail_sync_of(monkeypatch, "r", JournalFull("full"))
+    station.journals.sync_errors["r"] = JournalFull("full")
     old.committed()
     new = Producer(station, peer=b"new")
 
@@ -941,14 +909,13 @@ def test_below_the_free_space_limit_nothing_is_written(station):
     assert acks(producer.committed()) == [0]
 
 
-def test_a_full_disk_is_logged_once_and_so_is_its_end(station, monkeypatch, caplog):
+def test_a_full_disk_is_logged_once_and_so_is_its_end(station, caplog):
     """A disk may be full for hours."""
     caplog.set_level("INFO")
     producer = Producer(station)
     producer.hello()
     producer.emit(metric(0))
-    with monkeypatch.context() as patch:
-        fail_sync_of(patch, "r", JournalFull("full"))
+    with station.journals.failing("r", JournalFull("full")):
         for _ in range(20):
             producer.committed()
 
@@ -958,27 +925,23 @@ def test_a_full_disk_is_logged_once_and_so_is_its_end(station, monkeypatch, capl
 
 
 @pytest.mark.parametrize("error", [JournalFull("no room"), OSError(28, "No space left on device")])
-def test_a_run_that_there_is_no_room_for_is_refused_for_now(station, monkeypatch, error):
+def test_a_run_that_there_is_no_room_for_is_refused_for_now(station, error):
     """Others go on; the emitter asks again. Row 11."""
-
-    def failing(self: JournalWriter, directory: Path) -> None:
-        raise error
-
-    monkeypatch.setattr(JournalWriter, "__init__", failing)
+    station.journals.open_error = error
     refused = Producer(station).hello()
-    monkeypatch.undo()
+    station.journals.open_error = None
 
     accepted = Producer(station).hello()
 
     assert isinstance(refused, Nack) and isinstance(accepted, Welcome)
 
 
-def test_a_disk_fault_is_for_the_service_to_end_on(station, monkeypatch):
+def test_a_disk_fault_is_for_the_service_to_end_on(station):
     """No acknowledgement comes out of it. Row 12."""
     producer = Producer(station)
     producer.hello()
     producer.emit(metric(0))
-    fail_sync_of(monkeypatch, "r", JournalFault("EIO"))
+    station.journals.sync_errors["r"] = JournalFault("EIO")
 
     with pytest.raises(JournalFault):
         station.ingest.commit()

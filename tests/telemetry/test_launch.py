@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,12 +32,6 @@ with Emitter(endpoint, run_id="r", source="rank0", spool_dir=spool) as emitter:
     emitter.emit(RunStarted(project="p", name="n"))
 """
 FINISH = '    emitter.emit(RunFinished(status="finished"))\n'
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="tm-", dir="/tmp") as name:
-        yield Path(name)
 
 
 def launched(data_dir: Path, *command: str) -> subprocess.Popen[str]:

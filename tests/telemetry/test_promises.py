@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from shared.events import ConfigUpdated, Gap
 from telemetry.journal.writer import JournalFull, JournalWriter
 from telemetry.json_files import read_json
-from tests.fakes import ManualClock
 from tests.telemetry.wire_client import (
     LOST_AFTER_S,
     Producer,
@@ -20,13 +18,6 @@ from tests.telemetry.wire_client import (
     metric,
     started,
 )
-
-
-@pytest.fixture
-def station(tmp_path: Path) -> Iterator[Station]:
-    station = Station(tmp_path, ManualClock())
-    yield station
-    station.killed()
 
 
 @pytest.fixture

@@ -48,13 +48,13 @@ class Desk:
     def say(self, *messages: Message, peer: bytes = PEER) -> list[Message]:
         """What is answered at once, to whomever."""
         return [
-            answer for message in messages for _, answer in self.reception.take_in(peer, message)
+            answer for message in messages for _, answer in self.reception.handle(peer, message)
         ]
 
     def take(self) -> list[Message]:
         """The journal thread takes what there is; its answers pass."""
-        self.reception.turned_ns = self.clock.mono
-        self.station.ingest.limits.begin_turn()
+        self.reception.polled_ns = self.clock.mono
+        self.station.ingest.limits.begin_poll()
         items = []
         while item := self.inbox.take_opening():
             items.append(item)
@@ -331,7 +331,7 @@ def test_whatever_is_lost_thrown_away_or_fails_each_event_is_journaled_once(tmp_
             sender.hear([answer for _, answer in desk.reception.ask_again()])
         elif sender.is_open:
             desk.clock.mono += 600_000_000
-            desk.reception.turned_ns = desk.clock.mono
+            desk.reception.polled_ns = desk.clock.mono
             sender.hear(desk.say(hello(1, "s1", sender.acknowledged + 1)))
         if sender.acknowledged >= 0:
             assert len(desk.station.steps()) > sender.acknowledged

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from shared.events import ConfigUpdated, Gap, RunFinished
+from telemetry.ingest.runs import Runs
 from telemetry.journal.writer import JournalFull, JournalWriter
 from telemetry.json_files import read_json, write_json
 from tests.fakes import ManualClock
@@ -21,13 +21,6 @@ from tests.telemetry.wire_client import (
     metric,
     started,
 )
-
-
-@pytest.fixture
-def station(tmp_path: Path) -> Iterator[Station]:
-    station = Station(tmp_path, ManualClock())
-    yield station
-    station.killed()
 
 
 def run_file(station: Station, run_id: str = "r") -> Path:
@@ -123,37 +116,31 @@ def test_a_restart_knows_that_a_new_session_goes_on_after_an_end(station):
     assert info(station)["state"] == "running" and "status" not in info(station)
 
 
-def test_a_run_json_that_can_not_be_written_now_is_written_later(station, monkeypatch):
+def test_a_run_json_that_can_not_be_written_now_is_written_later(station):
     """Its content is in the journal, so acknowledgements do not wait for it. Row 11."""
     producer = Producer(station)
     producer.hello()
     producer.emit(started())
-
-    def failing(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("telemetry.ingest.run.write_json", failing)
-        acknowledged = acks(producer.committed())
-        producer.emit(finished())
-        station.settle()
-        while_full = info(station)
+    # No file can be written beside run.json, which is how it is replaced.
+    in_the_way = run_file(station).with_name(".run.json.tmp")
+    in_the_way.mkdir()
+    acknowledged = acks(producer.committed())
+    producer.emit(finished())
+    station.settle()
+    while_full = info(station)
+    in_the_way.rmdir()
     station.settle()
 
     assert acknowledged == [0] and while_full.get("state") != "ended"
     assert info(station)["state"] == "ended" and info(station)["status"] == "finished"
 
 
-def test_run_json_never_says_what_there_was_no_room_to_sync(station, monkeypatch):
+def test_run_json_never_says_what_there_was_no_room_to_sync(station):
     """It follows the journal's sync, never comes before it. Row 11."""
     producer = begun(station)
     before = run_file(station).read_bytes()
 
-    def full(_: JournalWriter) -> None:
-        raise JournalFull("full")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(JournalWriter, "sync", full)
+    with station.journals.failing("*", JournalFull("full")):
         producer.emit(ConfigUpdated(config={"layers": 4}), finished())
         station.settle()
         while_full = run_file(station).read_bytes()
@@ -308,15 +295,11 @@ def test_a_run_ends_with_rank_0s_last_word(station):
     assert info(station)["state"] == "ended" and info(station)["status"] == "finished"
 
 
-def test_a_run_is_not_ended_before_its_last_word_is_on_disk(station, monkeypatch):
+def test_a_run_is_not_ended_before_its_last_word_is_on_disk(station):
     """Sinks would finish without it. Row 11."""
     producer = begun(station)
 
-    def full(_: JournalWriter) -> None:
-        raise JournalFull("full")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(JournalWriter, "sync", full)
+    with station.journals.failing("*", JournalFull("full")):
         producer.emit(finished())
         station.settle()
         while_full = info(station)["state"]
@@ -401,16 +384,12 @@ def test_the_last_word_of_an_abandoned_run_is_where_its_silence_begins(station):
     assert gap.unknown_ms == 5e3
 
 
-def test_a_run_is_declared_lost_once_even_while_the_disk_is_full(station, monkeypatch):
+def test_a_run_is_declared_lost_once_even_while_the_disk_is_full(station):
     """Its end waits for room. Row 11."""
     begun(station)
     station.wait(LOST_AFTER_S + 1)
 
-    def full(_: JournalWriter) -> None:
-        raise JournalFull("full")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(JournalWriter, "sync", full)
+    with station.journals.failing("*", JournalFull("full")):
         for _ in range(5):
             station.settle()
         while_full = info(station)["state"]
@@ -708,18 +687,23 @@ def test_a_run_that_can_not_be_opened_keeps_no_other_from_it(station, caplog):
     assert begun(station, "s9", run_id="q", peer=b"q2").next_seq == 2
 
 
-def test_a_run_whose_opening_failed_halfway_can_be_opened_later(station, monkeypatch):
-    """Its lock was let go."""
+class BrokenJournal(JournalWriter):
+    """A journal that can be opened, and says nothing."""
 
-    def failing(*_: object) -> None:
+    @property
+    def durable_row(self) -> int:
         raise RuntimeError("no")
 
-    with monkeypatch.context() as patch:
-        patch.setattr("telemetry.ingest.run.Run._catch_up", failing)
-        with pytest.raises(RuntimeError):
-            station.runs.open("r")
 
-    assert station.runs.open("r").run_id == "r"
+def test_a_run_whose_opening_failed_halfway_can_be_opened_later(tmp_path):
+    """Its lock was let go."""
+    with pytest.raises(RuntimeError):
+        Runs(tmp_path, "s", ManualClock(), open_journal=BrokenJournal).open("r")
+
+    runs = Runs(tmp_path, "s", ManualClock())
+
+    assert runs.open("r").run_id == "r"
+    runs.close()
 
 
 # --- the end of the sidecar

@@ -7,9 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,17 +19,11 @@ from telemetry.errors import EXIT_BACKLOG, EXIT_FAULT, EXIT_OK, EXIT_RUNNING, Co
 from telemetry.ingest.gateway import Gateway
 from telemetry.ingest.ingest import Ingest
 from telemetry.json_files import read_json
-from telemetry.service import Service, exit_code_in
+from telemetry.service import Service
+from telemetry.starter import exit_code_in
 from tests.telemetry.sidecar_process import SidecarProcess, clean_env, http_get
 from tests.telemetry.waiting import wait_until
 from tests.telemetry.wire_client import finished, metric, read_rows, started
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory with a path short enough for an ipc socket."""
-    with tempfile.TemporaryDirectory(prefix="tm-", dir="/tmp") as name:
-        yield Path(name)
 
 
 def emitter(endpoint: str, **options: object) -> Emitter:
@@ -436,6 +428,16 @@ def test_a_turn_that_fails_is_counted_and_the_next_one_is_as_ever(place, monkeyp
         thread.join(20)
 
     assert is_all and codes == [EXIT_OK] and steps(place / "data") == [0]
+
+
+def test_what_both_threads_count_is_shown_as_one_sum(place):
+    """A peer is told to wait by either."""
+    with Service(config(place)) as service:
+        service._ingest.counts["streams_told_to_wait_total"] = 2
+        service._reading.reception.counts["streams_told_to_wait_total"] = 3
+        service._tick()
+
+        assert service.health().counts["streams_told_to_wait_total"] == 5
 
 
 def test_a_start_that_fails_lets_go_of_all_it_had(place):

@@ -6,6 +6,8 @@ Out: what ingest answered, and what the journals hold.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,8 +25,10 @@ from shared.wire import SCHEMA, Ack, Data, Fin, FinAck, Hello, Message, Nack, We
 from telemetry.ingest.host_run import HostRun
 from telemetry.ingest.ingest import Ingest
 from telemetry.ingest.runs import Runs
+from telemetry.ingest.streams import IncomingStream, StreamTable
 from telemetry.journal.reader import JournalReader
 from telemetry.journal.rows import Row
+from telemetry.journal.writer import JournalWriter
 from tests.fakes import ManualClock
 
 SECOND_NS = 1_000_000_000
@@ -48,18 +52,62 @@ def packed(*events: Event | bytes) -> bytes:
     return join_events([e if isinstance(e, bytes) else encode_event(e, 1, 1) for e in events])
 
 
+class Journals:
+    """Opens the journals of a station; they fail as they are told to."""
+
+    def __init__(self) -> None:
+        self.open_error: Exception | None = None
+        self.sync_errors: dict[str, Exception] = {}
+        """Errors of syncs, by run; "*" for those of every run."""
+        self.on_open: Callable[[], object] = lambda: None
+
+    @contextlib.contextmanager
+    def failing(self, run_id: str, error: Exception) -> Iterator[None]:
+        """Let the journal of one run fail to sync meanwhile."""
+        self.sync_errors[run_id] = error
+        yield
+        del self.sync_errors[run_id]
+
+    def open(self, directory: Path) -> JournalWriter:
+        self.on_open()
+        if self.open_error is not None:
+            raise self.open_error
+        return _Journal(directory, self)
+
+
+class _Journal(JournalWriter):
+    def __init__(self, directory: Path, journals: Journals) -> None:
+        super().__init__(directory)
+        self._journals = journals
+
+    def sync(self) -> None:
+        errors = self._journals.sync_errors
+        error = errors.get(self.directory.parent.name) or errors.get("*")
+        if error is not None:
+            raise error
+        super().sync()
+
+
 class Station:
     """Ingest over a directory, as one start of the sidecar; `restarted` is the next one."""
 
     def __init__(
-        self, path: Path, clock: ManualClock, *, host_run: bool = True, open_runs_max: int = 4_000
+        self,
+        path: Path,
+        clock: ManualClock,
+        *,
+        host_run: bool = True,
+        open_runs_max: int = 4_000,
+        streams: StreamTable[IncomingStream] | None = None,
     ) -> None:
         self.path = path
         self.clock = clock
         self.is_host_run_enabled = host_run
-        self.runs = Runs(path, f"sidecar-{clock.mono}", clock)
+        self.journals = Journals()
+        session = f"sidecar-{clock.mono}"
+        self.runs = Runs(path, session, clock, open_journal=self.journals.open)
         self.host_run = HostRun("node1", "offline", is_enabled=host_run)
-        self.ingest = Ingest(self.runs, clock, self.host_run, LOST_AFTER_S, open_runs_max)
+        self.ingest = Ingest(self.runs, clock, self.host_run, LOST_AFTER_S, open_runs_max, streams)
         self.runs.open_unfinished()
 
     def killed(self) -> None:

@@ -149,15 +149,15 @@ def test_an_averaged_teacher_is_kept_where_there_is_one(tmp_path: Path):
     """In a file of its own, refused by name if it is damaged; without one there is none."""
     directory = CheckpointDirectory(tmp_path)
     alone = directory.save(checkpoint(1))
-    guided = directory.save(checkpoint(2) | {"teacher": {"encoder.weight": torch.ones(2)}})
+    with_teacher = directory.save(checkpoint(2) | {"teacher": {"encoder.weight": torch.ones(2)}})
 
-    found = read_checkpoint(guided)["teacher"]
+    found = read_checkpoint(with_teacher)["teacher"]
 
     assert torch.equal(found["encoder.weight"], torch.ones(2))
     assert read_checkpoint(alone)["teacher"] == {}
-    (guided / "teacher.safetensors").write_bytes(b"")
+    (with_teacher / "teacher.safetensors").write_bytes(b"")
     with pytest.raises(BadInput, match=r"step-000002 cannot be read"):
-        read_checkpoint(guided)
+        read_checkpoint(with_teacher)
 
 
 def test_what_is_no_checkpoint_at_all_is_refused(tmp_path: Path):

@@ -13,22 +13,6 @@ import pynvml
 CpuTimes = namedtuple("CpuTimes", "user system idle iowait guest", defaults=[0.0] * 5)
 
 
-class ManualClock:
-    """A clock that moves only when it is told to."""
-
-    def __init__(self, now_s: float = 1000.0) -> None:
-        self.now_ns = round(now_s * 1e9)
-
-    def wall_ns(self) -> int:
-        return self.now_ns
-
-    def monotonic_ns(self) -> int:
-        return self.now_ns
-
-    def advance(self, seconds: float) -> None:
-        self.now_ns += round(seconds * 1e9)
-
-
 class FakeSystem:
     """What the host probes ask psutil for, with values a test sets."""
 
@@ -49,10 +33,10 @@ class FakeSystem:
         return None if self.mhz is None else SimpleNamespace(current=self.mhz)
 
     def virtual_memory(self) -> Any:
-        return SimpleNamespace(percent=25.0, used=1 << 30, available=3 << 30)
+        return SimpleNamespace(percent=25.0, total=4 << 30, used=1 << 30, available=3 << 30)
 
     def swap_memory(self) -> Any:
-        return SimpleNamespace(used=4096)
+        return SimpleNamespace(used=4096, total=8192)
 
     def disk_io_counters(self, perdisk: bool, nowrap: bool) -> dict[str, Any]:
         assert perdisk and not nowrap
@@ -63,8 +47,9 @@ class FakeSystem:
         return self.cards
 
 
-def disk(read_bytes: int, write_bytes: int) -> Any:
-    return SimpleNamespace(read_bytes=read_bytes, write_bytes=write_bytes)
+def disk(read_bytes: int, write_bytes: int, busy_ms: int | None = None) -> Any:
+    busy = {} if busy_ms is None else {"busy_time": busy_ms}
+    return SimpleNamespace(read_bytes=read_bytes, write_bytes=write_bytes, **busy)
 
 
 def card(received_bytes: int, sent_bytes: int) -> Any:

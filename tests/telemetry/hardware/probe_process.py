@@ -61,7 +61,7 @@ class ProbeProcess:
 def main() -> None:
     from telemetry.hardware.conditions import Conditions
     from telemetry.hardware.nvml import NvmlProbe, load_nvml
-    from tests.telemetry.hardware.fakes import ManualClock
+    from tests.fakes import ManualClock
 
     clock = ManualClock()
     events: list[Any] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from telemetry.hardware.cgroup import CgroupProbe, parse_membership
-from tests.telemetry.hardware.fakes import ManualClock
+from tests.fakes import ManualClock
 
 V1_UNLIMITED = "9223372036854771712\n"
 

@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 
 from telemetry.hardware.guarded import GuardedProbe
-from tests.telemetry.hardware.fakes import ManualClock
+from tests.fakes import ManualClock
 
 PATIENCE_S = 10.0
 

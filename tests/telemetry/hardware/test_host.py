@@ -15,7 +15,8 @@ from telemetry.hardware.host import (
     SwapProbe,
     host_probes,
 )
-from tests.telemetry.hardware.fakes import CpuTimes, FakeSystem, ManualClock, card, disk
+from tests.fakes import ManualClock
+from tests.telemetry.hardware.fakes import CpuTimes, FakeSystem, card, disk
 
 
 @pytest.fixture
@@ -97,10 +98,11 @@ def test_load_memory_and_swap_go_by_their_names(system):
     assert LoadProbe(system).read() == {"load/1m": 1.5, "load/5m": 1.0, "load/15m": 0.5}
     assert MemoryProbe(system).read() == {
         "memory_percent": 25.0,
+        "memory/total_bytes": 4 << 30,
         "memory/used_bytes": 1 << 30,
         "memory/available_bytes": 3 << 30,
     }
-    assert SwapProbe(system).read() == {"swap/used_bytes": 4096}
+    assert SwapProbe(system).read() == {"swap/used_bytes": 4096, "swap/total_bytes": 8192}
 
 
 def test_frequency_is_in_hertz_and_read_at_most_once_a_second(clock, system):
@@ -138,7 +140,26 @@ def test_disk_rates_count_what_has_a_device_and_nothing_twice(clock, system, tmp
     assert probe.read() == {
         "disk/read_bytes_per_second": 1000.0,
         "disk/write_bytes_per_second": 500.0,
+        "disk/sda/read_bytes_per_second": 500.0,
+        "disk/sda/write_bytes_per_second": 250.0,
+        "disk/cciss!c0d0/read_bytes_per_second": 500.0,
+        "disk/cciss!c0d0/write_bytes_per_second": 250.0,
     }
+
+
+def test_a_disk_is_busy_by_the_share_of_time_in_which_it_had_something_to_do(
+    clock, system, tmp_path
+):
+    """Never more than all of it, whatever the rounding of the kernel."""
+    (tmp_path / "sda/device").mkdir(parents=True)
+    probe = DiskProbe(clock, system, tmp_path)
+    shares = []
+    for busy_ms in (0, 250, 1260):
+        system.disks = {"sda": disk(0, 0, busy_ms)}
+        shares.append(probe.read().get("disk/sda/busy_ratio"))
+        clock.advance(1)
+
+    assert shares == [None, 0.25, 1.0]
 
 
 def test_a_disk_counter_that_went_backwards_leaves_only_that_rate_out(clock, system, tmp_path):
@@ -150,7 +171,10 @@ def test_a_disk_counter_that_went_backwards_leaves_only_that_rate_out(clock, sys
     clock.advance(1)
     system.disks = {"sda": disk(5, 1100)}
 
-    assert probe.read() == {"disk/write_bytes_per_second": 100.0}
+    assert probe.read() == {
+        "disk/write_bytes_per_second": 100.0,
+        "disk/sda/write_bytes_per_second": 100.0,
+    }
 
 
 def test_network_rates_count_cards_and_not_the_bridges_over_them(clock, system, tmp_path):
@@ -165,6 +189,8 @@ def test_network_rates_count_cards_and_not_the_bridges_over_them(clock, system, 
     assert probe.read() == {
         "network/received_bytes_per_second": 200.0,
         "network/sent_bytes_per_second": 100.0,
+        "network/eth0/received_bytes_per_second": 200.0,
+        "network/eth0/sent_bytes_per_second": 100.0,
     }
 
 

@@ -8,7 +8,8 @@ import pynvml
 import pytest
 
 from telemetry.hardware.nvml import NvmlProbe, load_nvml
-from tests.telemetry.hardware.fakes import FakeGpu, FakeNvml, ManualClock
+from tests.fakes import ManualClock
+from tests.telemetry.hardware.fakes import FakeGpu, FakeNvml
 
 FIRST, SECOND = FakeGpu("GPU-aaa"), FakeGpu("GPU-bbb")
 

@@ -6,7 +6,8 @@ import pynvml
 import pytest
 
 from telemetry.hardware.pcie import PcieRates
-from tests.telemetry.hardware.fakes import FakeGpu, FakeNvml, ManualClock
+from tests.fakes import ManualClock
+from tests.telemetry.hardware.fakes import FakeGpu, FakeNvml
 
 MEASURED = {"pcie_rx_bytes_per_second": 5_000_000.0, "pcie_tx_bytes_per_second": 2_000_000.0}
 

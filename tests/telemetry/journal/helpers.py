@@ -8,7 +8,7 @@ from pathlib import Path
 from shared.events import MetricsLogged, encode_event, join_events
 from shared.ids import StreamId
 from shared.record import decode_record_header, decode_segment_header
-from telemetry.journal.reader import JournalReader
+from telemetry.journal.reader import CHUNK_BYTES, JournalReader
 from telemetry.journal.rows import Row
 from telemetry.journal.scan import Damage
 from telemetry.journal.writer import JournalWriter
@@ -41,12 +41,17 @@ def write(writer: JournalWriter, count: int, source: str = "rank0", size: int = 
 
 
 def read_all(
-    directory: Path, first_row: int = 0, *, is_recorded: bool = False
+    directory: Path,
+    first_row: int = 0,
+    *,
+    is_recorded: bool = False,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> tuple[list[Row], list[Damage]]:
     """Every row on disk, and every damage."""
     rows: list[Row] = []
     damage: list[Damage] = []
-    with JournalReader(directory, first_row, is_recorded=is_recorded) as reader:
+    reader = JournalReader(directory, first_row, is_recorded=is_recorded, chunk_bytes=chunk_bytes)
+    with reader:
         while True:
             batch = reader.read()
             rows += batch.rows

@@ -9,7 +9,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shared.record import EVENTS, encode_record
-from telemetry.journal import reader as reader_module
 from telemetry.journal.layout import Mark, encode_mark, read_mark, segment_path, segments
 from telemetry.journal.reader import JournalReader, NotAJournal
 from telemetry.journal.scan import CONTENT, HOLE, REST, SEGMENT, TAIL, Damage, Found, scan
@@ -292,21 +291,20 @@ def test_a_record_with_undecodable_events_is_damage_and_the_next_one_is_read(tmp
 
 
 @pytest.mark.parametrize("chunk", [2 * 1024 * 1024 + 100, 4 * 1024 * 1024])
-def test_records_across_the_ends_of_chunks_are_read_once(tmp_path, monkeypatch, chunk):
+def test_records_across_the_ends_of_chunks_are_read_once(tmp_path, chunk):
     """A walk stops before a record that needs the bytes of the next chunk."""
-    monkeypatch.setattr(reader_module, "CHUNK_BYTES", chunk)
     with JournalWriter(tmp_path) as writer:
         for _ in range(60):
             write(writer, 1, size=150_000)
         writer.sync()
 
-    rows, damage = read_all(tmp_path)
+    rows, damage = read_all(tmp_path, chunk_bytes=chunk)
 
     assert numbers(rows) == list(range(60)) and damage == []
 
 
 @pytest.mark.parametrize("shift", [-40, -1, 0, 1, 40, 41, 1000, 149_000])
-def test_damage_at_the_end_of_a_chunk_is_found_as_anywhere(tmp_path, monkeypatch, shift):
+def test_damage_at_the_end_of_a_chunk_is_found_as_anywhere(tmp_path, shift):
     """A damaged header whose resynchronization needs the next chunk."""
     with JournalWriter(tmp_path) as writer:
         for _ in range(60):
@@ -316,12 +314,12 @@ def test_damage_at_the_end_of_a_chunk_is_found_as_anywhere(tmp_path, monkeypatch
     places = record_places(path)
     bad = places[30]
     header_end = places[0][0]
-    monkeypatch.setattr(reader_module, "CHUNK_BYTES", bad[0] - header_end + shift)
+    chunk_bytes = bad[0] - header_end + shift
     content = bytearray(path.read_bytes())
     content[bad[0] + 3] ^= 1
     path.write_bytes(content)
 
-    rows, damage = read_all(tmp_path)
+    rows, damage = read_all(tmp_path, chunk_bytes=chunk_bytes)
 
     row = 30 - (len(places) - 60)
     assert numbers(rows) == [r for r in range(60) if r != row]

@@ -13,7 +13,7 @@ from telemetry.sinks.base import SinkContext
 from tests.fake_wandb import KEY, FakeWandb
 
 from .stage import Stage
-from .surroundings import ManualClock, hermetic, make_context, teardown_wandb
+from .surroundings import PausingClock, hermetic, make_context, teardown_wandb
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +40,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWandb]:
 
 
 @pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
+def clock() -> PausingClock:
+    return PausingClock()
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def context(tmp_path: Path) -> SinkContext:
 
 
 @pytest.fixture
-def stage(tmp_path: Path, clock: ManualClock, server: FakeWandb) -> Stage:
+def stage(tmp_path: Path, clock: PausingClock, server: FakeWandb) -> Stage:
     """A run that should be online, and a server that is well."""
     context = make_context(tmp_path / "run", "online")._replace(wait=clock.pause)
     return Stage(context, clock, server)

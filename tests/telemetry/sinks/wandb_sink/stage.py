@@ -24,7 +24,7 @@ from telemetry.sinks.wandb.limits import LIMITS, Limits
 from tests.fake_wandb import FakeRun, FakeWandb
 
 from .journal import expected_history, server_history, written_history
-from .surroundings import RUN_ID, ManualClock, teardown_wandb
+from .surroundings import RUN_ID, PausingClock, teardown_wandb
 
 DUE_S = 700
 """After so long a server that was away is asked again."""
@@ -35,7 +35,7 @@ class Stage:
     """The run's context, its clock, its server, and the limits of its sinks."""
 
     context: SinkContext
-    clock: ManualClock
+    clock: PausingClock
     server: FakeWandb
     limits: Limits = LIMITS
 

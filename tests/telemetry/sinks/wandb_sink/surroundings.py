@@ -10,6 +10,7 @@ from typing import Any
 
 from telemetry.run_dir import RunFile
 from telemetry.sinks.base import SinkContext
+from tests.fakes import ManualClock
 
 RUN_ID = "20260101-120000-abcd1234"
 
@@ -42,20 +43,11 @@ def hermetic(tmp_path: Path) -> dict[str, str]:
     }
 
 
-class ManualClock:
+class PausingClock(ManualClock):
     """Time that passes when somebody waits."""
 
-    def __init__(self) -> None:
-        self.now_ns = 10**18
-
-    def wall_ns(self) -> int:
-        return self.now_ns
-
-    def monotonic_ns(self) -> int:
-        return self.now_ns
-
     def pause(self, seconds: float) -> bool:
-        self.now_ns += int(seconds * 1e9)
+        self.advance(seconds)
         return False
 
 

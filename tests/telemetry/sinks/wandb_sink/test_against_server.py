@@ -24,7 +24,7 @@ from telemetry.sinks.wandb import WandbSink
 from telemetry.sinks.wandb.offline import fragment_paths, superseded_count
 
 from .journal import expected_history, mixed_journal
-from .surroundings import ManualClock, make_context, teardown_wandb
+from .surroundings import PausingClock, make_context, teardown_wandb
 
 SERVER = os.environ.get("WANDB_TEST_BASE_URL", "")
 DATABASE = os.environ.get("WANDB_TEST_SQLITE", "")
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(not SERVER, reason="WANDB_TEST_BASE_URL names no
 
 
 @pytest.fixture
-def context(tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> SinkContext:
+def context(tmp_path: Path, clock: PausingClock, monkeypatch: pytest.MonkeyPatch) -> SinkContext:
     monkeypatch.setenv("WANDB_BASE_URL", SERVER)
     monkeypatch.setenv("WANDB_API_KEY", os.environ.get("WANDB_TEST_API_KEY", ""))
     made = make_context(tmp_path / "run", "online")
@@ -59,7 +59,7 @@ def check_server(context: SinkContext, rows: list[Row]) -> None:
     assert all(count == distinct for _, count, distinct in found)
 
 
-def test_an_online_run_is_taken_to_its_end(context: SinkContext, clock: ManualClock) -> None:
+def test_an_online_run_is_taken_to_its_end(context: SinkContext, clock: PausingClock) -> None:
     """The position moves at the clean finish, and nothing is written offline."""
     rows = mixed_journal(200)
     sink = WandbSink(context, clock, clock.pause)
@@ -75,7 +75,7 @@ def test_an_online_run_is_taken_to_its_end(context: SinkContext, clock: ManualCl
 
 
 def test_a_run_that_began_without_a_key_is_caught_up(
-    context: SinkContext, clock: ManualClock
+    context: SinkContext, clock: PausingClock
 ) -> None:
     rows = mixed_journal(200)
     with pytest.MonkeyPatch.context() as broken:
@@ -96,7 +96,7 @@ def test_a_run_that_began_without_a_key_is_caught_up(
     check_server(context, rows)
 
 
-def test_the_sync_command_uploads_every_fragment(context: SinkContext, clock: ManualClock) -> None:
+def test_the_sync_command_uploads_every_fragment(context: SinkContext, clock: PausingClock) -> None:
     """Also where one of them was torn by a crash: it is cut, and its whole records are taken.
 
     A second sync takes none of them again.

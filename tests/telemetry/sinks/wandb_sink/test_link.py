@@ -10,7 +10,7 @@ from telemetry.sinks.base import SinkUnavailable
 from telemetry.sinks.wandb.link import RETRY_MAX_S, Link, LinkFile
 from telemetry.sinks.wandb.server import RESTLESS_S, STILL_S, Server, View, view_of
 
-from .surroundings import ManualClock, make_context
+from .surroundings import PausingClock, make_context
 
 
 def test_a_link_is_the_same_after_a_restart(tmp_path: Path) -> None:
@@ -69,24 +69,24 @@ def test_an_answer_is_read_as_wandb_reads_it(answer: dict[str, object], view: Vi
 
 
 def test_a_server_that_never_stands_still_is_given_up(tmp_path: Path) -> None:
-    clock = ManualClock()
+    clock = PausingClock()
     context = make_context(tmp_path)._replace(wait=clock.pause)
-    server = Server(context, clock, lambda _: View(True, clock.now_ns, 0))
-    began_ns = clock.now_ns
+    server = Server(context, clock, lambda _: View(True, clock.wall, 0))
+    began_ns = clock.wall
 
     with pytest.raises(SinkUnavailable, match="still takes in rows"):
         server.still_view()
 
-    assert clock.now_ns - began_ns <= (RESTLESS_S + STILL_S) * 1e9
+    assert clock.wall - began_ns <= (RESTLESS_S + STILL_S) * 1e9
 
 
 def test_each_change_begins_the_standstill_anew(tmp_path: Path) -> None:
-    clock = ManualClock()
-    began_ns = clock.now_ns
+    clock = PausingClock()
+    began_ns = clock.wall
     context = make_context(tmp_path)._replace(wait=clock.pause)
     late_ns = began_ns + int((STILL_S - 1) * 1e9)
-    server = Server(context, clock, lambda _: View(True, int(clock.now_ns > late_ns), 0))
+    server = Server(context, clock, lambda _: View(True, int(clock.wall > late_ns), 0))
 
     assert server.still_view() == View(True, 1, 0)
 
-    assert clock.now_ns - late_ns >= STILL_S * 1e9
+    assert clock.wall - late_ns >= STILL_S * 1e9

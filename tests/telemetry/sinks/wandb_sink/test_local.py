@@ -13,7 +13,7 @@ from telemetry.sinks.wandb.local import LocalRun, Spot
 from telemetry.sinks.wandb.run_status import Ending
 from telemetry.sinks.wandb.selection import Selected
 
-from .surroundings import RUN_ID, ManualClock
+from .surroundings import RUN_ID, PausingClock
 from .test_wandb_file import framed, history
 
 FINISHED = Ending("finished", 0)
@@ -34,7 +34,7 @@ def write_ended(path: Path, rows: Iterable[int]) -> None:
     path.write_bytes(framed([record.SerializeToString() for record in records])[0])
 
 
-def taken(context: SinkContext, clock: ManualClock) -> LocalRun:
+def taken(context: SinkContext, clock: PausingClock) -> LocalRun:
     """A run whose five rows were all found in its files, and counted."""
     run = LocalRun(context, ".", clock, clock.pause)
     run.open(Spot(), None, 0)
@@ -43,7 +43,9 @@ def taken(context: SinkContext, clock: ManualClock) -> LocalRun:
     return run
 
 
-def test_a_run_that_is_whole_in_its_files_is_done(context: SinkContext, clock: ManualClock) -> None:
+def test_a_run_that_is_whole_in_its_files_is_done(
+    context: SinkContext, clock: PausingClock
+) -> None:
     write_ended(fragment(context), range(5))
 
     part = taken(context, clock).finish(Spot(5), FINISHED)
@@ -55,7 +57,7 @@ def test_a_run_that_is_whole_in_its_files_is_done(context: SinkContext, clock: M
     "rows", [[0, 1, 3, 4], [1, 2, 3, 4], [0, 1, 2, 3], [0, 1, 2, 2, 3, 4], [0, 1, 2, 5, 4]]
 )
 def test_a_row_that_goes_missing_before_the_end_is_noticed(
-    context: SinkContext, clock: ManualClock, rows: list[int]
+    context: SinkContext, clock: PausingClock, rows: list[int]
 ) -> None:
     """It was in the file once. What a disk, or somebody's hand, has made of it since is read
     back before the run counts as done."""
@@ -68,7 +70,7 @@ def test_a_row_that_goes_missing_before_the_end_is_noticed(
 
 
 def test_a_fragment_that_is_taken_away_before_the_end_is_noticed(
-    context: SinkContext, clock: ManualClock
+    context: SinkContext, clock: PausingClock
 ) -> None:
     write_ended(fragment(context), [])
     last = fragment(context).parent.with_name(f"offline-run-20260101_000001-{RUN_ID}")

@@ -23,7 +23,7 @@ from tests.fake_wandb import FakeWandb
 from tests.telemetry.sinks.helpers_rows import RowMaker
 
 from .journal import expected_history, written_history
-from .surroundings import RUN_ID, ManualClock, make_context
+from .surroundings import RUN_ID, PausingClock, make_context
 from .test_offline_sink import fragments, run_whole
 
 NAMES = [
@@ -266,7 +266,7 @@ def test_rows_of_another_journal_are_refused_by_name_online(
     rows = rows_of(*[MetricsLogged(kind="train", step=i, values={"a": 1.0}) for i in range(5)])
     run_whole(make_context(tmp_path / "one", "online")._replace(journal="a" * 32), rows)
     before = server.runs[RUN_ID].steps()
-    clock = ManualClock()
+    clock = PausingClock()
     context = make_context(tmp_path / "two", "online")._replace(journal="b" * 32, wait=clock.pause)
     sink = WandbSink(context, clock, clock.pause)
 

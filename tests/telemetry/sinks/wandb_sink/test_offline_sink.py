@@ -21,7 +21,7 @@ from telemetry.sinks.wandb.offline import fragment_paths
 from telemetry.sinks.wandb.run_identity import REFUSED
 
 from .journal import expected_history, mixed_journal, steps, written_history
-from .surroundings import RUN_ID, ManualClock, make_context, teardown_wandb
+from .surroundings import RUN_ID, PausingClock, make_context, teardown_wandb
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -170,7 +170,7 @@ def test_a_stopped_wandb_core_of_before_is_not_written_beside(context: SinkConte
     sink = begun(context, rows[:100])
     (core,) = wandb_cores()
     core.suspend()
-    clock = ManualClock()
+    clock = PausingClock()
 
     with pytest.raises(SinkUnavailable, match=str(core.pid)):
         WandbSink(context, clock, clock.pause).open(START)
