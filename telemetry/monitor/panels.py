@@ -32,6 +32,11 @@ STRONG: Final = "bold"
 GOOD: Final = "good"
 WARN: Final = "warn"
 BAD: Final = "bad"
+_WIDTHS: Final = (6, 11, 7, 9, 7, 13, 13)
+_HEADS: Final = ("cores", "memory", "procs", "threads", "files", "read", "write")
+_PROCESS_HEAD: Final = "".join(
+    f"{head:>{width}}" for head, width in zip(_HEADS, _WIDTHS, strict=True)
+)
 _RATES: Final = (
     ("disk", "disk", ("read", "read_bytes_per_second"), ("write", "write_bytes_per_second")),
     ("network", "network", ("in", "received_bytes_per_second"), ("out", "sent_bytes_per_second")),
@@ -145,10 +150,10 @@ def _rate_line(
 ) -> Line:
     line = [Piece(f" {label:<8}")]
     for word, name in (first, second):
-        value = as_float(host.values, f"{place}/{name}")
+        text = _rate_text(as_float(host.values, f"{place}/{name}"))
         half = Room(room.width // 2, room.seconds, room.is_ascii)
         line += [
-            Piece(f"{word:<5} {bytes_text(value) + '/s' if value is not None else MISSING:>11} "),
+            Piece(f"{word:<5} {text:>11} "),
             Piece(_spark(host, f"{place}/{name}", half), GOOD),
             Piece("  "),
         ]
@@ -190,7 +195,11 @@ def _gpu_line(host: HostLine, index: str, room: Room) -> Line:
         value("power_watts"),
         value("power_limit_watts"),
     )
-    throttled = str(host.values.get(f"gpu/{index}/throttle_reasons", ""))
+    throttled = [
+        name.rpartition("/")[2]
+        for name, is_so in host.values.items()
+        if name.startswith(f"gpu/{index}/throttle/") and is_so is True
+    ]
     line = _percent_line(
         host, room, f"gpu {clean(index, 8)}", f"gpu/{index}/utilization_percent", ""
     )[:-1]
@@ -199,29 +208,41 @@ def _gpu_line(host: HostLine, index: str, room: Room) -> Line:
         notes += f"  {heat:.0f} °C" if not room.is_ascii else f"  {heat:.0f} C"
     if power is not None:
         notes += f"  {power:.0f}{f' of {limit:.0f}' if limit else ''} W"
-    if throttled and throttled not in ("none", "idle", "gpu_idle"):
-        line.append(Piece(f"throttled: {clean(throttled, 60)}  ", BAD))
+    if throttled:
+        line.append(Piece(f"throttled: {clean(' '.join(throttled), 60)}  ", BAD))
     line.append(Piece(notes.strip(), DIM))
     return line
 
 
 def process_lines(host: HostLine, room: Room) -> list[Line]:
-    """Return the training processes of a machine, as its sampler sees them."""
-    values = host.values
-    pids = devices(values, "process")
-    if not pids:
-        return [[Piece(" no training process is known on this machine", DIM)]]
-    lines: list[Line] = [
-        [Piece(f" {'pid':>9} {'cpu %':>8} {'memory':>10} {'threads':>8} {'files':>7}", DIM)]
-    ]
-    for pid in pids:
-        place = f"process/{pid}"
-        cpu = number_text(as_float(values, f"{place}/cpu_percent"), 4)
-        rss = bytes_text(as_float(values, f"{place}/rss_bytes"))
-        threads = number_text(as_float(values, f"{place}/threads"), 6)
-        files = number_text(as_float(values, f"{place}/open_files"), 6)
-        lines.append([Piece(f" {clean(pid, 9):>9} {cpu:>8} {rss:>10} {threads:>8} {files:>7}")])
+    """Return the training processes of a machine, each with its descendants, by CPU use."""
+    places = {"/".join(name.split("/")[:3]) for name in host.values if name.startswith("process/")}
+    if not places:
+        text = f" no training process is known on {clean(host.name, 60)}"
+        return [[Piece(text, DIM)]]
+
+    def value(place: str, name: str) -> float | None:
+        return as_float(host.values, f"{place}/{name}")
+
+    lines: list[Line] = [[Piece(_PROCESS_HEAD, DIM)]]
+    for place in sorted(places, key=lambda place: -(value(place, "cpu_cores") or 0.0)):
+        cells = (
+            number_text(value(place, "cpu_cores"), 3),
+            bytes_text(value(place, "rss_bytes")),
+            number_text(value(place, "processes"), 6),
+            number_text(value(place, "threads"), 6),
+            number_text(value(place, "open_files"), 6),
+            _rate_text(value(place, "read_bytes_per_second")),
+            _rate_text(value(place, "write_bytes_per_second")),
+        )
+        numbers = "".join(f"{cell:>{width}}" for cell, width in zip(cells, _WIDTHS, strict=True))
+        _, run_id, source = [*place.split("/"), "", ""][:3]
+        lines.append([Piece(f"{numbers}  {clean(source, 24)} of {clean(run_id, 64)}")])
     return [fitted(line, room.width) for line in lines]
+
+
+def _rate_text(value: float | None) -> str:
+    return MISSING if value is None else f"{bytes_text(value)}/s"
 
 
 COLUMNS: Final = ("run", "state", "step", "loss", "val", "stage", "tok/s", "left", "sinks")

@@ -7,6 +7,7 @@ Never: waits for a disk on the thread that draws, or takes colours from what is 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -118,6 +119,10 @@ class MonitorApp(App[None]):
         self.set_interval(REFRESH_S, self._keep)
         self._thread.start()
 
+    async def action_quit(self) -> None:
+        self._stop.set()
+        self.exit()
+
     def on_unmount(self) -> None:
         self._stop.set()
 
@@ -165,7 +170,8 @@ class MonitorApp(App[None]):
     def show(self, snapshot: Snapshot) -> None:
         """Draw a snapshot."""
         self._snapshot = snapshot
-        self._draw()
+        if not self._stop.is_set():
+            self._draw()
 
     def _follow(self) -> None:
         """Poll the journals, on the thread that owns the watch."""
@@ -174,7 +180,9 @@ class MonitorApp(App[None]):
             snapshot = self._watch.snapshot()
             if self._stop.is_set():
                 return
-            self.call_from_thread(self.show, snapshot)
+            # Not waited for: the screen may be closing, and waits for this thread then.
+            with contextlib.suppress(RuntimeError):  # its loop has ended
+                self.call_later(self.show, snapshot)
             self._stop.wait(REFRESH_S if is_end else 0.05)
 
     def _draw(self) -> None:

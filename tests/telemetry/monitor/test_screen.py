@@ -26,9 +26,11 @@ def host() -> HostLine:
         "gpu/0/utilization_percent": 99.0, "gpu/0/memory_percent": 40.0,
         "gpu/0/memory_used_bytes": 31 * 2**30, "gpu/0/temperature_celsius": 71.0,
         "gpu/0/power_watts": 301.0, "gpu/0/power_limit_watts": 350.0,
-        "gpu/0/throttle_reasons": "sw_power_cap",
+        "gpu/0/throttle/sw_power_cap": True, "gpu/0/throttle/hw_slowdown": False,
+        "process/a/rank0/cpu_cores": 1.5, "process/a/rank0/rss_bytes": 3 * 2**30,
+        "process/a/rank0/processes": 5, "process/a/rank0/threads": 40,
     }  # fmt: skip
-    names = [name for name in values if name != "gpu/0/throttle_reasons"]
+    names = [name for name, value in values.items() if not isinstance(value, bool)]
     points = {
         name: [Sample(NOW_S - 300 + i, 50 + 50 * math.sin(i / 20)) for i in range(300)]
         for name in names
@@ -126,6 +128,12 @@ def played(keys: list[str], size: tuple[int, int] = (80, 24), **options: bool) -
 )
 def test_each_view_is_on_its_key(key, view):
     assert played([key]).view == view
+
+
+def test_processes_are_shown_by_their_source():
+    shown = played(["4"], (100, 30)).texts["processes-text"]
+
+    assert "1.5" in shown and "3.0 GiB" in shown and "rank0 of a" in shown
 
 
 def test_a_filter_leaves_what_it_names_and_escape_clears_it():
