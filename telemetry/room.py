@@ -21,6 +21,8 @@ class Room:
 
     def __init__(self, data_dir: DataDir, path: Path, min_free_bytes: int) -> None:
         self._data_dir, self._path, self._min_free_bytes = data_dir, path, min_free_bytes
+        self.free_bytes: int | None = None
+        """Free room as of the last look; may be read from any thread."""
         self._has_room = True
 
     def look(self) -> bool:
@@ -33,6 +35,7 @@ class Room:
             # Writes would still succeed, into deleted files that nobody can open any more.
             raise JournalFault(f"the data directory {self._path} was removed or moved")
         free = shutil.disk_usage(self._path).free
+        self.free_bytes = free
         has_room = free >= self._min_free_bytes
         if has_room != self._has_room:
             level = logging.INFO if has_room else logging.ERROR

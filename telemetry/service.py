@@ -24,6 +24,10 @@ from typing import Final
 
 from shared.clock import Clock, SystemClock
 from shared.ids import new_session, sanitized_host
+from telemetry.alerts.recording import record
+from telemetry.alerts.rules import read_rules
+from telemetry.alerts.telling import Telling
+from telemetry.alerts.webhook import senders_of
 from telemetry.config import ServeConfig
 from telemetry.datadir import DataDir
 from telemetry.descriptors import Shares, shares_in_use
@@ -44,7 +48,7 @@ from telemetry.summary import Commands, print_summary
 from telemetry.supervise.retention import Retention
 from telemetry.supervise.sampler_process import SamplerProcess, processes_on
 from telemetry.supervise.supervisor import Supervisor, sink_command
-from telemetry.watch.facts import RunFacts
+from telemetry.watch.facts import RunFacts, Situation
 from telemetry.watch.feed import Feed
 from telemetry.watch.watcher import Watcher
 
@@ -128,7 +132,12 @@ class Service:
             config, self._clock, self._inbox, self._reading, self._ingest, self._tick, self.stop
         )
         self._health = Health()
-        self._watcher = Watcher(self._feed, lambda: self._health.runs, self._clock)
+        rules = read_rules(config.alerts)
+        for complaint in rules.complaints:
+            log.warning("%s", complaint)
+        self._senders = senders_of(config.alert_webhook, config.alert_apprise)
+        telling = Telling([sender.put for sender in self._senders])
+        self._watcher = Watcher(self._feed, self._situation, self._clock, rules, telling)
         self._status = None if config.http == "off" else StatusServer(config.http, self.health)
 
     def run(self) -> int:
@@ -168,6 +177,7 @@ class Service:
             journal_age_s=(now - self._loop.polled_ns) / 1e9,
             sinks=self._supervisor.snapshot(),
             latest=self._watcher.latest,
+            alerts=self._watcher.counts,
             now_ns=now,
         )
 
@@ -181,6 +191,8 @@ class Service:
         self._carrier.close()
         self._retention.close()
         self._watcher.close()
+        for sender in self._senders:
+            sender.close()
         self._sampler.end()
         if self._status is not None:
             self._status.close()
@@ -220,7 +232,10 @@ class Service:
             self._sampler.keep()
             active_here = self._runs.active(self._host_run.run_id)
             self._sampler.watch(processes_on(self._host, active_here))
-        # 4. Publish, as one new value: other threads read it without a lock.
+        # 4. Record alerts, where there is room for them, and a commit still follows.
+        if self._ingest.is_writable and not self.stop.is_set():
+            self._record_alerts()
+        # 5. Publish, as one new value: other threads read it without a lock.
         active = [run for run in self._runs if not run.is_ended]
         self._health = Health(
             is_writable=self._ingest.is_writable,
@@ -230,12 +245,24 @@ class Service:
                 **(self._ingest.counts + Counter(self._reading.counts)),
                 "failed_turns_total": self._loop.failures + self._reading.failures,
                 "watch_skipped_frames_total": self._feed.dropped_frames,
+                "alert_messages_dropped_total": sum(s.dropped for s in self._senders),
             },
             gaps=dict(self._ingest.gaps),
             active_runs=len(active),
             durable_rows={run.run_id: run.writer.durable_row for run in self._runs},
             runs=tuple(self._facts()),
         )
+
+    def _record_alerts(self) -> None:
+        """Write the onsets and ends of conditions into the runs that they concern."""
+        host_id = self._host_run.run_id
+        records = {run.run_id for run in self._runs.active(host_id)} or {host_id}
+        published = self._watcher.published
+        record(published, self._runs, lambda run: run.run_id in records)
+
+    def _situation(self) -> Situation:
+        """Return what the rules of alerts look at. Called from the watching thread."""
+        return Situation(self._health.runs, self._supervisor.snapshot(), self._room.free_bytes)
 
     def _facts(self) -> Iterator[RunFacts]:
         now_ns = self._clock.monotonic_ns()

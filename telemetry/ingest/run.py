@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from shared.clock import Clock
 from shared.events import Event, encode_event, join_events
@@ -121,6 +121,11 @@ class Run:
     def durable_seq(self, session: str, source: str) -> int:
         """Return the seq of a stream's last event on disk, -1 before the first."""
         return self.writer.durable_seq(self._stream_id(session, source))
+
+    @property
+    def alerts(self) -> list[dict[str, Any]]:
+        """The conditions that have begun in this run and not ended."""
+        return self._told.alerts
 
     def facts(self, now_ns: int, *, is_host: bool) -> RunFacts:
         """Return what other threads may know of the run."""

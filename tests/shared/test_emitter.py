@@ -20,6 +20,7 @@ import zmq
 
 from shared.clock import SystemClock
 from shared.emitter import Emitter, EmitterStats, NullEmitter
+from shared.emitter.connection import Connection
 from shared.emitter.options import EmitterOptions
 from shared.emitter.spool import adopt_orphans
 from shared.events import (
@@ -32,6 +33,7 @@ from shared.events import (
     RunFinished,
     RunStarted,
 )
+from shared.wire import SCHEMA, FinAck, Hello, Message, encode
 from tests.fakes import Disk, FakeSidecar
 
 RUN = "run"
@@ -688,6 +690,28 @@ def test_an_exception_in_the_sender_does_not_end_it(endpoint, monkeypatch, caplo
 
         assert emitter.close(FAR_S) and emitter._sender.crashed == 3
     assert [record.exc_info is not None for record in caplog.records] == [True]
+
+
+def test_a_message_that_no_sidecar_sends_is_skipped_and_logged_once(endpoint, caplog):
+    """Row 24: what follows it is received."""
+    with (
+        zmq.Context() as context,
+        context.socket(zmq.ROUTER) as router,
+        Connection(endpoint) as connection,
+    ):
+        router.setsockopt(zmq.LINGER, 0)
+        router.bind(endpoint)
+        wait_until(lambda: connection.send(Hello(1, "r", "s", "rank0", SCHEMA)))
+        peer, *_ = router.recv_multipart()
+        received: list[Message] = []
+
+        for frames in ([b"\xff"], [b"garbage", b"\xc1"], encode(FinAck(1))):
+            router.send_multipart([peer, *frames])
+        wait_until(lambda: received.extend(connection.receive()) or bool(received))
+
+    assert received == [FinAck(1)]
+    (record,) = caplog.records
+    assert "skips a message" in record.getMessage()
 
 
 class BackwardClock(SystemClock):
