@@ -60,6 +60,7 @@ class ProbeProcess:
 
 def main() -> None:
     from telemetry.hardware.conditions import Conditions
+    from telemetry.hardware.gpu_processes import GpuProcesses
     from telemetry.hardware.nvml import NvmlProbe, load_nvml
     from tests.fakes import ManualClock
 
@@ -71,6 +72,7 @@ def main() -> None:
         clock,
         lambda level, text: reports.append((level, text)),
         Conditions("node1", events.append, clock),
+        GpuProcesses(dict, lambda: True, print),
     )
     for line in sys.stdin:
         command, *arguments = line.split()

@@ -9,6 +9,7 @@ import pynvml
 import pytest
 
 from telemetry.hardware.gpu_processes import LEFT_OUT, GpuProcesses
+from telemetry.hardware.metric_list import PROCESSES
 from telemetry.hardware.proc import HOST_PID_NAMESPACE, TICKS_PER_SECOND, is_host_namespace
 from telemetry.hardware.process_tree import ProcessTreeProbe
 from telemetry.hardware.watched import Watched, WatchList, order_of
@@ -94,7 +95,10 @@ def test_a_tree_is_the_sum_of_a_process_and_its_descendants(proc, watch_list, pr
     proc.put(10, cpu_s=1)
     proc.put(12, parent=11, start_s=102, cpu_s=3, read=4000)
 
-    assert of_rank0(probe.read()) == {
+    values = probe.read()
+
+    assert {PROCESSES.described(name)[0] for name in values} == set(PROCESSES.metrics)
+    assert of_rank0(values) == {
         "processes": 3,
         "threads": 12,
         "rss_bytes": 3 * 256 * os.sysconf("SC_PAGE_SIZE"),
