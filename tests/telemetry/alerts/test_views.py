@@ -12,7 +12,7 @@ from shared.events import AlertChanged
 from telemetry.alerts.standing import STANDING_MAX, after, without_former
 from telemetry.ingest.run import Run
 from telemetry.json_files import read_json
-from telemetry.run_dir import RunFile
+from telemetry.run_dir import RunDir, RunFile
 from telemetry.sinks.base import START, SinkContext
 from telemetry.sinks.console import ConsoleSink
 from telemetry.sinks.tensorboard.row_entries import Policy as TensorBoardPolicy
@@ -71,7 +71,7 @@ def test_wandb_gets_a_row_of_each_and_one_notification(journal):
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
-    run = Run(tmp_path / "r", "r", "sidecar1", ManualClock())
+    run = Run(RunDir(tmp_path / "r"), "r", "sidecar1", ManualClock(), unsynced=set())
     yield run
     run.close()
 
@@ -86,11 +86,11 @@ def test_run_json_has_the_open_alerts_after_each_sync(run):
     run.say(AlertChanged(name="b", text="one"))
     run.say(AlertChanged(name="b", text="two"))
     run.sync()
-    both = names(run.directory), read_json(run.directory / "run.json")["alerts"][1]["text"]
+    both = names(run.place.path), read_json(run.place.path / "run.json")["alerts"][1]["text"]
     run.say(AlertChanged(name="a", is_active=False))
     run.sync()
 
-    assert both == (["a", "b"], "two") and names(run.directory) == ["b"]
+    assert both == (["a", "b"], "two") and names(run.place.path) == ["b"]
 
 
 def test_a_kill_between_the_journal_and_run_json_loses_no_open_alert(run):
@@ -99,7 +99,7 @@ def test_a_kill_between_the_journal_and_run_json_loses_no_open_alert(run):
     run.writer.sync()
     run.close()
 
-    again = Run(run.directory, "r", "sidecar2", ManualClock())
+    again = Run(run.place, "r", "sidecar2", ManualClock(), unsynced=set())
     found = [alert["name"] for alert in again.file.alerts or []]
     again.close()
 
