@@ -36,7 +36,7 @@ class Variant:
 _FROM_THE_START = {"stage1": 0.0, "stage2": 0.0}
 # What the paper has for this size, and the shipped one has not.
 _PUBLISHED = {"percentile_momentum": 0.95, "alpha_init": 0.05, "alpha_target": 0.5}
-_QDYT_ENDS = {"embed_norm": "qdyt", "final_norm": "qdyt"}
+_QDYT_OUTSIDE = {"embed_norm": "qdyt", "final_norm": "qdyt"}
 
 _ALL = (
     # Of 2e-3, 3e-3 and 5e-3 the lowest is the dense encoder's best; at 5e-3 it stays at the
@@ -60,11 +60,11 @@ _ALL = (
     Variant("no_qdrop", "no QDrop", {"qdrop_prob_initial": 0.0}),
     Variant("no_dropout", "no ternary dropout", {"ternary_dropout": 0.0}),
     Variant("layernorm", "LayerNorm in the blocks too", {"block_norm": "layernorm"}),
-    Variant("qdyt_ends", "QDyT at the ends too", _QDYT_ENDS),
+    Variant("qdyt_ends", "QDyT at embedding and head too", _QDYT_OUTSIDE),
     Variant(
         "paper",
         "the paper's form: paper thresholds, QDyT everywhere",
-        {"weight_mode": "paper", **_QDYT_ENDS, **_PUBLISHED},
+        {"weight_mode": "paper", **_QDYT_OUTSIDE, **_PUBLISHED},
     ),
 )
 

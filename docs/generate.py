@@ -1,8 +1,9 @@
-"""Generator of the pages that the code itself says: flags, and formats.
+"""Generator of the pages that the code itself says: flags, formats and metrics.
 
-In: the parsers and the configuration; the docstrings that draw a format field by field.
-Out: docs/FLAGS.md and docs/FORMATS.md, written by `python -m docs.generate`; a test
-compares them with the code.
+In: the parsers and the configuration; the docstrings that draw a format field by field; the
+lists of metrics.
+Out: docs/FLAGS.md, docs/FORMATS.md and docs/METRICS.md, written by `python -m docs.generate`; a
+test compares them with the code.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from docs.metrics_page import metrics_page
 from shared.events import EVENT_TYPES
 from telemetry import cli
 from telemetry.config import PREFIX, ServeConfig
@@ -78,7 +80,11 @@ FORMATS = (
 
 def pages() -> dict[Path, str]:
     """Return each page that is made here, by its path."""
-    return {DOCS / "FLAGS.md": _flags_page(), DOCS / "FORMATS.md": _formats_page()}
+    return {
+        DOCS / "FLAGS.md": _flags_page(),
+        DOCS / "FORMATS.md": _formats_page(),
+        DOCS / "METRICS.md": metrics_page(_table),
+    }
 
 
 def _formats_page() -> str:

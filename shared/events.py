@@ -16,7 +16,7 @@ types never change; unknown fields are skipped on decoding.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final, TypeVar
 
 import msgspec
 
@@ -245,6 +245,8 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
             raise DecodeError(f"{self.tag}: {exc}") from exc
 
 
+T = TypeVar("T")
+
 _ENVELOPE: Final = msgspec.msgpack.Decoder(Envelope)
 _ENVELOPES: Final = msgspec.msgpack.Decoder(list[Envelope])
 _RAWS: Final = msgspec.msgpack.Decoder(list[msgspec.Raw])
@@ -276,10 +278,7 @@ def decode_envelope(data: bytes | memoryview) -> Envelope:
     Raises:
         DecodeError: not an envelope, or bytes behind it.
     """
-    try:
-        return _ENVELOPE.decode(data)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
-        raise DecodeError(f"envelope: {exc}") from exc
+    return _decoded(_ENVELOPE, data, "envelope")
 
 
 def decode_envelopes(data: bytes | memoryview) -> list[Envelope]:
@@ -288,10 +287,7 @@ def decode_envelopes(data: bytes | memoryview) -> list[Envelope]:
     Raises:
         DecodeError: not an array of envelopes, or bytes behind it.
     """
-    try:
-        return _ENVELOPES.decode(data)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
-        raise DecodeError(f"events: {exc}") from exc
+    return _decoded(_ENVELOPES, data, "events")
 
 
 def split_events(data: bytes | memoryview) -> list[bytes]:
@@ -300,10 +296,15 @@ def split_events(data: bytes | memoryview) -> list[bytes]:
     Raises:
         DecodeError: not an array, or bytes behind it.
     """
+    return [bytes(raw) for raw in _decoded(_RAWS, data, "events")]
+
+
+def _decoded(decoder: msgspec.msgpack.Decoder[T], data: bytes | memoryview, what: str) -> T:
     try:
-        return [bytes(raw) for raw in _RAWS.decode(data)]
+        return decoder.decode(data)
+    # Beside its own errors the decoder lets those of Python through.
     except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
-        raise DecodeError(f"events: {exc}") from exc
+        raise DecodeError(f"{what}: {exc}") from exc
 
 
 def join_events(packed: Sequence[bytes]) -> bytes:

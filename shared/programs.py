@@ -29,14 +29,14 @@ def module_command(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-X", "utf8", "-m", module, *arguments]
 
 
-def module_environ(environ: Mapping[str, str]) -> dict[str, str]:
+def module_environ(environ: Mapping[str, str], root: Path = ROOT) -> dict[str, str]:
     """Return the environment in which `module_command` finds our packages first.
 
     Installed packages are found anyway, so PYTHONPATH is left alone: `site-packages` in
     front of the standard library could hide modules of the library.
     """
     result = dict(environ)
-    if ROOT.name not in INSTALLED:
+    if root.name not in INSTALLED:
         others = [part for part in environ.get("PYTHONPATH", "").split(os.pathsep) if part]
-        result["PYTHONPATH"] = os.pathsep.join([str(ROOT), *others])
+        result["PYTHONPATH"] = os.pathsep.join([str(root), *others])
     return result

@@ -138,10 +138,10 @@ def _pieces(text: str, search: Callable[[str, int], re.Match[str] | None]) -> li
     pieces, at = [], 0
     while (found := search(text, at)) is not None:
         # If the name is no secret, its value may contain a further name: search on behind the name.
-        is_told = not is_secret(found["name"]) or found["value"].startswith(SECRET[:-1])
-        end = found.end("join") if is_told else found.end("value")
-        pieces.append(text[at : found.start("value")] if not is_told else text[at:end])
-        if not is_told:
+        is_shown = not is_secret(found["name"]) or found["value"].startswith(SECRET[:-1])
+        end = found.end("join") if is_shown else found.end("value")
+        pieces.append(text[at : found.start("value")] if not is_shown else text[at:end])
+        if not is_shown:
             pieces.append(SECRET)
         at = end
     return [*pieces, text[at:]]

@@ -10,7 +10,11 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Callable
 from typing import Final
+
+Say = Callable[[str], None]
+"""A function that prints a line for the user."""
 
 LAST_STANDARD_FD: Final = 2
 

@@ -12,14 +12,14 @@ The threads of `serve`, and what each of them alone may touch:
 
     reading     reading.py      the ZeroMQ socket, and how far each stream was received;
                                 never waits for a disk
-    journal     service.py      (the main thread) runs, journal files, run.json, the sampler's
+    journal     journal_loop.py (the main thread) runs, journal files, run.json, the sampler's
                                 process; never touches the socket
     supervisor  supervisor.py   the sink processes and when each may start; reads no journal
-    carrier     spools.py       spools of emitters that are gone; a client of this sidecar
+    carrier     orphan_spools.py spools of emitters that are gone; a client of this sidecar
     retention   retention.py    the removal of old runs that every sink has
     watcher     watcher.py      the latest values, and the rules of alerts; touches no journal
     connections connections.py  the socket's monitor; closes connections above a bound
-    http        status.py       nothing: it shows numbers that other threads published
+    http        http.py         nothing: it shows numbers that other threads published
 
 One event goes this way, and the acknowledgement back:
 

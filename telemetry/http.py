@@ -50,6 +50,8 @@ class Health:
     latest: Latest = field(default_factory=Latest)
     """The latest values of runs and hosts, as of now_ns."""
     now_ns: int = 0
+    alerts: Mapping[str, int] = field(default_factory=dict)
+    """Onsets of alerts, by name."""
 
     @property
     def is_live(self) -> bool:
@@ -142,6 +144,10 @@ class _Collector:
             )
         yield missing
         yield from self._per_run(health)
+        onsets = CounterMetricFamily("telemetry_alerts", "Onsets of alerts", labels=["name"])
+        for name, count in sorted(health.alerts.items()):
+            onsets.add_metric([clean(name, LABEL_MAX_CHARS)], count)
+        yield onsets
         yield from families(health.latest, health.runs, health.now_ns)
 
     def _per_run(self, health: Health) -> Iterable[Metric]:

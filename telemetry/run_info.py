@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -37,6 +37,15 @@ from telemetry.sessions import MAIN_SOURCE, MainSessions, begins_newest
 
 CONFIG_MERGED_MAX_BYTES: Final = 256 * 1024
 UNNAMED_PROJECT: Final = "uncategorized"
+PROCESSES_MAX: Final = 256
+
+
+class Process(NamedTuple):
+    """A process of a run, as its RunStarted told it. start_ns: of the wall clock."""
+
+    host: str
+    pid: int
+    start_ns: int
 
 
 class RunInfo:
@@ -54,6 +63,8 @@ class RunInfo:
         else:
             self.forget()
         self.sessions = _sessions_of(self.file)
+        self.processes: dict[str, Process] = _first_process(self.file)
+        """The process of each rank, by source, until it has finished."""
 
     @property
     def is_introduced(self) -> bool:
@@ -124,8 +135,12 @@ class RunInfo:
             self.sessions.began(session, is_late=is_late)
         if begins_newest(source, event, is_late=is_late) or not self.is_introduced:
             self._introduce(event)
+        is_rank = source.startswith("rank") and not is_late
+        if is_rank and event.pid > 0 and len(self.processes) < PROCESSES_MAX:
+            self.processes[source] = Process(event.host, event.pid, event.process_start_ns)
 
     def _learn_finish(self, session: str, source: str, event: RunFinished) -> None:
+        self.processes.pop(source, None)
         if source == MAIN_SOURCE:
             self.sessions.finished(session, event)
         elif source == SIDECAR:
@@ -212,3 +227,10 @@ def _endings_of_cursors(place: RunDir) -> int:
     told = [read(path, CursorState) for path in place.cursors.glob("*.json")]
     endings = [cursor.ending for cursor in told if cursor is not None]
     return max((n for n in endings if 0 < n < NUMBER_MAX), default=0)
+
+
+def _first_process(file: RunFile) -> dict[str, Process]:
+    """Return the process of rank 0, which run.json keeps over a restart of the sidecar."""
+    known = file.process or {}
+    pid, start_ns = known.get("pid", 0), known.get("start_ns", 0)
+    return {MAIN_SOURCE: Process(file.host or "", pid, start_ns)} if pid > 0 else {}

@@ -10,11 +10,12 @@ from __future__ import annotations
 import ast
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 from torch import Tensor
 
+from shared.terminal import Say
 from trainer.args import TrainArgs
 from trainer.data.corpus import Corpus
 from trainer.data.tokenizer import LoadedTokenizer
@@ -22,8 +23,6 @@ from trainer.errors import BadInput
 from trainer.model import ModelConfig
 from trainer.model.spans import shorten
 from trainer.plan import Plan
-
-Say = Callable[[str], None]
 
 
 def build_model_config(args: TrainArgs, vocabulary_size: int) -> ModelConfig:

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from shared.files import make_directory
 from shared.ids import check_run_id, new_run_id
+from shared.terminal import Say
 from shared.wandb_limits import cleaned
 from trainer.args import TrainArgs
-from trainer.configure import Say
 from trainer.errors import BadInput
 from trainer.training.checkpoint import Checkpoint, CheckpointDirectory, read_checkpoint
 from trainer.training.processes import Processes

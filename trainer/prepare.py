@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from shared.emitter.connection import check_address
+from shared.terminal import Say
 from trainer.args import TrainArgs
 from trainer.configure import (
-    Say,
     build_model_config,
     build_plan,
     describe_data,

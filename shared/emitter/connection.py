@@ -9,22 +9,19 @@ Not thread-safe: the sender thread owns it.
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 import zmq
 
+from shared.emitter.notices import Notices
 from shared.events import DecodeError
 from shared.text import clean
 from shared.values.scalars import type_name
 from shared.wire import FRAME_MAX_BYTES, Message, decode, encode
-
-log = logging.getLogger("telemetry.emitter")
 
 # Socket options. Each is here because a test failed or hung without it.
 _OPTIONS: Final = (
@@ -53,8 +50,7 @@ class Connection:
     def __init__(self, endpoint: str | None) -> None:
         """Begin without a socket; it is made at the first use. Without an endpoint none is made."""
         self.endpoint = endpoint
-        self.malformed = 0
-        self.failures = 0
+        self._notices = Notices()
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
         self._poller = zmq.Poller()
@@ -64,12 +60,7 @@ class Connection:
     def __enter__(self) -> Connection:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     def send(self, message: Message) -> bool:
@@ -104,7 +95,7 @@ class Connection:
         return False
 
     def receive(self) -> Iterator[Message]:
-        """Yield the messages that have arrived, without waiting. Malformed ones are counted."""
+        """Yield the messages that have arrived, without waiting. Malformed ones are skipped."""
         while (socket := self._open()) is not None:
             try:
                 frames = socket.recv_multipart(zmq.DONTWAIT)
@@ -112,8 +103,10 @@ class Connection:
                 return
             try:
                 yield decode(frames)
-            except DecodeError:
-                self.malformed += 1
+            except DecodeError as exc:
+                self._notices.warn(
+                    "malformed", f"telemetry skips a message: {clean(str(exc), 200)}"
+                )
 
     def rebuild(self) -> None:
         """Close the socket so that the next use makes a new one; its queued messages are lost."""
@@ -145,10 +138,8 @@ class Connection:
             except FileNotFoundError:
                 pass  # the directory of the socket will come with the sidecar
             except (zmq.ZMQError, OSError) as exc:
-                if self.failures == 0:
-                    shown = clean(self.endpoint, 200), OPEN_RETRY_S, exc
-                    log.warning("no socket for %s, retry_s=%g: %s", *shown)
-                self.failures += 1
+                shown = f"{clean(self.endpoint, 200)}, retry_s={OPEN_RETRY_S:g}: {exc}"
+                self._notices.warn("no socket", f"no socket for {shown}")
         return self._socket
 
     def _short_address(self, endpoint: str) -> str:

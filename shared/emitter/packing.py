@@ -131,10 +131,10 @@ def _bodies(event: Event, run_id: str, left_out: LeftOuts) -> list[Body]:
         body = _message(event, left_out)
     else:
         body = _foreign(event)
-    return [body | _told(event, left_out)]
+    return [body | _parts_left_out(event, left_out)]
 
 
-def _told(event: Event, left_out: LeftOuts) -> Body:
+def _parts_left_out(event: Event, left_out: LeftOuts) -> Body:
     """Return the left_out fields of a body: parts left out here and by the producer."""
     if isinstance(event, PartialEvent) and type(event.left_out) is dict and event.left_out:
         names = freeze(event.left_out, ROW_BUDGET)
@@ -156,7 +156,7 @@ def _metrics(event: MetricsLogged, left_out: LeftOuts) -> list[Body]:
         name, reason = next(iter(left_out.names.items()))
         raise Refused(reason, left_out.advice.get(reason, f"{name!r} can't be recorded"))
     bodies = [{**head, "values": row} for row in rows or [{}]]
-    bodies[0] |= _told(event, left_out)
+    bodies[0] |= _parts_left_out(event, left_out)
     return bodies
 
 
@@ -173,7 +173,7 @@ def _histogram(event: HistogramLogged, left_out: LeftOuts) -> Body:
         "name": name_of(text_of("name", event.name, left_out, "histogram")),
         "edges": edges,
         "counts": counts,
-    } | _told(event, left_out)
+    } | _parts_left_out(event, left_out)
 
 
 def _started(event: RunStarted, run_id: str, left_out: LeftOuts) -> Body:

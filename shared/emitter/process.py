@@ -13,7 +13,7 @@ import secrets
 import sys
 import time
 import weakref
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from shared.ids import main_source
 
@@ -34,7 +34,7 @@ class Endable(Protocol):
     def begin_again_in_child(self) -> None: ...
 
 
-LIVE: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
+LIVE: Final[weakref.WeakSet[Endable]] = weakref.WeakSet()
 _INHERITED: Final[set[tuple[str, str]]] = set()
 """(run id, source) of the emitters that were open in the parent when this process was forked."""
 _token = secrets.token_hex(8)

@@ -70,7 +70,7 @@ class OutgoingStream:
         self._unsent = 0
         """Index in frames of the next frame to send."""
         self._held = 0
-        """Number of oldest frames that the sidecar said it has received. They are kept until
+        """Number of oldest frames that the sidecar has reported as received. They are kept until
         they are on its disk, but they are not in flight: they use no credit."""
         self._in_flight_bytes = 0
         self._credit_bytes = 0
@@ -185,7 +185,7 @@ class OutgoingStream:
         # The sidecar may have received more of an adopted stream than was in its spool.
         return Fin(self.number, max(self.next_seq, self._sent_seq))
 
-    # --- transitions: what is heard
+    # --- transitions: what the sidecar says
 
     def lost(self) -> None:
         """Record that the sidecar may not know this stream any more: say HELLO, then resend."""
@@ -248,5 +248,5 @@ class OutgoingStream:
         self._in_flight_bytes = 0
 
     def _forget_unsent(self) -> None:
-        """Give up the next frame to send, whose events are lost. It was in the spool."""
+        """Count the next frame to send as lost: it was in the spool, and can't be loaded."""
         self.lost_events += self.frames.remove_spooled(self._unsent).count

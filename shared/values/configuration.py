@@ -46,7 +46,7 @@ def _plain(value: Frozen, path: str, left_out: LeftOuts) -> Any:
         return [_plain(item, _join(path, str(at)), left_out) for at, item in enumerate(value)]
     if type(value) is not Odd:
         return value
-    if not value.is_told:
+    if not value.is_whole:
         left_out.add(path or "config", value)
     return value.text
 

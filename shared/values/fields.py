@@ -23,7 +23,7 @@ def text_of(name: str, value: Any, left_out: LeftOuts, default: str, max_bytes: 
     if found is None:
         return default
     if isinstance(found, Odd):
-        if not found.is_told:
+        if not found.is_whole:
             left_out.add(name, found)
             return default
         found = found.text

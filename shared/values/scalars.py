@@ -51,7 +51,7 @@ class Odd(NamedTuple):
     advice: str
     text: str = ""
     """Text that a configuration shows in its place."""
-    is_told: bool = False
+    is_whole: bool = False
     """True if the text holds the whole value: a configuration then leaves nothing out."""
 
 
@@ -126,7 +126,7 @@ def _numpy(value: Any, kind: type, numpy: Any) -> Recorded | Odd:
     if kind.__module__ == "ml_dtypes":
         return float(value)
     if issubclass(kind, numpy.datetime64 | numpy.timedelta64 | numpy.complexfloating):
-        return odd(value, kind)._replace(text=str(value), is_told=True)
+        return odd(value, kind)._replace(text=str(value), is_whole=True)
     return odd(value, kind)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from shared.clock import Clock
 from shared.events import Event, MetricsLogged, encode_event, join_events
@@ -22,7 +22,7 @@ from shared.ids import SIDECAR, StreamId
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import write_json
 from telemetry.run_dir import ENDED, RUNNING, RunDir, RunFile
-from telemetry.run_info import RunInfo, lifecycle_events
+from telemetry.run_info import Process, RunInfo, lifecycle_events
 from telemetry.watch.facts import RunFacts
 from telemetry.watch.feed import Fed, Feed
 
@@ -122,6 +122,11 @@ class Run:
         """Return the seq of a stream's last event on disk, -1 before the first."""
         return self.writer.durable_seq(self._stream_id(session, source))
 
+    @property
+    def alerts(self) -> list[dict[str, Any]]:
+        """The conditions that have begun in this run and not ended."""
+        return self._told.alerts
+
     def facts(self, now_ns: int, *, is_host: bool) -> RunFacts:
         """Return what other threads may know of the run."""
         return RunFacts(
@@ -176,6 +181,11 @@ class Run:
         self._unsynced.add(self.run_id)
         self._learn(self._session, SIDECAR, event)
         self._hand_on(self._session, SIDECAR, [event], len(packed))
+
+    @property
+    def processes(self) -> dict[str, Process]:
+        """The process of each rank, by source, until it has finished."""
+        return self._told.processes
 
     def sync(self) -> None:
         """Sync the journal, then write run.json if it has changed.

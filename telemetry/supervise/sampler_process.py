@@ -2,7 +2,7 @@
 
 In: the address of the sidecar, and the sampling rate.
 Out: one process, started again RESTART_NS after it ended.
-Never: waits for it while the sidecar serves.
+Never: waits for it while the sidecar serves, or for one that the kernel does not let go.
 """
 
 from __future__ import annotations
@@ -10,14 +10,29 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
+from collections.abc import Iterable
 from typing import Final
 
 from shared.clock import Clock
+from shared.ids import sanitized_host
 from shared.programs import module_command, module_environ
+from telemetry.hardware.watched import Watched, order_of
+from telemetry.ingest.run import Run
 
 log = logging.getLogger("telemetry.service")
 
 RESTART_NS: Final = 5_000_000_000
+WATCHED_MAX: Final = 256
+
+
+def processes_on(host: str, runs: Iterable[Run]) -> list[Watched]:
+    """Return the processes of these runs that are on a host, in order."""
+    return [
+        Watched(run.run_id, source, process.pid, process.start_ns)
+        for run in runs
+        for source, process in sorted(run.processes.items())
+        if process.start_ns > 0 and sanitized_host(process.host) == host
+    ][:WATCHED_MAX]
 
 
 class SamplerProcess:
@@ -31,6 +46,27 @@ class SamplerProcess:
         self._clock = clock
         self._process: subprocess.Popen[bytes] | None = None
         self._not_before_ns = 0
+        self._order = b""
+        self._left_to_write = b""
+
+    def watch(self, processes: list[Watched]) -> None:
+        """Let the sampler read these training processes, and no others, from now on."""
+        order = order_of(processes)
+        if order != self._order and not self._left_to_write:
+            self._order = self._left_to_write = order
+        self._write()
+
+    def _write(self) -> None:
+        """Write as much of an order as the pipe takes; the rest follows with the next call."""
+        if not self._left_to_write or self._process is None or self._process.stdin is None:
+            return
+        try:
+            written = os.write(self._process.stdin.fileno(), self._left_to_write)
+        except BlockingIOError:  # a sampler that is frozen
+            return
+        except (OSError, ValueError):  # it has ended: the next one gets the whole order
+            return
+        self._left_to_write = self._left_to_write[written:]
 
     def keep(self) -> None:
         """Start the sampler if it is not running."""
@@ -47,7 +83,11 @@ class SamplerProcess:
                 env=module_environ(os.environ),
                 stdin=subprocess.PIPE,
                 start_new_session=True,
+                bufsize=0,
             )
+            assert self._process.stdin is not None
+            os.set_blocking(self._process.stdin.fileno(), False)
+            self._left_to_write = self._order
 
     def ask_to_end(self) -> None:
         """Close its standard input: it sends its last values and ends by itself."""
@@ -55,7 +95,7 @@ class SamplerProcess:
             self._process.stdin.close()
 
     def end(self) -> None:
-        """End it within about 2 s, by a kill if need be. May be called twice."""
+        """End it within about 4 s, by a kill if need be. May be called twice."""
         if self._process is None:
             return
         self.ask_to_end()
@@ -64,5 +104,9 @@ class SamplerProcess:
             self._process.wait(2)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            # Not for ever: a thread that a driver holds in the kernel does not end by a kill.
+            try:
+                self._process.wait(2)
+            except subprocess.TimeoutExpired:
+                log.warning("sampler %d does not end, and is left behind", self._process.pid)
         self._process = None

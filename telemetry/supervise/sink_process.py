@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
-import psutil
 
 from telemetry.errors import EXIT_FAULT, EXIT_OK, EXIT_RUNNING
 from telemetry.run_dir import RunDir, StateFile
+from telemetry.sinks.reporter import report_in
 from telemetry.sinks.slot import Slot
 from telemetry.sinks.surroundings import sink_environ
+from telemetry.supervise.descendants import Descendants
 
 log = logging.getLogger("telemetry.supervise.supervisor")
 
@@ -46,9 +47,6 @@ the kernel that has no memory left."""
 
 RECOVERIES_MAX: Final = 3
 """Crashes after which a drain waits no more; skipping one bad row takes two crashes."""
-
-RECORD_NS: Final = 2_000_000_000
-"""Time between two looks for child processes: each reads the whole process table."""
 
 
 class SinkStatus(NamedTuple):
@@ -92,9 +90,7 @@ class SinkProcess:
     """True if the process has logged its detail itself."""
     last_said: str = ""
     """State and detail that were last logged, without numbers."""
-    recorded_ns: int = 0
-    descendants: dict[int, float] = field(default_factory=dict)
-    """pid -> start time of every process it has started, for killing them all."""
+    descendants: Descendants = field(default_factory=Descendants)
     told: tuple[str, int, str] = ("", 0, "")
     """State, restarts and detail as the state file has them."""
 
@@ -143,8 +139,7 @@ class SinkProcess:
             os.close(write_fd)
         self.report_fd, self.partial = read_fd, b""
         self.started_ns = self.heard_ns = now
-        self.recorded_ns = 0
-        self.state, self.is_stopping, self.descendants = "starting", False, {}
+        self.state, self.is_stopping, self.descendants = "starting", False, Descendants()
         self.is_said = False
 
     def ask_to_stop(self) -> None:
@@ -173,16 +168,13 @@ class SinkProcess:
         if data:
             self.heard_ns = now
             *lines, self.partial = (self.partial + data).split(b"\n")
-            for line in lines[-1:]:
-                report = json.loads(line)
-                self.state, self.row = report["state"], report["row"]
-                self.detail = report["detail"]
-                self.skipped = report.get("skipped", 0)
-                self.left_out = report.get("left_out", 0)
-                self.is_said = report.get("said", False)
-            if now - self.recorded_ns > RECORD_NS:
-                self.recorded_ns = now
-                self._record_descendants()
+            if lines:
+                report = report_in(lines[-1])
+                self.state, self.row, self.detail = report.state, report.row, report.detail
+                self.skipped, self.left_out = report.skipped, report.left_out
+                self.is_said = report.said
+            if self.process is not None:
+                self.descendants.record_now_and_then(self.process.pid, now)
 
     def tell(self) -> None:
         """Write the state file beside the cursor, for `inspect`, if it has changed."""
@@ -207,7 +199,7 @@ class SinkProcess:
             self._hold_against_row(_how_it_ended(code))
         # 3. Kill the processes that it left behind: they would be in the way of the next one.
         if code != EXIT_OK:
-            self._kill_descendants()
+            self.descendants.kill()
         # 4. Decide about the next start: at once, never, or after a back-off.
         if code == EXIT_OK:
             self.failures, self.not_before_ns = 0, now
@@ -241,11 +233,11 @@ class SinkProcess:
         """End the process and all it has started: wandb-core has a session of its own."""
         assert self.process is not None
         log.warning("sink=%s run=%s killed: %s", self.sink, self.run_dir.name, why)
-        self._record_descendants()
+        self.descendants.record(self.process.pid)
         self.listen(now)
         self.state, self.detail, self.is_stopping, self.is_said = "killed", why, True, True
         self.process.kill()
-        self._kill_descendants()
+        self.descendants.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(DIE_S)
         self.reap(now)
@@ -272,11 +264,6 @@ class SinkProcess:
         delay_s: float = min(BACKOFF_FIRST_S * 2.0 ** (self.failures - 1), BACKOFF_MAX_S)
         return delay_s * random.uniform(0.5, 1.0)
 
-    def _kill_descendants(self) -> None:
-        for pid, start_time in self.descendants.items():
-            _kill_if_same(pid, start_time)
-        self.descendants = {}
-
     def _let_go(self, now: int) -> None:
         assert self.process is not None and self.process.stdin is not None
         if self.state != "killed":
@@ -285,14 +272,6 @@ class SinkProcess:
         os.close(self.report_fd)
         self.process, self.report_fd = None, -1
 
-    def _record_descendants(self) -> None:
-        assert self.process is not None
-        try:
-            for child in psutil.Process(self.process.pid).children(recursive=True):
-                self.descendants[child.pid] = child.create_time()
-        except psutil.Error:
-            pass
-
 
 def _how_it_ended(code: int) -> str:
     if code >= 0:
@@ -300,11 +279,3 @@ def _how_it_ended(code: int) -> str:
     with contextlib.suppress(ValueError):
         return f"ended by {signal.Signals(-code).name}"
     return f"ended by signal {-code}"
-
-
-def _kill_if_same(pid: int, start_time: float) -> None:
-    try:
-        if psutil.Process(pid).create_time() == start_time:
-            os.kill(pid, signal.SIGKILL)
-    except (psutil.Error, ProcessLookupError):
-        pass

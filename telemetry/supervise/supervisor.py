@@ -28,7 +28,7 @@ from telemetry.supervise.sink_process import SinkProcess, SinkStatus
 
 log = logging.getLogger("telemetry.supervise.supervisor")
 
-TURN_S: Final = 0.25
+POLL_S: Final = 0.25
 _T = TypeVar("_T", bound=msgspec.Struct)
 
 PROBE_NS: Final = 30_000_000_000
@@ -99,13 +99,13 @@ class Supervisor:
 
         May be called twice, and without a start.
         """
-        # 1. Stop the supervisor's thread; its turns go on here, with the children it had.
+        # 1. Stop the supervisor's thread; its polls go on here, with the children it had.
         deadline_ns = self._clock.monotonic_ns() + int(timeout_s * 1e9)
         self._is_ending.set()
         if self._thread.ident is not None:
             self._thread.join()
-        # 2. Turn until no sink can do more, or the time is over.
-        while self._clock.monotonic_ns() < deadline_ns and self._turn(is_draining=True):
+        # 2. Poll until no sink can do more, or the time is over.
+        while self._clock.monotonic_ns() < deadline_ns and self._poll(is_draining=True):
             threading.Event().wait(0.05)
         # 3. Kill the rest: no sink outlives the sidecar, and the next one starts its own.
         for item in self._sinks_of.values():
@@ -115,19 +115,19 @@ class Supervisor:
         self._look()
 
     def _run(self) -> None:
-        while not self._is_ending.wait(TURN_S):
+        while not self._is_ending.wait(POLL_S):
             try:
-                self._turn(is_draining=False)
+                self._poll(is_draining=False)
             except Exception:
                 log.exception("supervisor failed; it goes on")
 
-    def _turn(self, *, is_draining: bool) -> bool:
-        """Run one turn over all sinks. Return True while there is work that can be done.
+    def _poll(self, *, is_draining: bool) -> bool:
+        """Look at all sinks once. Return True while there is work that can be done.
 
         Nothing here waits for a child, but a second for one that was killed.
         """
         # 1. Look which pairs have work. Before children are reaped: one that ends now has its
-        #    last commit counted in the next turn, and is at worst started once for nothing.
+        #    last commit counted in the next poll, and is at worst started once for nothing.
         wanted, now = self._look(), self._clock.monotonic_ns()
         # 2. Hear, reap, kill, in this order: a child's last report says how it ended, and
         #    only a silent one that still lives counts as hanging.
@@ -153,7 +153,7 @@ class Supervisor:
                 if item.is_at_work and not item.is_stopping:
                     item.kill("paused: no room on disk", now)
         # 5. Publish the states, for `inspect` and for other threads: last, so that they show
-        #    this turn.
+        #    this poll.
         for item in self._sinks_of.values():
             item.tell()
         self._statuses = [item.status for item in self._sinks_of.values()]

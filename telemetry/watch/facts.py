@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from telemetry.supervise.sink_process import SinkStatus
 
 
 @dataclass(frozen=True)
@@ -25,3 +28,15 @@ class RunFacts:
     silent_s: float = 0.0
     durable_row: int = 0
     alerts: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Situation:
+    """All that the rules of alerts look at, beside the values themselves.
+
+    free_bytes: free room where runs are recorded; None before it was looked at.
+    """
+
+    runs: tuple[RunFacts, ...] = ()
+    sinks: Sequence[SinkStatus] = ()
+    free_bytes: int | None = None

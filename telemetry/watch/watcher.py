@@ -1,7 +1,7 @@
 """Watcher: the thread that keeps the latest values and evaluates the rules of alerts.
 
 In: frames from the feed, and the facts that the journal thread publishes.
-Out: a copy of the latest values, made anew in each turn.
+Out: a copy of the latest values and the conditions of alerts, made anew in each turn.
 Never: touches a journal, or keeps another thread waiting.
 """
 
@@ -13,7 +13,14 @@ from collections.abc import Callable
 from typing import Final
 
 from shared.clock import Clock
-from telemetry.watch.facts import RunFacts
+from shared.events import AlertChanged
+from shared.ids import SIDECAR
+from telemetry.alerts.evaluator import Evaluator
+from telemetry.alerts.recording import Published, onset_of
+from telemetry.alerts.rules import Rules
+from telemetry.alerts.telling import Telling
+from telemetry.alerts.verdicts import HOST, Conditions, Key
+from telemetry.watch.facts import Situation
 from telemetry.watch.feed import Feed
 from telemetry.watch.latest import Latest
 
@@ -23,16 +30,35 @@ TURN_S: Final = 1.0
 
 
 class Watcher:
-    """Owns the latest values. `latest` may be read from any thread."""
+    """Owns the latest values and the conditions.
 
-    def __init__(self, feed: Feed, facts: Callable[[], tuple[RunFacts, ...]], clock: Clock) -> None:
+    `latest`, `published` and `counts` may be read from any thread: each turn makes new ones.
+    """
+
+    def __init__(
+        self,
+        feed: Feed,
+        situation: Callable[[], Situation],
+        clock: Clock,
+        rules: Rules,
+        telling: Telling,
+    ) -> None:
         self.latest = Latest()
-        """A copy, as of the last turn; a new object in each."""
+        """A copy, as of the last turn."""
+        self.published = Published()
+        """The conditions of alerts, for the journal thread to record."""
+        self.counts: dict[str, int] = {}
+        """Onsets of alerts, by name."""
         self.failures = 0
         self._feed = feed
-        self._facts = facts
+        self._situation = situation
         self._clock = clock
+        self._evaluator = Evaluator(rules)
+        self._telling = telling
+        self._conditions = Conditions()
         self._values = Latest()
+        self._unrecorded: set[Key] = set()
+        """Conditions of the machine that were told and that no run has."""
         self._is_ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
 
@@ -48,10 +74,36 @@ class Watcher:
     def turn(self) -> None:
         """Take in what came since the last turn, and publish."""
         now_ns = self._clock.monotonic_ns()
-        frames, _ = self._feed.take()
+        situation = self._situation()
+        live = frozenset(run.run_id for run in situation.runs if not run.is_ended)
+        # 1. Values first: the rules look at them.
+        frames, alerts = self._feed.take()
         self._values.take(frames, now_ns)
-        self._values.keep_only((run.run_id for run in self._facts() if not run.is_ended), now_ns)
+        self._values.keep_only(live, now_ns)
         self.latest = self._values.copy()
+        # 2. The rules, with what an earlier sidecar recorded as still open.
+        self._evaluator.see(frames, now_ns)
+        verdicts = self._evaluator.verdicts(situation, self.latest, now_ns)
+        self._conditions.forget(live)
+        self._conditions.take(verdicts, _standing(situation), now_ns)
+        self.published = Published(self._conditions.active(), self._conditions.over())
+        # 3. Tell what was journaled, and what no run records.
+        for alert in alerts:
+            self._telling.take(alert)
+        if not any(run.is_started and not run.is_ended for run in situation.runs):
+            self._tell_unrecorded()
+        self.counts = dict(self._telling.counts)
+
+    def _tell_unrecorded(self) -> None:
+        """Tell the conditions of the machine while no run can record them."""
+        for key in [key for key in self._unrecorded if key in self.published.over]:
+            self._unrecorded.discard(key)
+            event = AlertChanged(name=key.name, subject=key.subject, is_active=False)
+            self._telling.tell("", SIDECAR, event)
+        for key, found in self.published.active.items():
+            if key.scope == HOST:
+                self._unrecorded.add(key)
+                self._telling.tell("", SIDECAR, onset_of(key, found))
 
     def _run(self) -> None:
         while not self._is_ending.wait(TURN_S):
@@ -61,3 +113,14 @@ class Watcher:
                 self.failures += 1
                 if self.failures == 1:
                     log.exception("the watcher failed; it goes on")
+
+
+def _standing(situation: Situation) -> frozenset[Key]:
+    """Return the conditions that a sidecar has recorded as begun, in the scopes they may have."""
+    return frozenset(
+        Key(scope, str(alert.get("name")), str(alert.get("subject")))
+        for run in situation.runs
+        for alert in run.alerts
+        if alert.get("source") == SIDECAR
+        for scope in (run.run_id, HOST)
+    )

@@ -20,6 +20,7 @@ import zmq
 
 from shared.clock import SystemClock
 from shared.emitter import Emitter, EmitterStats, NullEmitter
+from shared.emitter.connection import Connection
 from shared.emitter.options import EmitterOptions
 from shared.emitter.spool import adopt_orphans
 from shared.events import (
@@ -32,6 +33,7 @@ from shared.events import (
     RunFinished,
     RunStarted,
 )
+from shared.wire import SCHEMA, FinAck, Hello, Message, encode
 from tests.fakes import Disk, FakeSidecar
 
 RUN = "run"
@@ -309,14 +311,17 @@ def test_garbage_is_refused_and_counted_and_its_neighbours_arrive(endpoint, capl
     assert 5 < len(reasons) == len(set(reasons)) < len(REFUSED) + len(PARTLY)
 
 
-class FrozenDisk:
-    """Stands for a disk that stands still: a write does not return until it thaws."""
+class FrozenSpool:
+    """Stands for a spool on a frozen disk: a write does not return until it thaws."""
 
     def __init__(self) -> None:
+        self._pwrite = os.pwrite
         self.is_stuck = threading.Event()
         self.thaw = threading.Event()
 
-    def pwrite(self, fd: int, data: object, at: int) -> int:
+    def pwrite(self, fd: int, data: bytes, at: int) -> int:
+        if Path(f"/proc/self/fd/{fd}").readlink().suffix not in (".making", ".spool"):
+            return self._pwrite(fd, data, at)
         self.is_stuck.set()
         assert self.thaw.wait(FAR_S)
         raise OSError(errno.EIO, "frozen")
@@ -324,7 +329,7 @@ class FrozenDisk:
 
 def test_emit_does_not_wait_while_the_sender_is_stuck_on_a_disk(endpoint, spool_dir, monkeypatch):
     """Row 35: the queue fills up to its bound, and what does not fit is counted."""
-    frozen = FrozenDisk()
+    frozen = FrozenSpool()
     monkeypatch.setattr(os, "pwrite", frozen.pwrite)
     emitter = Emitter(
         endpoint, run_id=RUN, source="rank0", spool_dir=spool_dir, queue_max_bytes=4 * 2**20
@@ -688,6 +693,28 @@ def test_an_exception_in_the_sender_does_not_end_it(endpoint, monkeypatch, caplo
 
         assert emitter.close(FAR_S) and emitter._sender.crashed == 3
     assert [record.exc_info is not None for record in caplog.records] == [True]
+
+
+def test_a_message_that_no_sidecar_sends_is_skipped_and_logged_once(endpoint, caplog):
+    """Row 24: what follows it is received."""
+    with (
+        zmq.Context() as context,
+        context.socket(zmq.ROUTER) as router,
+        Connection(endpoint) as connection,
+    ):
+        router.setsockopt(zmq.LINGER, 0)
+        router.bind(endpoint)
+        wait_until(lambda: connection.send(Hello(1, "r", "s", "rank0", SCHEMA)))
+        peer, *_ = router.recv_multipart()
+        received: list[Message] = []
+
+        for frames in ([b"\xff"], [b"garbage", b"\xc1"], encode(FinAck(1))):
+            router.send_multipart([peer, *frames])
+        wait_until(lambda: received.extend(connection.receive()) or bool(received))
+
+    assert received == [FinAck(1)]
+    (record,) = caplog.records
+    assert "skips a message" in record.getMessage()
 
 
 class BackwardClock(SystemClock):

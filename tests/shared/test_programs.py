@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from shared import programs
 from shared.programs import ROOT, module_command, module_environ
 
 NAMESAKES = ("shared", "telemetry", "trainer")
@@ -37,11 +36,11 @@ def test_a_child_runs_our_module_in_a_directory_with_namesakes(project):
     assert done.returncode == 0 and "sidecar" in done.stdout, done.stderr
 
 
-def test_installed_the_search_path_stays_as_it_is(monkeypatch):
+def test_installed_the_search_path_stays_as_it_is():
     """In front of the standard library, site-packages could hide modules of it."""
-    monkeypatch.setattr(programs, "ROOT", Path("/usr/lib/python3/site-packages"))
+    site = Path("/usr/lib/python3/site-packages")
 
-    assert module_environ({"PYTHONPATH": "/mine"}) == {"PYTHONPATH": "/mine"}
+    assert module_environ({"PYTHONPATH": "/mine"}, site) == {"PYTHONPATH": "/mine"}
 
 
 @pytest.mark.parametrize("module", ["telemetry", "trainer"])

@@ -314,7 +314,7 @@ def into_lines(monkeypatch):
 
     # Replay takes the signals of its process; here they are the tests' own.
     monkeypatch.setattr("telemetry.commands.replay.signal.signal", lambda *_: None)
-    monkeypatch.setattr("telemetry.sinks.runner.WRITE_ROWS", 3)
+    monkeypatch.setattr("telemetry.sinks.delivery.WRITE_ROWS", 3)
     install()
     return install
 

@@ -19,7 +19,8 @@ from telemetry.errors import EXIT_BACKLOG, EXIT_FAULT, EXIT_OK, EXIT_RUNNING, Co
 from telemetry.ingest.gateway import Gateway
 from telemetry.ingest.ingest import Ingest
 from telemetry.json_files import read_json
-from telemetry.service import Service, exit_code_in
+from telemetry.service import Service
+from telemetry.starter import exit_code_in
 from tests.telemetry.sidecar_process import SidecarProcess, clean_env, http_get
 from tests.telemetry.waiting import wait_until
 from tests.telemetry.wire_client import finished, metric, read_rows, started

@@ -71,7 +71,7 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    monkeypatch.setattr("telemetry.supervise.supervisor.TURN_S", 0.02)
+    monkeypatch.setattr("telemetry.supervise.supervisor.POLL_S", 0.02)
     monkeypatch.setattr("telemetry.supervise.sink_process.BACKOFF_FIRST_S", 0.05)
     monkeypatch.setattr("telemetry.supervise.sink_process.BACKOFF_MAX_S", 0.2)
     place = Place(tmp_path)

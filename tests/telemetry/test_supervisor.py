@@ -57,7 +57,7 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    monkeypatch.setattr("telemetry.supervise.supervisor.TURN_S", 0.01)
+    monkeypatch.setattr("telemetry.supervise.supervisor.POLL_S", 0.01)
     place = Place(tmp_path)
     yield place
     for supervisor in place.made:

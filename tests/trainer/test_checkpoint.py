@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -57,6 +58,22 @@ def test_a_checkpoint_takes_the_place_of_one_of_the_same_step(tmp_path: Path):
 
 def names_in(directory: CheckpointDirectory) -> list[str]:
     return sorted(path.name for path in directory.path.iterdir())
+
+
+def test_the_names_of_all_directories_above_a_checkpoint_are_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A synced file whose directory has no durable name is gone after a power cut."""
+    synced: set[int] = set()
+    fsync = os.fsync
+    monkeypatch.setattr(
+        files.os, "fsync", lambda fd: (synced.add(os.fstat(fd).st_ino), fsync(fd))[1]
+    )
+
+    path = CheckpointDirectory(tmp_path / "runs" / "out").save(checkpoint(1))
+
+    above = [tmp_path, tmp_path / "runs", tmp_path / "runs" / "out", path.parent, path]
+    assert [place for place in above if place.stat().st_ino not in synced] == []
 
 
 @pytest.mark.parametrize("call", ["fsync", "save_file", "rename"])
@@ -149,15 +166,15 @@ def test_an_averaged_teacher_is_kept_where_there_is_one(tmp_path: Path):
     """In a file of its own, refused by name if it is damaged; without one there is none."""
     directory = CheckpointDirectory(tmp_path)
     alone = directory.save(checkpoint(1))
-    guided = directory.save(checkpoint(2) | {"teacher": {"encoder.weight": torch.ones(2)}})
+    with_teacher = directory.save(checkpoint(2) | {"teacher": {"encoder.weight": torch.ones(2)}})
 
-    found = read_checkpoint(guided)["teacher"]
+    found = read_checkpoint(with_teacher)["teacher"]
 
     assert torch.equal(found["encoder.weight"], torch.ones(2))
     assert read_checkpoint(alone)["teacher"] == {}
-    (guided / "teacher.safetensors").write_bytes(b"")
+    (with_teacher / "teacher.safetensors").write_bytes(b"")
     with pytest.raises(BadInput, match=r"step-000002 cannot be read"):
-        read_checkpoint(guided)
+        read_checkpoint(with_teacher)
 
 
 def test_what_is_no_checkpoint_at_all_is_refused(tmp_path: Path):

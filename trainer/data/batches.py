@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import multiprocessing.util
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from shared.terminal import Say
 from trainer.data.masking import (
     Batch,
     Masking,
@@ -80,7 +81,7 @@ class TrainingBatches(Dataset[Batch]):
         return int(self._orders[epoch][offset])
 
 
-def usable_workers(num_workers: int, say: Callable[[str], None]) -> int:
+def usable_workers(num_workers: int, say: Say) -> int:
     """Return the number of loader processes to use; 0 if they could not pass on batches.
 
     They need a semaphore in /dev/shm and sockets in a directory for temporary files. The

@@ -16,10 +16,11 @@ import hashlib
 import lzma
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.terminal import Say
 from trainer.errors import BadInput
 
 SAMPLE_PATH = Path(__file__).parent / "assets" / "austen.txt.xz"
@@ -41,7 +42,7 @@ class Corpus:
         return f"{self.name} {self.sha256[:16]}"
 
 
-def load_corpus(name: str, say: Callable[[str], None]) -> Corpus:
+def load_corpus(name: str, say: Say) -> Corpus:
     """Load a dataset by the name that --dataset takes.
 
     Raises:
@@ -83,7 +84,7 @@ def join_wikitext(text: str) -> str:
     return re.sub(r" ?@([-,.])@ ?", r"\1", text)
 
 
-def _load_wikitext(name: str, say: Callable[[str], None]) -> Corpus:
+def _load_wikitext(name: str, say: Say) -> Corpus:
     say(f"Loading {HUB_DATASET} {name} (without a connection this takes up to a minute to fail).")
     import datasets  # here: takes a second, and only this dataset needs it
 

@@ -9,7 +9,7 @@ of all three.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.files import write_atomically
+from shared.terminal import Say
 from trainer.data.corpus import Corpus
 from trainer.data.tokenizer import LoadedTokenizer
 
@@ -29,7 +30,7 @@ def load_rows(
     tokenizer: LoadedTokenizer,
     length: int,
     cache_dir: Path,
-    say: Callable[[str], None],
+    say: Say,
 ) -> dict[str, Tensor]:
     """Return the packed rows of each split, (rows, length) int32.
 
@@ -84,7 +85,7 @@ def _key(corpus: Corpus, tokenizer: LoadedTokenizer, length: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def _read(path: Path, say: Callable[[str], None]) -> dict[str, Tensor] | None:
+def _read(path: Path, say: Say) -> dict[str, Tensor] | None:
     if not path.exists():
         return None
     try:

@@ -8,7 +8,7 @@ Never: takes the shipped tokenizer instead of one that the user chose, or withou
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.terminal import Say
 from trainer.errors import BadInput
 
 SHIPPED_PATH = Path(__file__).parent / "assets" / "tokenizer.json"
@@ -61,9 +62,7 @@ class LoadedTokenizer:
                 yield np.asarray(ids, dtype=np.int32)
 
 
-def load_tokenizer(
-    name: str, dataset: str, say: Callable[[str], None], is_chosen: bool = False
-) -> LoadedTokenizer:
+def load_tokenizer(name: str, dataset: str, say: Say, is_chosen: bool = False) -> LoadedTokenizer:
     """Load the tokenizer of a run.
 
     The shipped one takes the place of the default one if that was not chosen (is_chosen) and

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
+from shared.terminal import Say
 from trainer.data.masking import Batch
 from trainer.errors import BadInput
-from trainer.evaluation.text import Batches, Say, Text
+from trainer.evaluation.text import Batches, Text
 from trainer.model import BitNetQDyT
 from trainer.model.calibration import freeze_group_means, measure_group_means
 from trainer.training.evaluate import Evaluation, evaluate
@@ -51,7 +52,7 @@ def calibrate(
 
     The means are measured on every second of the first batches of the training text, and
     the losses are compared on the others. The text of the evaluation, validation or test,
-    is not used for either.
+    is not used for either. measure and judge compute means and losses.
     """
     measured, judged = _halves(text.batches("train", 2 * CALIBRATION_BATCHES))
     before = judge(model, judged, device)

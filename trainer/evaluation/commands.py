@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 
 from shared.files import write_atomically
+from shared.terminal import Say
 from trainer.data.masking import Batch
 from trainer.errors import BadInput
 from trainer.evaluation.calibrate import calibrate, evaluate_batches
 from trainer.evaluation.checkpoint_args import CheckpointArgs
 from trainer.evaluation.export import export_encoder
-from trainer.evaluation.text import Say, load_own_tokenizer, load_text
+from trainer.evaluation.text import load_own_tokenizer, load_text
 from trainer.model import BitNetQDyT
 from trainer.model.diagnostics.diagnostics import Diagnostics
 from trainer.reporting.progress import perplexity

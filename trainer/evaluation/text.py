@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from shared.terminal import Say
 from trainer.args import TrainArgs
 from trainer.data.batches import evaluation_batches
 from trainer.data.corpus import load_corpus
@@ -23,7 +24,6 @@ from trainer.errors import BadInput
 from trainer.evaluation.checkpoint_args import CheckpointArgs
 from trainer.training.checkpoint import Checkpoint, tokenizer_of
 
-Say = Callable[[str], None]
 Batches = Callable[[], Iterator[Batch]]
 
 

@@ -22,7 +22,7 @@ from trainer.model.config import ModelConfig
 from trainer.model.integer import integer_weights
 from trainer.model.mixing import largest_block
 from trainer.model.norms import make_norm
-from trainer.model.precision import ScheduledModule, end_stage_bits
+from trainer.model.precision import ScheduledModule, table_stage_bits
 from trainer.model.schedule import ScheduleState
 from trainer.model.weight_cache import QuantizesWeight
 
@@ -50,7 +50,7 @@ class Embedding(ScheduledModule):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.stage_bits = end_stage_bits(config.embedding_bits, config.weight_mode)
+        self.stage_bits = table_stage_bits(config.embedding_bits, config.weight_mode)
         self.bits = self.stage_bits.full_ternary
         self.group = largest_block(config.d_model, _ROW_GROUP)
         self.token = nn.Parameter(torch.empty(config.vocab_size, config.d_model))
@@ -76,11 +76,11 @@ class LanguageModelHead(ScheduledModule, QuantizesWeight):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.stage_bits = end_stage_bits(config.head_bits, config.weight_mode)
+        self.stage_bits = table_stage_bits(config.head_bits, config.weight_mode)
         self.bits = self.stage_bits.full_ternary
         self.group = largest_block(config.d_model, _ROW_GROUP)
         self.norm = make_norm(config, config.final_norm)
-        input_bits = end_stage_bits(config.head_bits, config.activation_mode)
+        input_bits = table_stage_bits(config.head_bits, config.activation_mode)
         self.input = ActivationQuantizer(config, config.d_model, input_bits)
         self.weight = nn.Parameter(torch.empty(config.vocab_size, config.d_model))
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))

@@ -61,7 +61,7 @@ class ScheduledModule(nn.Module):
 def weight_stage_bits(config: ModelConfig, layer: int, site: str) -> StageBits:
     """Return the bits of a weight: int8 first, then ternary.
 
-    The upper half of the layers turns ternary in the partial_ternary stage, the others in
+    The upper half of the layers becomes ternary in the partial_ternary stage, the others in
     full_ternary. V and O of the last blocks have vo_bits instead.
     """
     if config.weight_mode == "float":
@@ -89,8 +89,8 @@ def activation_stage_bits(config: ModelConfig, layer: int, site: str) -> StageBi
     return StageBits(WARMUP_BITS, bits, bits)
 
 
-def end_stage_bits(bits: int, mode: WeightMode | ActivationMode) -> StageBits:
-    """Return the bits of embedding or head, which have no ternary stage."""
+def table_stage_bits(bits: int, mode: WeightMode | ActivationMode) -> StageBits:
+    """Return the bits of a table of embedding or head, which has no ternary stage."""
     return UNQUANTIZED if mode == "float" else StageBits(WARMUP_BITS, bits, bits)
 
 

@@ -28,6 +28,7 @@ from shared.events import (
     RunStarted,
 )
 from shared.ids import source_of_rank
+from shared.terminal import Say
 
 Scalar = float | int | bool | str
 
@@ -128,7 +129,7 @@ def open_emitter(
     rank: int,
     spool_dir: Path,
     close_timeout_s: float,
-    say: Callable[[str], None],
+    say: Say,
 ) -> EventSink:
     """Open the emitter of this process, or one that discards events if that fails."""
     try:

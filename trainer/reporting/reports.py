@@ -31,7 +31,7 @@ class Reading:
 
 
 class Reporter:
-    """The reporter of the process of one rank; that of rank 0 is the first. Not thread-safe."""
+    """The reporter of one process; only the first reports for the run. Not thread-safe."""
 
     def __init__(self, observer: Observer, progress: Progress, rank: int = 0) -> None:
         self._observer, self._progress = observer, progress

@@ -13,17 +13,16 @@ import shutil
 import subprocess
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
 from shared.programs import ROOT, module_command, module_environ
 from shared.socket_path import SOCKET_NAME, fits, temporary_directories
+from shared.terminal import Say
 
 DRAIN_TIMEOUT_S = 25.0
 """Wait for the child's end. The service drains for 20 s at most; the rest is for its exit."""
-
-Say = Callable[[str], None]
 
 
 class PrivateAddress:

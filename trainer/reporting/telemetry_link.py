@@ -8,11 +8,12 @@ Never: raises, or delays the end of a run without a bound.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
+from shared.terminal import Say
 from trainer.args import TrainArgs
 from trainer.reporting.observer import Observer, open_emitter
 from trainer.reporting.progress import Progress
@@ -78,7 +79,7 @@ def _listener(
     args: TrainArgs,
     spool_dir: Path,
     processes: Processes,
-    say: Callable[[str], None],
+    say: Say,
     stack: ExitStack,
 ) -> tuple[str, Sidecar | None, bool]:
     """Return the address to emit to, the sidecar to close if any, and if anybody listens."""

@@ -60,8 +60,9 @@ class ProbeProcess:
 
 def main() -> None:
     from telemetry.hardware.conditions import Conditions
+    from telemetry.hardware.gpu_processes import GpuProcesses
     from telemetry.hardware.nvml import NvmlProbe, load_nvml
-    from tests.telemetry.hardware.fakes import ManualClock
+    from tests.fakes import ManualClock
 
     clock = ManualClock()
     events: list[Any] = []
@@ -71,6 +72,7 @@ def main() -> None:
         clock,
         lambda level, text: reports.append((level, text)),
         Conditions("node1", events.append, clock),
+        GpuProcesses(dict, lambda: True, print),
     )
     for line in sys.stdin:
         command, *arguments = line.split()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from telemetry.hardware.conditions import Conditions
-from tests.telemetry.hardware.fakes import ManualClock
+from tests.fakes import ManualClock
 
 
 @pytest.fixture

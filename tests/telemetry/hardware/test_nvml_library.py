@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from telemetry.hardware.metric_list import GPUS
 from tests.telemetry.hardware.fake_nvml import Machine
 from tests.telemetry.hardware.probe_process import ProbeProcess
 
@@ -77,6 +78,7 @@ def test_a_hopper_gpu_has_all_readings(start):
         "remapped_rows_uncorrected_total": 0,
         "remapped_rows_pending": False,
         "remapped_rows_failed": False,
+        "compute_processes": 2,
         "sm_active_percent": 2.0,
         "sm_occupancy_percent": 3.0,
         "tensor_active_percent": 5.0,
@@ -86,6 +88,19 @@ def test_a_hopper_gpu_has_all_readings(start):
         "fp16_active_percent": 13.0,
         "integer_active_percent": 4.0,
     }
+
+
+def test_all_readings_of_gpus_are_on_the_page_of_metrics_and_no_other(start):
+    """Of a whole GPU and a divided one; processes need a training run."""
+    process = start(gpus=2, gpm=1, gpu__1__mig=2)
+    process.read()
+
+    names = set(process.read(after_s=1))
+
+    found = {name: GPUS.described(name) for name in names}
+    assert {name: len(metrics) for name, metrics in found.items()} == dict.fromkeys(names, 1)
+    listed = {metric.name for metric in GPUS.metrics if "<run>" not in metric.name}
+    assert {metrics[0].name for metrics in found.values()} == listed
 
 
 def test_eight_gpus_are_told_apart_by_uuid(start):

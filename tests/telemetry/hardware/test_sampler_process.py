@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from shared.events import AlertChanged, MetricsLogged
+from telemetry.hardware.metric_list import ALL
 from telemetry.hardware.proc import TICKS_PER_SECOND, boot_time_s, stat_of
 from telemetry.hardware.watched import Watched, order_of
 from tests.fakes import FakeSidecar
@@ -65,6 +66,7 @@ def test_the_sampler_records_eight_gpus_and_times_its_probes(sidecar, start):
     times = {name for name in values if name.startswith("sampler/probe/")}
     assert {"sampler/probe/cpu_seconds", "sampler/probe/nvml_seconds"} <= times
     assert all(0 <= values[name] < 60 for name in times)
+    assert [name for name in values if len(ALL.described(name)) != 1] == []
 
 
 def test_a_call_into_the_driver_that_hangs_is_named_and_the_rest_goes_on(sidecar, start, machine):

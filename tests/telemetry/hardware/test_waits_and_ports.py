@@ -9,7 +9,7 @@ from telemetry.hardware.conditions import Conditions
 from telemetry.hardware.infiniband import InfinibandProbe
 from telemetry.hardware.oom import OomProbe
 from telemetry.hardware.pressure import PressureProbe
-from tests.telemetry.hardware.fakes import ManualClock
+from tests.fakes import ManualClock
 
 
 @pytest.fixture

@@ -99,8 +99,9 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     run = Recorded(tmp_path)
-    monkeypatch.setattr("telemetry.sinks.runner.POLL_S", 0.01)
-    monkeypatch.setattr("telemetry.sinks.runner.WRITE_ROWS", 70)
+    for module in ("runner", "delivery"):
+        monkeypatch.setattr(f"telemetry.sinks.{module}.POLL_S", 0.01)
+    monkeypatch.setattr("telemetry.sinks.delivery.WRITE_ROWS", 70)
     yield Bench(run, SinkJob("lines", tmp_path, tmp_path, True, {}), monkeypatch)
     run.writer.close()
 
@@ -145,7 +146,7 @@ PLACES = [
 @pytest.mark.parametrize("place", PLACES)
 def test_after_a_kill_at_any_place_each_row_is_there_once(bench, place, commit_interval_s):
     """Between write, commit and cursor; more than once in a row. Row 18."""
-    bench.patch.setattr("telemetry.sinks.runner.COMMIT_INTERVAL_S", commit_interval_s)
+    bench.patch.setattr("telemetry.sinks.delivery.COMMIT_INTERVAL_S", commit_interval_s)
     bench.patch.setattr("telemetry.journal.reader.CHUNK_BYTES", 8_000)
     bench.run.append(1000)
     bench.run.set_state("ended", status="finished")

@@ -61,7 +61,10 @@ _MAXIMA: dict[type[ObservedModule], dict[str, str]] = {
 
 
 class Diagnostics:
-    """The diagnostics of one encoder, kept by whoever trains or evaluates it. Not thread-safe."""
+    """The diagnostics of one encoder, which a training loop or an evaluation holds.
+
+    The encoder does not know of them. Not thread-safe.
+    """
 
     def __init__(self, model: BitNetQDyT) -> None:
         self._model = model

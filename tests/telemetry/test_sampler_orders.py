@@ -1,0 +1,88 @@
+"""The sidecar tells its sampler which training processes to read."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from telemetry.hardware.watched import Watched, WatchList
+from telemetry.run_info import Process
+from telemetry.supervise import sampler_process
+from telemetry.supervise.sampler_process import SamplerProcess, processes_on
+from tests.fakes import ManualClock
+
+HERE = Watched("r1", "rank0", 12, 17 * 10**17)
+ECHO = "import sys\nfor line in sys.stdin: print(line, end='', flush=True)"
+
+
+def test_only_processes_of_this_host_whose_start_is_known_are_watched():
+    """A pid of another machine, or without a start, may be anybody's here."""
+    run = SimpleNamespace(
+        run_id="r1",
+        processes={
+            "rank1": Process("node 2", 13, 5),
+            "rank0": Process("node 1", 12, 17 * 10**17),
+            "rank2": Process("node 1", 14, 0),
+        },
+    )
+
+    assert processes_on("node-1", [run]) == [HERE]
+
+
+@pytest.fixture
+def sampler(monkeypatch, tmp_path):
+    """A sampler process that writes what it is told into a file."""
+    made = []
+    output = (tmp_path / "told").open("wb")
+
+    def start(*arguments, **options):
+        made.append(subprocess.Popen([sys.executable, "-c", ECHO], stdout=output, **options))
+        return made[-1]
+
+    fake = SimpleNamespace(Popen=start, PIPE=subprocess.PIPE, TimeoutExpired=TimeoutError)
+    monkeypatch.setattr(sampler_process, "subprocess", fake)
+    found = SamplerProcess("ipc:///nowhere", "node1", 1.0, ManualClock())
+    found.keep()
+    yield SimpleNamespace(process=found, told=tmp_path / "told", child=made[0])
+    made[0].kill()
+    made[0].communicate()
+    output.close()
+
+
+def told(sampler):
+    """End the sampler by its pipe, and return what it was told to watch last, and the lines."""
+    sampler.process.ask_to_end()
+    sampler.child.wait(30)
+    data = sampler.told.read_bytes()
+    watch_list = WatchList()
+    watch_list.feed(data)
+    return watch_list.newest, data.count(b"\n")
+
+
+def test_an_order_is_given_once_and_again_when_it_changes(sampler):
+    """Not with each tick."""
+    for processes in ([], [HERE], [HERE], [HERE]):
+        sampler.process.watch(processes)
+
+    assert told(sampler) == ((HERE,), 2)
+
+
+def test_a_sampler_that_is_frozen_delays_nobody_and_gets_the_newest_order(sampler):
+    """Its pipe is full; the sidecar goes on, and writes the rest when there is room."""
+    os.kill(sampler.child.pid, signal.SIGSTOP)
+    for pid in range(1, 2000):
+        sampler.process.watch([Watched("r1", "rank0", pid, 1)])
+    os.kill(sampler.child.pid, signal.SIGCONT)
+    for _ in range(100_000):
+        sampler.process.watch([HERE])
+        if sampler.told.read_bytes().endswith(b'"start_ns":1700000000000000000}]}\n'):
+            break
+
+    newest, lines = told(sampler)
+    assert newest == (HERE,)
+    assert lines < 2000
