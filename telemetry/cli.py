@@ -21,7 +21,7 @@ from typing import NoReturn, TypeAlias
 
 from shared.terminal import finish_streams, prepare_streams
 from shared.text import clean
-from telemetry.config import ServeConfig, as_flags, check_sinks, load
+from telemetry.config import ServeConfig, as_flags, check_sinks, load, secret_environ
 from telemetry.errors import (
     EXIT_BACKLOG,
     EXIT_FAULT,
@@ -149,6 +149,7 @@ def _guard(config: ServeConfig) -> NoReturn:
 
     # The configuration is checked by now, and goes to the service as flags: it reads no
     # file or environment again.
+    os.environ.update(secret_environ(config))
     become_guard(as_flags(config))
 
 

@@ -13,11 +13,13 @@ import dataclasses
 import json
 import os
 import tomllib
+import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from shared.redact import SECRET
 from shared.socket_path import socket_path
 from shared.wandb_variables import wandb_mode
 from telemetry.errors import CommandError
@@ -30,6 +32,11 @@ HZ_MIN: Final = 0.05
 
 def _setting(default: Any, help: str, low: float | None = None, high: float | None = None) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high})
+
+
+def _secret(default: Any, help: str) -> Any:
+    metadata = {"help": help, "low": None, "high": None, "is_secret": True}
+    return dataclasses.field(default=default, repr=False, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,11 @@ class ServeConfig:
     sink_timeout_s: float = _setting(60.0, "a call of a sink hangs after this", 1, 86_400)
     alerts: str = _setting("", "rules of alerts, as JSON; in a file the table [alerts], see "
                                "docs/ALERTS.md")  # fmt: skip
+    alert_webhook: str = _secret("", "address to which alerts are posted as JSON (Slack, Discord "
+                                 "and others); a secret: better in the variable than in a "
+                                 "flag")  # fmt: skip
+    alert_apprise: tuple[str, ...] = _secret((), "addresses of the library apprise for alerts, "
+                                             "with commas; secrets as well")  # fmt: skip
     drain_grace_s: float = _setting(20.0, "time to drain on SIGTERM", 0, 86_400)
 
     @property
@@ -133,15 +145,34 @@ def _with_absolute_paths(config: ServeConfig) -> ServeConfig:
 
 
 def as_flags(config: ServeConfig) -> list[str]:
-    """Return the flags of `serve` that give this configuration."""
+    """Return the flags of `serve` that give this configuration, without its secrets.
+
+    Any user of the machine sees the flags of a process: secrets go by `secret_environ`.
+    """
     flags = []
     for field in dataclasses.fields(config):
+        if field.metadata.get("is_secret"):
+            continue
         flag, value = "--" + _flag(field.name), getattr(config, field.name)
         if isinstance(value, bool):
             flags.append(flag if value else flag.replace("--", "--no-", 1))
         else:
             flags.append(f"{flag}={','.join(value) if isinstance(value, tuple) else value}")
     return flags
+
+
+def secret_environ(config: ServeConfig) -> dict[str, str]:
+    """Return the variables that give `serve` the secrets of this configuration."""
+    values = {
+        PREFIX + field.name.upper(): getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.metadata.get("is_secret")
+    }
+    return {
+        name: ",".join(value) if isinstance(value, tuple) else value
+        for name, value in values.items()
+        if value
+    }
 
 
 def _flag(name: str) -> str:
@@ -173,7 +204,11 @@ def _parsed(field: dataclasses.Field[Any], value: Any, name: str) -> Any:
     except (ValueError, TypeError, OverflowError, RuntimeError) as exc:
         what = _WORDS.get(kind, "text")
         bounds = "" if low is None else f" from {low} to {high}"
-        raise CommandError(f"{name}={value!r} must be {what}{bounds}") from exc
+        shown = SECRET if field.metadata.get("is_secret") else repr(value)
+        raise CommandError(f"{name}={shown} must be {what}{bounds}") from exc
+    if field.name == "alert_webhook" and parsed and not _is_url(parsed):
+        # Its value is a secret: not even a wrong one is shown.
+        raise CommandError(f"{name} must be an address that begins with https:// or http://")
     _check_choice(field.name, name, parsed)
     return parsed
 
@@ -200,6 +235,14 @@ def check_sinks(names: tuple[str, ...], flag: str) -> None:
     for sink in names:
         if sink not in SINK_NAMES:
             raise CommandError(f"{flag}: unknown sink {sink!r}; known: {', '.join(SINK_NAMES)}")
+
+
+def _is_url(value: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(value)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and value.isprintable()
+    except ValueError:
+        return False
 
 
 def _is_address(value: str) -> bool:

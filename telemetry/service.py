@@ -19,14 +19,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
 from shared.clock import Clock, SystemClock
+from shared.closing import Closing
 from shared.ids import new_session, sanitized_host
 from telemetry.alerts.recording import record
 from telemetry.alerts.rules import read_rules
 from telemetry.alerts.telling import Telling
+from telemetry.alerts.webhook import senders_of
 from telemetry.config import ServeConfig
 from telemetry.datadir import DataDir
 from telemetry.descriptors import Shares, shares_in_use
@@ -63,7 +64,7 @@ LAST_WORDS_SHARE: Final = 0.5
 """Share of the grace time in which trainers may still send their last events."""
 
 
-class Service:
+class Service(Closing):
     """The sidecar, from its start until it is drained.
 
     All methods run on the journal thread, but `health` and setting `stop`.
@@ -134,7 +135,9 @@ class Service:
         rules = read_rules(config.alerts)
         for complaint in rules.complaints:
             log.warning("%s", complaint)
-        self._watcher = Watcher(self._feed, self._situation, self._clock, rules, Telling())
+        self._senders = senders_of(config.alert_webhook, config.alert_apprise)
+        telling = Telling([sender.put for sender in self._senders])
+        self._watcher = Watcher(self._feed, self._situation, self._clock, rules, telling)
         self._status = None if config.http == "off" else StatusServer(config.http, self.health)
 
     def run(self) -> int:
@@ -188,6 +191,8 @@ class Service:
         self._carrier.close()
         self._retention.close()
         self._watcher.close()
+        for sender in self._senders:
+            sender.close()
         self._sampler.end()
         if self._status is not None:
             self._status.close()
@@ -199,17 +204,6 @@ class Service:
         #    finds no file of it in use.
         self._runs.close()
         self._data_dir.close()
-
-    def __enter__(self) -> Service:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # --- once a second
 
@@ -240,6 +234,7 @@ class Service:
                 **(self._ingest.counts + Counter(self._reading.counts)),
                 "failed_turns_total": self._loop.failures + self._reading.failures,
                 "watch_skipped_frames_total": self._feed.dropped_frames,
+                "alert_messages_dropped_total": sum(s.dropped for s in self._senders),
             },
             gaps=dict(self._ingest.gaps),
             active_runs=len(active),

@@ -25,7 +25,7 @@ from shared.ids import new_session
 from shared.launches import LAUNCH_VARIABLE
 from shared.programs import module_command, module_environ
 from shared.text import clean
-from telemetry.config import ServeConfig, as_flags
+from telemetry.config import ServeConfig, as_flags, secret_environ
 from telemetry.datadir import holder_of, is_held, was_used
 from telemetry.errors import EXIT_RUNNING, EXIT_USAGE
 from telemetry.exits import tell_exit
@@ -50,6 +50,7 @@ class Sidecar:
     def __init__(self, config: ServeConfig) -> None:
         config = replace(config, exit_with_stdin=True)
         self._command = module_command("telemetry", "serve", *as_flags(config))
+        self._environ = module_environ(os.environ) | secret_environ(config)
         self._process: subprocess.Popen[bytes] | None = None
         self._failures = 0
         self._not_before_s = 0.0
@@ -68,7 +69,7 @@ class Sidecar:
                 # A session of its own: Ctrl-C is for the command, not for the sidecar.
                 self._process = subprocess.Popen(
                     self._command,
-                    env=module_environ(os.environ),
+                    env=self._environ,
                     stdin=subprocess.PIPE,
                     start_new_session=True,
                     preexec_fn=_unblock_signals,

@@ -177,19 +177,6 @@ class Policy(msgspec.Struct, frozen=True):
         selected = _select(row, event, point, is_main=_speaks_for_run(row, context))
         return Policy(context, self.windows, self.left_out), selected
 
-    def to_json(self) -> dict[str, Any]:
-        built: dict[str, Any] = msgspec.to_builtins(self)
-        return built
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Policy:
-        """Return the policy from the result of `to_json`.
-
-        Raises:
-            ValueError: the data does not have that form.
-        """
-        return msgspec.convert(data, cls)
-
 
 def event_of(row: Row) -> Event | None:
     """Return the typed event of a row; None if its type or its form is unknown."""
