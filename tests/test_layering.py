@@ -84,6 +84,11 @@ LAYERS = {
         telemetry.json_files telemetry.logs telemetry.output telemetry.recorded
         telemetry.run_dir telemetry.summary
     """,
+    "telemetry.views": "shared telemetry.journal",
+    "telemetry.monitor": """
+        shared telemetry.commands telemetry.journal telemetry.views telemetry.config
+        telemetry.datadir telemetry.errors telemetry.run_dir telemetry.summary
+    """,
     "trainer.model": "",
     "trainer.model.diagnostics": "trainer.model",
     "trainer.data": "shared trainer.errors trainer.model",
@@ -112,10 +117,14 @@ FILE_LINES_MAX = 300
 FUNCTION_LINES_MAX = 60
 LONGER_FILES = {
     "shared.events",
+    "telemetry.cli",
+    "telemetry.commands.launch",
     "telemetry.config",
-    "telemetry.hardware.nvml",
     "telemetry.ingest.ingest",
     "telemetry.journal.writer",
+    "telemetry.monitor.panels",
+    "telemetry.monitor.screen",
+    "telemetry.monitor.watch",
     "telemetry.service",
     "telemetry.sinks.wandb.wandb_sink",
 }
@@ -297,7 +306,10 @@ def test_each_outside_library_has_one_home(library):
 @pytest.mark.parametrize(
     "module",
     [
-        "telemetry.service",
+        "telemetry.monitor.panels",
+    "telemetry.monitor.screen",
+    "telemetry.monitor.watch",
+    "telemetry.service",
         "telemetry.cli",
         "telemetry.hardware.sampler",
         "telemetry.commands.launch",

@@ -40,7 +40,7 @@ FIRST_S: Final = 15.0
 
 @dataclass(frozen=True)
 class Look:
-    """What to look at, and in which form."""
+    """The run to look at, and the form to show it in."""
 
     attach: Path | None = None
     once: bool = False

@@ -38,7 +38,7 @@ QUIET_S: Final = 20.0
 
 @dataclass(frozen=True)
 class SinkLag:
-    """How far one sink of a run is: rows that it does not have yet."""
+    """The lag of one sink of a run: the rows that it does not have yet."""
 
     name: str
     rows: int
