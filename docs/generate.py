@@ -61,8 +61,13 @@ DATA_DIR/
     cursors/<sink>.json     how far each sink has got, and <sink>.lock while one is at work
     cursors/<sink>.skipped  rows at which this sink crashed twice
     tensorboard/  wandb/    what the sinks made
+      superseded-…          in wandb/: files whose rows the server has; `wandb sync` passes them by
     quarantine/             what could not be decoded or accepted
+    wandb-unresolved/       offline runs with rows that a server may have already
+  tensorboard/              the runs by name, for `tensorboard --logdir`
   removed/<run_id>.json     what is remembered of a run that made room for others
+  spool/                    what trainers under `run` keep while no sidecar answers
+  exits/                    how commands under `run` ended, for a sidecar that was away
 ```
 """
 FORMATS = (

@@ -307,9 +307,9 @@ def test_each_outside_library_has_one_home(library):
     "module",
     [
         "telemetry.monitor.panels",
-    "telemetry.monitor.screen",
-    "telemetry.monitor.watch",
-    "telemetry.service",
+        "telemetry.monitor.screen",
+        "telemetry.monitor.watch",
+        "telemetry.service",
         "telemetry.cli",
         "telemetry.hardware.sampler",
         "telemetry.commands.launch",

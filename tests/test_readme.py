@@ -101,3 +101,30 @@ def test_the_example_of_an_own_training_script_works(
         "MetricsLogged",
         "RunFinished",
     ]
+
+
+@pytest.mark.parametrize(
+    "page",
+    ["README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/GUARANTEES.md"],
+)
+def test_every_file_that_a_document_names_is_there(page: str) -> None:
+    """A whole path from the root (or, of tests, from tests/), or the end of one."""
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    named = set(re.findall(r"`([\w/.-]*\w\.py)(?:::\w+)?`", text))
+    there = [
+        f"/{path.relative_to(ROOT)}"
+        for top in ("shared", "telemetry", "trainer", "tests", "docs", "bench")
+        for path in (ROOT / top).rglob("*.py")
+    ]
+
+    missing = [name for name in named if not any(path.endswith(f"/{name}") for path in there)]
+
+    assert [name for name in missing if name != "train.py"] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md"])
+def test_every_link_of_a_document_leads_somewhere(page: str) -> None:
+    """Inside the repository, pictures too."""
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text())
+
+    assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
