@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 from typing import Final
 
-from shared.files import make_directory
-from shared.locks import lock_unless_alive
+from shared.files import make_directory, write_all
+from shared.locks import is_locked, lock_unless_alive, write_holder
 from telemetry.errors import EXIT_RUNNING, CommandError
 from telemetry.run_dir import RunDir, runs_of
 
@@ -74,8 +73,7 @@ class DataDir:
                 f"data directory {path} is on a file system that can't lock files "
                 f"({exc.strerror}); choose one on a local disk with --data-dir"
             ) from exc
-        os.ftruncate(self._fd, 0)
-        self.publish("")
+        write_holder(self._fd, f"{self._pid} \n")
 
     @property
     def is_there(self) -> bool:
@@ -88,7 +86,7 @@ class DataDir:
 
     def publish(self, address: str) -> None:
         """Write the pid and the address of this sidecar into the lock file."""
-        os.pwrite(self._fd, os.fsencode(f"{self._pid} {address}\n"), 0)
+        write_all(self._fd, os.fsencode(f"{self._pid} {address}\n"), 0)
 
     def close(self) -> None:
         """Release the lock. May be called twice."""
@@ -117,16 +115,6 @@ def was_used(path: Path) -> bool:
 def is_held(path: Path) -> bool:
     """Return True if a sidecar holds the lock of this directory."""
     try:
-        fd = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CLOEXEC)
+        return is_locked(path / LOCK_NAME)
     except (OSError, ValueError):
         return False
-    try:
-        # A shared lock: two processes that ask at once must not see each other as the sidecar.
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
-    return False

@@ -22,7 +22,6 @@ LIMIT_USED_MAX: Final = 65_536
 PER_RUN: Final = 3
 """Descriptors of an open run: its lock, its segment and its durable mark."""
 
-HTTP_CONNECTIONS: Final = 16
 SPARE: Final = 48
 """Descriptors for uses without a share: spools, a file that is written, a new process."""
 

@@ -19,10 +19,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
 from shared.clock import Clock, SystemClock
+from shared.closing import Closing
 from shared.ids import new_session, sanitized_host
 from telemetry.alerts.recording import record
 from telemetry.alerts.rules import read_rules
@@ -64,7 +64,7 @@ LAST_WORDS_SHARE: Final = 0.5
 """Share of the grace time in which trainers may still send their last events."""
 
 
-class Service:
+class Service(Closing):
     """The sidecar, from its start until it is drained.
 
     All methods run on the journal thread, but `health` and setting `stop`.
@@ -204,17 +204,6 @@ class Service:
         #    finds no file of it in use.
         self._runs.close()
         self._data_dir.close()
-
-    def __enter__(self) -> Service:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # --- once a second
 

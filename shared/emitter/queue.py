@@ -107,7 +107,7 @@ class EventQueue:
             else:
                 event, cost = held_event(event)
             queued = self._cost_in - self._cost_out + cost
-            if queued > self._ample and not self._has_room(event, queued):
+            if queued > self._ample and not self._has_room(event, queued, cost):
                 self._drop(kind_of(event))
                 return
             self._cost_in += cost
@@ -154,13 +154,13 @@ class EventQueue:
         if not self._items:
             self._cost_out = self._cost_in
 
-    def _has_room(self, event: Event, queued: int) -> bool:
+    def _has_room(self, event: Event, queued: int, cost: int) -> bool:
         """True if an event may still be queued although the queue is more than half full."""
         if self._is_closed:
             return False
         if len(self._items) % YIELD_EVERY == 0 or queued > self._room * YIELD_ALWAYS_SHARE:
             time.sleep(0)
-            queued = self._cost_in - self._cost_out
+            queued = self._cost_in - self._cost_out + cost
         kind = kind_of(event)
         if kind in DROPPED_FIRST:
             return queued <= self._room - self._reserved_bytes

@@ -66,7 +66,8 @@ def _replay_one(run: Recorded, job: SinkJob, stop: threading.Event, progress: Pr
     missing, damage = missing_rows(run.run_dir)
     mark = readable_end(RunDir(run.run_dir).journal)
     total = None if mark is None else max(0, mark.next_row - missing)
-    report = _ProgressReporter(progress, progress.add_task(clean(_name(run), 64), total=total))
+    progress.add_task(clean(_name(run), 64), total=total)
+    report = _ProgressReporter(progress)
     code = run_sink(job, stop, report)
     if missing or damage:
         _say(
@@ -80,9 +81,9 @@ def _replay_one(run: Recorded, job: SinkJob, stop: threading.Event, progress: Pr
 
 
 class _ProgressReporter(Reporter):
-    """A reporter that moves a progress bar, whose total is the number of readable rows."""
+    """A reporter that moves the newest progress bar, whose total is the number of readable rows."""
 
-    def __init__(self, progress: Progress, task: object) -> None:
+    def __init__(self, progress: Progress) -> None:
         super().__init__(None)
         self._progress = progress
         self._task = progress.tasks[-1]

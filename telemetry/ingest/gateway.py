@@ -13,14 +13,14 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
 import zmq
 
+from shared.closing import Closing
 from shared.emitter.connection import check_endpoint
 from shared.events import DecodeError
-from shared.locks import lock_unless_alive
+from shared.locks import lock_unless_alive, write_holder
 from shared.wire import FRAME_MAX_BYTES, Message, decode, encode
 from telemetry.ingest.connections import ConnectionLimit
 
@@ -52,7 +52,7 @@ class AddressInUse(Exception):
     """Another sidecar listens there."""
 
 
-class Gateway:
+class Gateway(Closing):
     """A bound ROUTER socket. Not thread-safe: the reading thread owns it."""
 
     def __init__(
@@ -138,17 +138,6 @@ class Gateway:
             os.close(self._lock_fd)
             self._lock_fd = -1
 
-    def __enter__(self) -> Gateway:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 def check_bind(address: str, *, allow_insecure: bool) -> None:
     """Refuse an address that is malformed, or that other machines could reach.
@@ -195,6 +184,5 @@ def _locked_ipc(address: str, pid: int) -> int:
     except OSError as exc:
         os.close(fd)
         raise OSError(exc.errno, f"{path} can't be locked: {exc.strerror}") from exc
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{pid}\n".encode(), 0)
+    write_holder(fd, f"{pid}\n")
     return fd

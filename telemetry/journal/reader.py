@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from types import TracebackType
 from typing import Final, NamedTuple
 
+from shared.closing import Closing
 from shared.events import DecodeError, decode_envelopes
 from shared.record import (
     EVENTS,
@@ -46,7 +46,7 @@ class Batch(NamedTuple):
     is_end: bool
 
 
-class JournalReader:
+class JournalReader(Closing):
     """Reads rows from first_row on. Not thread-safe."""
 
     def __init__(
@@ -108,17 +108,6 @@ class JournalReader:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def __enter__(self) -> JournalReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _read_chunk(
         self, limit: int, is_sealed: bool, rows: list[Row], damage: list[Damage]

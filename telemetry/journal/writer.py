@@ -15,9 +15,9 @@ import os
 import time
 import uuid
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
+from shared.closing import Closing
 from shared.files import append_whole, make_directory, sync_directory, write_all
 from shared.ids import StreamId
 from shared.locks import Locked, lock
@@ -56,7 +56,7 @@ class JournalFault(Exception):
     """Error: the disk failed. The journal must be opened again before it takes more."""
 
 
-class JournalWriter:
+class JournalWriter(Closing):
     """The one writer of a journal, from recovery to close."""
 
     def __init__(self, directory: Path, segment_max_bytes: int = SEGMENT_MAX_BYTES) -> None:
@@ -165,17 +165,6 @@ class JournalWriter:
         for fd in fds:
             if fd >= 0:
                 os.close(fd)
-
-    def __enter__(self) -> JournalWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _resume(self, recovered: Recovered) -> None:
         """Continue at the recovered end of the journal, or in a new segment."""

@@ -25,10 +25,10 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from types import TracebackType
 
 import msgspec
 
+from shared.closing import Closing
 from shared.files import make_directory
 from shared.locks import Locked, lock
 from telemetry.json_files import DamagedFile, read_json, write_json
@@ -44,7 +44,7 @@ class OtherJournal(Exception):
     """Error: the cursor counts the rows of another journal than the one to be read."""
 
 
-class Cursor:
+class Cursor(Closing):
     """The cursor file of one sink, locked while it is held."""
 
     def __init__(self, out_dir: Path, sink: str, run_id: str, journal: str = "") -> None:
@@ -102,17 +102,6 @@ class Cursor:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def __enter__(self) -> Cursor:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _read(path: Path, run_id: str, journal: str) -> tuple[Position, bool, int]:

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from shared.files import sync_directory
+from shared.files import sync_directory, sync_file
 from shared.text import clean
 
 REASON_MAX_CHARS: Final = 300
@@ -95,11 +95,7 @@ def program_version() -> str:
 
 
 def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync_file(path)
     sync_directory(path.parent)
 
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, overload
 
+from shared.files import write_all
 from shared.text import clean
 from telemetry.journal.rows import Row
 
@@ -135,7 +136,7 @@ def _mapped(path: Path) -> mmap.mmap:
             # Written, not only extended: on a full disk, touching a hole in the file would
             # kill the process with SIGBUS.
             os.ftruncate(fd, 0)
-            os.pwrite(fd, bytes(SIZE), 0)
+            write_all(fd, bytes(SIZE), 0)
         return mmap.mmap(fd, SIZE)
     finally:
         os.close(fd)

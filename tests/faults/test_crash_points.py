@@ -405,7 +405,7 @@ def mend(root: Path, promises: Promises) -> None:
     make_fragment(root)
     whole = wandb_bytes(range(30))
     path.write_bytes(whole + b"\x07" * 90)
-    offline.sync_file(path)
+    offline.sync_with_directories(path)
     promises["whole"] = whole
     (found,) = offline.read_fragments(path.parent.parent, RUN)
     offline.cut_torn(found)

@@ -62,7 +62,7 @@ def test_a_file_system_without_locks_is_told_as_that(tmp_path, monkeypatch, erro
     def flock(fd: int, operation: int) -> None:
         raise OSError(error, os.strerror(error))
 
-    monkeypatch.setattr("telemetry.datadir.fcntl.flock", flock)
+    monkeypatch.setattr("fcntl.flock", flock)
 
     with pytest.raises(CommandError, match="can't lock files") as caught:
         DataDir(tmp_path)

@@ -14,7 +14,6 @@ scalars     the same for scalars alone, which are nearly all, but faster
 files       event files: framing, commits, and recovery after a crash
 lastsfile   the last step and value of each tag, on disk beside the cursor
 starts      the number that each process of the sink puts into its files' names
-disk        calls of the disk that follow no symbolic link
 sink        the sink itself, which puts these together
 """
 

@@ -3,7 +3,7 @@
 In: serialized events with the subdirectory and row that they belong to.
 Out: event files, and the length of each that is on disk.
 Never: appends to a file of an earlier process, gives a file a name that was
-used before, or touches files that the sink did not write.
+used before, touches files that the sink did not write, or follows a symbolic link.
 
 A file is named by its first row and the start of the sink that wrote it, so
 TensorBoard, which takes the files of a subdirectory in the order of their
@@ -26,8 +26,10 @@ again with the same tags, steps and values.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,14 +37,11 @@ from typing import Final
 
 import google_crc32c
 
-from telemetry.sinks.tensorboard.disk import (
-    is_link,
-    make_own_directory,
-    sync_directory,
-    write_fully,
-)
+from shared.files import cut, make_directory, sync_directory, write_all
 from telemetry.sinks.tensorboard.starts import Starts
 from telemetry.sinks.tensorboard.summaries import version_event
+
+_log = logging.getLogger(__name__)
 
 BUFFER_MAX_BYTES: Final = 4 * 1024 * 1024
 # Files of the first version have no start in their names.
@@ -138,15 +137,15 @@ class EventFiles:
     def _write(self, path: str, data: bytearray) -> None:
         full = self._root / path
         is_new = path not in self._lengths
-        flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         if is_new:
-            make_own_directory(self._root)
-            make_own_directory(full.parent)
+            _make_own_directory(self._root)
+            _make_own_directory(full.parent)
             # O_EXCL, because an existing file of that name means that there are two writers.
             flags |= os.O_CREAT | os.O_EXCL
         descriptor = os.open(full, flags, 0o644)
         try:
-            write_fully(descriptor, data)
+            write_all(descriptor, data, self._lengths.get(path, 0))
             os.fdatasync(descriptor)
         finally:
             os.close(descriptor)
@@ -158,17 +157,17 @@ class EventFiles:
         for path, length in lengths.items():
             full = self._root / path
             is_own = _NAME.fullmatch(full.name) and full.parent.parent == self._root
-            if not is_own or is_link(self._root) or is_link(full.parent) or is_link(full):
+            if not is_own or _is_link(self._root) or _is_link(full.parent) or _is_link(full):
                 raise DamagedFiles(f"{full} is no event file of this sink")
             size = full.stat().st_size if full.exists() else 0
             if size < length:
                 raise DamagedFiles(f"{full} has {size} of {length} bytes")
 
     def _directories(self) -> Iterator[Path]:
-        if is_link(self._root) or not self._root.is_dir():
+        if _is_link(self._root) or not self._root.is_dir():
             return
         for path in sorted(self._root.iterdir()):
-            if path.is_dir() and not is_link(path):
+            if path.is_dir() and not _is_link(path):
                 yield path
 
     def _remove(self, directory: Path, names: list[str]) -> None:
@@ -182,6 +181,21 @@ class EventFiles:
             directory.rmdir()
 
 
+def _make_own_directory(path: Path) -> None:
+    """Make a directory, durably; a symbolic link in its place is removed."""
+    if _is_link(path):
+        _log.warning("%s is a symbolic link: it is replaced by a directory", path)
+        path.unlink()
+    make_directory(path)
+
+
+def _is_link(path: Path) -> bool:
+    try:
+        return stat.S_ISLNK(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return False
+
+
 def _masked_crc(data: bytes) -> bytes:
     # TFRecord masks its crc, because the crc of data that contains crcs is weak.
     crc = google_crc32c.value(data)
@@ -192,7 +206,6 @@ def _cut(path: Path, length: int) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if os.fstat(descriptor).st_size > length:
-            os.ftruncate(descriptor, length)
-            os.fsync(descriptor)
+            cut(descriptor, length)
     finally:
         os.close(descriptor)

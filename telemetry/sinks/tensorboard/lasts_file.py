@@ -36,8 +36,8 @@ from typing import Any, Final
 import google_crc32c
 import msgspec
 
+from shared.files import make_directory, sync_directory, write_all
 from telemetry.run_dir import RunDir
-from telemetry.sinks.tensorboard.disk import make_directory, sync_directory, write_fully
 from telemetry.sinks.tensorboard.placement import Change
 
 COMPACT_MIN_BYTES: Final = 1024 * 1024
@@ -109,7 +109,7 @@ class LastsFile:
         name = f"tensorboard.lasts.{start:06d}.{self._number:06d}"
         record = _record(everything)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        _write(self._directory / name, record, flags)
+        _write(self._directory / name, record, flags, at=0)
         # The position will name this file, so the name has to be durable before it.
         sync_directory(self._directory)
         self._commit, self._is_own = LastsCommit(name, len(record)), True
@@ -117,7 +117,7 @@ class LastsFile:
 
     def _append(self, record: bytes) -> None:
         path = self._directory / self._commit.name
-        _write(path, record, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
+        _write(path, record, os.O_WRONLY | os.O_NOFOLLOW, at=self._commit.length)
         self._commit = LastsCommit(self._commit.name, self._commit.length + len(record))
 
     def _read(self, commit: LastsCommit) -> Iterator[SessionChange]:
@@ -168,10 +168,10 @@ def _changes(payload: bytes, path: Path) -> list[SessionChange]:
     return changes
 
 
-def _write(path: Path, data: bytes, flags: int) -> None:
+def _write(path: Path, data: bytes, flags: int, *, at: int) -> None:
     descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
     try:
-        write_fully(descriptor, data)
+        write_all(descriptor, data, at)
         os.fdatasync(descriptor)
     finally:
         os.close(descriptor)

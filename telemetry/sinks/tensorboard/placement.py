@@ -24,7 +24,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping
 from itertools import repeat
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -236,12 +236,3 @@ def _is_same(one: float, other: float) -> bool:
     """True if both numbers are equal as 32-bit floats, as event files hold them; NaN equals NaN."""
     a, b = ctypes.c_float(one).value, ctypes.c_float(other).value
     return a == b or (a != a and b != b)
-
-
-def as_changes(decoded: Any) -> list[Change]:
-    """Convert decoded MessagePack to changes.
-
-    Raises:
-        ValueError: it does not have the form of changes.
-    """
-    return msgspec.convert(decoded, list[Change])

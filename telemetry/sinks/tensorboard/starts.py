@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from shared.files import make_directory
 from telemetry.json_files import read_json, write_json
 from telemetry.run_dir import RunDir
-from telemetry.sinks.tensorboard.disk import make_directory
 
 
 class Starts:

@@ -31,6 +31,18 @@ def check_installed() -> None:
     library()
 
 
+def auth_for(base_url: str) -> Any:
+    """Return what wandb would authenticate with at a server; None if it has no key for it.
+
+    Raises:
+        wandb.errors.AuthenticationError: there is a key, and wandb refuses its form.
+    """
+    wbauth = importlib.import_module("wandb.sdk.lib.wbauth")
+    return wbauth.authenticate_session(
+        host=base_url, source="telemetry", prompt=False, update_session=False
+    )
+
+
 def let_go() -> None:
     """Kill this process's wandb-core, and reset the library.
 

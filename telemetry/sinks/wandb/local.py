@@ -120,7 +120,7 @@ class LocalRun:
             offline.cut_torn(fragment)
             # 3. Cut torn ends, and sync: the process that wrote the file may have died
             # before its sync.
-            offline.sync_file(fragment.path)
+            offline.sync_with_directories(fragment.path)
         # 4. Continue from the part in the cursor, if it is about these files.
         if part is not None and (part.place, part.superseded) != (self._place, self._superseded):
             part = None

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from shared.clock import Clock
-from shared.files import sync_directory, write_atomically
+from shared.files import cut, sync_directory, sync_file, write_atomically
 from telemetry.sinks.base import SinkUnavailable
 from telemetry.sinks.wandb.limits import LIMITS
 from telemetry.sinks.wandb.run_identity import JOURNAL
@@ -132,8 +132,7 @@ def cut_torn(fragment: Fragment) -> None:
         with path.open("r+b") as file:
             file.seek(fragment.end)
             write_atomically(beside, file.read())
-            file.truncate(fragment.end)
-            os.fsync(file.fileno())
+            cut(file.fileno(), fragment.end)
     except OSError as exc:
         raise SinkUnavailable(f"{path}: its torn end can't be cut: {exc}") from exc
 
@@ -237,7 +236,7 @@ class Confirmation:
             raise SinkUnavailable(f"wandb wrote a damaged file, {self.path.name}: {exc}") from exc
         if found != self.row:
             # The bytes read may still be in the page cache only.
-            sync_file(self.path)
+            sync_with_directories(self.path)
             self.row = found
         return self.row
 
@@ -263,7 +262,7 @@ class Confirmation:
             self.read_back()
         if self._sent:
             raise SinkUnavailable(f"{len(self._sent)} rows are missing in {self.path}")
-        sync_file(self.path)
+        sync_with_directories(self.path)
 
     def _expect(self, row: int) -> int:
         if not self._sent or self._sent[0] != row:
@@ -272,19 +271,16 @@ class Confirmation:
         return self._sent.popleft()
 
 
-def sync_file(path: Path) -> None:
+def sync_with_directories(path: Path) -> None:
     """Sync a file that another process writes, and the directories that lead to it.
 
     Raises:
         SinkUnavailable: the disk refuses.
     """
     try:
-        for target in (path, path.parent, path.parent.parent):
-            fd = os.open(target, os.O_RDONLY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+        sync_file(path)
+        for directory in path.parents[:2]:
+            sync_directory(directory)
     except OSError as exc:
         raise SinkUnavailable(f"{path}: can't be synced: {exc}") from exc
 

@@ -39,7 +39,7 @@ from telemetry.sessions import MAIN_SOURCE
 from telemetry.sinks.wandb.run_identity import LEFT_OUT
 from telemetry.sinks.wandb.values import EMPTY_NAME, plain
 
-POLICY_VERSION: Final = 1
+POLICY_VERSION: Final = 2
 """Version of the selection. It changes when other rows are selected for the same journal; a
 sink in the middle of a run continues with the new version at its current row."""
 
@@ -176,19 +176,6 @@ class Policy(msgspec.Struct, frozen=True):
             return ended, Selected(history=_closed(self.windows), summary=summary)
         selected = _select(row, event, point, is_main=_speaks_for_run(row, context))
         return Policy(context, self.windows, self.left_out), selected
-
-    def to_json(self) -> dict[str, Any]:
-        built: dict[str, Any] = msgspec.to_builtins(self)
-        return built
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Policy:
-        """Return the policy from the result of `to_json`.
-
-        Raises:
-            ValueError: the data does not have that form.
-        """
-        return msgspec.convert(data, cls)
 
 
 def event_of(row: Row) -> Event | None:

@@ -121,11 +121,8 @@ def account() -> Account:
     wandb = core.library()
     with core.translated():
         settings = wandb.setup(wandb.Settings(silent=True)).settings
-        wbauth = importlib.import_module("wandb.sdk.lib.wbauth")
         try:
-            auth = wbauth.authenticate_session(
-                host=settings.base_url, source="telemetry", prompt=False, update_session=False
-            )
+            auth = core.auth_for(settings.base_url)
         except wandb.errors.AuthenticationError:
             # There is a key, if a bad one: the user who set it meant to be online.
             return Account(settings.base_url, True, _canonical)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import email.utils
 import http.client
-import importlib
 import json
 import time
 import urllib.error
@@ -50,11 +49,8 @@ def ask_viewer(timeout_s: float) -> Viewer:
     wandb = core.library()
     with core.translated():
         settings = wandb.setup(wandb.Settings(silent=True)).settings
-        wbauth = importlib.import_module("wandb.sdk.lib.wbauth")
         try:
-            auth = wbauth.authenticate_session(
-                host=settings.base_url, source="telemetry", prompt=False, update_session=False
-            )
+            auth = core.auth_for(settings.base_url)
         except wandb.errors.AuthenticationError as exc:
             why = core.without_secrets(exc)
             return Viewer(settings.base_url, True, why=why, is_refused=True)

@@ -21,8 +21,7 @@ from __future__ import annotations
 import logging
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -42,7 +41,8 @@ from telemetry.sinks.wandb import client, core, mode, offline
 from telemetry.sinks.wandb.limits import LIMITS, Limits
 from telemetry.sinks.wandb.link import LinkFile
 from telemetry.sinks.wandb.local import PLACE, UNRESOLVED, LocalPart, LocalRun, Spot, part_from
-from telemetry.sinks.wandb.online import Away, OnlineRun
+from telemetry.sinks.wandb.online import OnlineRun
+from telemetry.sinks.wandb.reach import Reach
 from telemetry.sinks.wandb.run_identity import say_changes
 from telemetry.sinks.wandb.run_status import ending_of
 from telemetry.sinks.wandb.selection import POLICY_VERSION, Policy
@@ -74,7 +74,8 @@ class WandbSink:
         self._limits = limits
         self._refused_in_a_row = 0
         self._link = LinkFile(RunDir(context.out_dir).wandb, context.run_id)
-        self._server = Server(context, self._clock, ask, limits)
+        server = Server(context, self._clock, ask, limits)
+        self._reach = Reach(context, self._clock, server, self._link)
         self._server_spot = Spot()
         self._local_part: LocalPart | None = None
         self._online: OnlineRun | None = None
@@ -118,12 +119,12 @@ class WandbSink:
                 again.
         """
         if self._online is not None:
-            with self._noting_refusals():
+            with self._reach.noting_refusals():
                 self._server_spot = self._online.commit(self._here())
         elif self._local is not None:
             self._local_part = self._local.commit(self._here())
             if self._mode == ONLINE and self._link.value.is_due(self._clock.wall_ns()):
-                self._try_server()
+                self._reach.try_again()
         return self._position()
 
     def finish(self, status: str | None, exit_code: int | None) -> Position:
@@ -134,7 +135,7 @@ class WandbSink:
         """
         ending = ending_of(status, exit_code)
         if self._online is not None:
-            with self._noting_refusals():
+            with self._reach.noting_refusals():
                 self._server_spot = self._online.finish(self._here(), ending)
         elif self._local is not None:
             self._local_part = self._local.finish(self._here(), ending)
@@ -179,7 +180,7 @@ class WandbSink:
         self._policy, selected = before.after(row)
         try:
             if self._online is not None:
-                with self._noting_refusals():
+                with self._reach.noting_refusals():
                     self._online.take(row.row, selected)
             elif self._local is not None:
                 self._local.take(row.row, selected)
@@ -235,11 +236,11 @@ class WandbSink:
         began_ns = self._clock.wall_ns()
         is_resting = self._link.value.is_refused and not self._link.value.is_due(began_ns)
         try:
-            view = self._look()
+            view = self._reach.look(self._server_spot.row)
         except Stopped:
             raise
         except SinkUnavailable as exc:
-            self._note_failure(str(exc))
+            self._reach.note_failure(str(exc))
             self._open_local()
             return
         # 2. If the server answers but has just refused rows, write fragments for a while.
@@ -251,7 +252,7 @@ class WandbSink:
         online = OnlineRun(
             self._context,
             self._clock,
-            self._server,
+            self._reach.server,
             self._link,
             self._server_spot,
             self._limits,
@@ -259,7 +260,7 @@ class WandbSink:
         try:
             online.start(view)
         except (SinkUnavailable, client.RefusedSettings) as exc:
-            self._note_failure(str(exc))
+            self._reach.note_failure(str(exc))
             self._open_local()
             return
         # 4. The journal has all rows: local fragments are not needed any more.
@@ -277,39 +278,6 @@ class WandbSink:
             offline.supersede(directory, self._context.run_id)
         self._link.set(self._link.value.settled(0))
 
-    def _look(self) -> View:
-        """Return the server's view of the run, once it is complete.
-
-        Raises:
-            SinkUnavailable: the server can't be asked, or shows less than it did.
-            SinkRejected: the server does not have the run any more, or has rows of another
-                journal under its id.
-        """
-        link = self._link.value
-        view = self._server.view()
-        if link.is_open or (view.last_row, view.row_count) != (link.last_row, link.count):
-            # Rows may still be on their way, or a user may have synced the fragments.
-            self._link.set(link.shown(link.last_row, link.count, is_open=True))
-            view = self._server.still_view()
-        own = self._context.journal
-        if own and view.journal and view.journal != own:
-            raise SinkRejected(
-                f"run {self._context.run_id} on the W&B server has rows of journal "
-                f"{view.journal}, and this is journal {own}: give this run another id"
-            )
-        if not view.exists and (link.last_row >= 0 or self._server_spot.row > 0):
-            raise SinkRejected(
-                f"run {self._context.run_id} is on the W&B server no more, which had rows of it; "
-                "the journal has them all"
-            )
-        if view.last_row < link.last_row or view.row_count < link.count:
-            raise SinkUnavailable(
-                f"the W&B server shows {view.row_count} rows up to {view.last_row}, "
-                f"and had {link.count} up to {link.last_row}"
-            )
-        self._link.set(link.shown(view.last_row, view.row_count, is_open=False))
-        return view
-
     def _open_local(self) -> None:
         link = self._link.value
         # If rows may be on their way to a server that can't be asked, rows written now may
@@ -323,36 +291,6 @@ class WandbSink:
 
     def _begin_at(self, spot: Spot) -> None:
         self._row, self._policy = spot.row, spot.policy
-
-    # --- a server that comes and goes
-
-    def _note_failure(self, why: str, *, is_refused: bool = False) -> None:
-        link = self._link.value
-        # Log each reason only once: the tries may go on for days.
-        say = log.debug if link.why == why else log.warning
-        say("sink=wandb run=%s goes on offline: %s", self._context.run_id, why)
-        self._link.set(link.failed(why, self._clock.wall_ns(), is_refused=is_refused))
-
-    def _try_server(self) -> None:
-        """Ask the server again while writing fragments; if it answers, end this process.
-
-        Raises:
-            SinkUnavailable: the server answers; the next process sends the run to it.
-        """
-        try:
-            self._server.view()
-        except SinkUnavailable as exc:
-            self._note_failure(str(exc))
-            return
-        raise SinkUnavailable("the W&B server answers again: the run is brought up to date")
-
-    @contextmanager
-    def _noting_refusals(self) -> Iterator[None]:
-        try:
-            yield
-        except (client.Refused, Away) as exc:
-            self._note_failure(str(exc), is_refused=isinstance(exc, client.Refused))
-            raise
 
     # --- the position
 

@@ -286,8 +286,8 @@ def test_writes_that_the_disk_takes_in_parts_are_whole(
     tmp_path: Path, journal: RowMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A write may take less than it was given."""
-    real = os.write
-    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, bytes(data[:7])))
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real(fd, bytes(data[:7]), at))
     position = write_all(tmp_path, journal.rows)
     monkeypatch.undo()
 

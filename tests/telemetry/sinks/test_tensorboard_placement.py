@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from telemetry.sinks.tensorboard import placement
 from telemetry.sinks.tensorboard.placement import (
     TEXT,
+    Change,
     LeftOut,
     LevelState,
     Placement,
-    as_changes,
 )
 from tests.telemetry.sinks.helpers_tensorboard import as_float32
 
@@ -88,7 +88,7 @@ def test_a_placement_that_was_restored_goes_on_alike(
             log += found.take_changes()
             states = json.loads(msgspec.json.encode(found.levels))
             found = Placement(msgspec.convert(states, list[LevelState]), left_out)
-            for change in as_changes(msgspec.msgpack.decode(msgspec.msgpack.encode(log))):
+            for change in msgspec.msgpack.decode(msgspec.msgpack.encode(log), type=list[Change]):
                 found.restore(change)
         for level, placed in found.numbers(step, dict(values)).items():
             loader.read(level, step, placed)
