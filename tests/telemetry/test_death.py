@@ -92,7 +92,8 @@ def test_a_trainer_that_was_killed_has_its_cause_in_the_run_once(station):
     station.ingest.tick()
     station.ingest.commit()
     again = station.restarted()
-    again.runs.open_unfinished()
+    again.runs.note_unfinished()
+    again.runs.open_noted(10)
     for _ in range(5):
         again.wait(10)
         again.ingest.tick()
