@@ -92,6 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m telemetry", description=DESCRIPTION, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands)
+    _add_monitor(commands)
     _add_run(commands)
     _add_sink(commands)
     _add_replay(commands)
@@ -106,6 +107,10 @@ Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 RUN_DEFAULTS = {"http": "off", "host_run": False}
 """Defaults of `run`, whose sidecar lives as long as one command: several may run on one
 machine, so none takes a fixed port, or the host's own run."""
+
+
+MONITOR_DEFAULTS = {"http": "off"}
+"""Defaults of `monitor`: several may look at one machine, so none takes a fixed port."""
 
 
 def _add_config_flags(parser: argparse.ArgumentParser) -> None:
@@ -168,6 +173,34 @@ def _serve_guarded(config: ServeConfig, lifeline: int) -> int:
         if config.exit_with_stdin:
             watch_stdin(service)
         return service.run()
+
+
+def _add_monitor(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "monitor", help="the machine and its runs on a live screen", allow_abbrev=False
+    )
+    _add_config_flags(parser)
+    parser.add_argument(
+        "--attach", type=Path, metavar="PATH",
+        help="only look: at a data directory, or at the directory of one run",
+    )  # fmt: skip
+    parser.add_argument("--once", action="store_true", help="print the present state, and end")
+    parser.add_argument("--json", action="store_true", help="print JSON, an object a line")
+    parser.add_argument("--no-tui", action="store_true", help="print lines, not a screen")
+    parser.add_argument(
+        "--interval", type=float, default=5.0, metavar="SECONDS",
+        help="time between two prints of --no-tui and --json (default: 5)",
+    )  # fmt: skip
+    parser.set_defaults(act=_monitor)
+
+
+def _monitor(args: argparse.Namespace) -> int:
+    from telemetry.monitor.command import Look, monitor
+
+    if not 0.2 <= args.interval <= 86_400:
+        raise CommandError(f"--interval is {args.interval:g}; it must be from 0.2 to 86400 seconds")
+    look = Look(args.attach, args.once, args.json, args.no_tui, args.interval)
+    return monitor(load(vars(args), os.environ, args.config, MONITOR_DEFAULTS), look)
 
 
 def _add_run(commands: Commands) -> None:

@@ -28,6 +28,9 @@ DERIVED: Final = MetricList(
         Metric("gpu_memory_used", "MB", "`memory_used_bytes` of rank 0's first GPU"),
         Metric("gpu_memory_percent", "%", "`memory_percent` of rank 0's first GPU"),
         Metric("gpu_temperature", "°C", "`temperature_celsius` of rank 0's first GPU"),
+        Metric("train/energy_joules", "J", "all GPUs that ranks named, since the run's start"),
+        Metric("train/joules_per_step", "J/step", "the same, over 10 s or more"),
+        Metric("train/joules_per_1000_tokens", "J", "the same, by `train/tokens_per_second`"),
         Metric("hw/elapsed_seconds", "s", "since the run's first event, by monotonic clocks"),
     )
 )

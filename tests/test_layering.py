@@ -34,6 +34,7 @@ HOMES = {
     "prometheus_client": ("telemetry/http.py", "telemetry/watch/exposition.py"),
     "psutil": ("telemetry/",),
     "rich": ("telemetry/",),
+    "textual": ("telemetry/monitor/screen.py",),
     "transformers": ("trainer/",),
     "datasets": ("trainer/",),
 }

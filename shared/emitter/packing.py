@@ -8,10 +8,12 @@ Never: runs on the training thread, or reads a value that lives on a device.
 
 from __future__ import annotations
 
+import os
 from typing import Any, Final, NamedTuple
 
 import msgpack
 
+from shared.emitter.gpus import visible_gpus
 from shared.events import (
     CUSTOM,
     EVENT_MAX_BYTES,
@@ -177,6 +179,11 @@ def _histogram(event: HistogramLogged, left_out: LeftOuts) -> Body:
 
 
 def _started(event: RunStarted, run_id: str, left_out: LeftOuts) -> Body:
+    # A script that names no GPUs still has only those that it can see. The type first: asking
+    # a tensor for its truth would read it.
+    is_unnamed = type(event.gpu_uuids) is list and not event.gpu_uuids
+    gpus = visible_gpus(os.environ) if is_unnamed else event.gpu_uuids
+
     def line(name: str, max_bytes: int = LINE_MAX_BYTES) -> str:
         return text_of(name, getattr(event, name), left_out, "", max_bytes)
 
@@ -194,7 +201,7 @@ def _started(event: RunStarted, run_id: str, left_out: LeftOuts) -> Body:
             for name, default in (("rank", 0), ("world_size", 1), ("pid", 0))
         },
         "process_start_ns": number_of("process_start_ns", event.process_start_ns, left_out, 0),
-        "gpu_uuids": texts_of("gpu_uuids", event.gpu_uuids, left_out, LABELS_MAX, LABEL_MAX_BYTES),
+        "gpu_uuids": texts_of("gpu_uuids", gpus, left_out, LABELS_MAX, LABEL_MAX_BYTES),
         "resumed_from_step": step_of(event.resumed_from_step, left_out),
         **_later_fields(event, left_out),
     }

@@ -7,6 +7,7 @@ Never: keeps the command from starting, running or ending.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -47,8 +48,10 @@ CONCLUDE_S: Final = 12.0
 class Sidecar:
     """The sidecar as a child process, which ends when its standard input closes."""
 
-    def __init__(self, config: ServeConfig) -> None:
+    def __init__(self, config: ServeConfig, log: Path | None = None) -> None:
+        """Prepare the sidecar. log: a file for what it says, in place of our standard error."""
         config = replace(config, exit_with_stdin=True)
+        self._log = log
         self._command = module_command("telemetry", "serve", *as_flags(config))
         self._environ = module_environ(os.environ) | secret_environ(config)
         self._process: subprocess.Popen[bytes] | None = None
@@ -66,17 +69,29 @@ class Sidecar:
             and time.monotonic() >= self._not_before_s
         ):
             try:
-                # A session of its own: Ctrl-C is for the command, not for the sidecar.
-                self._process = subprocess.Popen(
-                    self._command,
-                    env=self._environ,
-                    stdin=subprocess.PIPE,
-                    start_new_session=True,
-                    preexec_fn=_unblock_signals,
-                )
+                self._process = self._started()
             except OSError as exc:
                 log.error("sidecar can't be started: %s", exc)
                 self._is_hopeless = True
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        with contextlib.ExitStack() as files:
+            output = files.enter_context(self._log.open("ab")) if self._log else None
+            # A session of its own: Ctrl-C is for the command, not for the sidecar.
+            return subprocess.Popen(
+                self._command,
+                env=self._environ,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                preexec_fn=_unblock_signals,
+            )
+
+    @property
+    def is_hopeless(self) -> bool:
+        """True if the sidecar ended in a way in which each further start would end as well."""
+        return self._is_hopeless
 
     def drain(self, timeout_s: float, exit_code: int | None = None) -> None:
         """Tell the sidecar the command's exit code, and wait until it has drained.

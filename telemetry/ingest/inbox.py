@@ -48,7 +48,6 @@ class Inbox:
         self._peer_bytes: Counter[bytes] = Counter()
         self._openings: OrderedDict[bytes, dict[int, Hello]] = OrderedDict()
         self._opening_count = 0
-        self._is_nudged = False
 
     @property
     def bytes_held(self) -> int:
@@ -99,19 +98,10 @@ class Inbox:
             self._news.notify()
         return True
 
-    def nudge(self) -> None:
-        """Wake the journal thread, although nothing has come."""
-        with self._news:
-            self._is_nudged = True
-            self._news.notify()
-
     def wait(self, timeout_s: float) -> bool:
-        """Wait for a message or a nudge, at most timeout_s; return True if there is a message."""
+        """Wait for a message at most timeout_s; return True if there is one."""
         with self._news:
-            self._news.wait_for(
-                lambda: self._frames or self._openings or self._is_nudged, timeout_s
-            )
-            self._is_nudged = False
+            self._news.wait_for(lambda: self._frames or self._openings, timeout_s)
             return bool(self._frames or self._openings)
 
     def take(self, max_bytes: int) -> list[Item]:

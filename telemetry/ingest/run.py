@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from shared.clock import Clock
-from shared.events import Event, encode_event, join_events
+from shared.events import Event, MetricsLogged, encode_event, join_events
 from shared.ids import SIDECAR, StreamId
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import write_json
@@ -160,8 +160,12 @@ class Run:
         stream = self._stream_id(session, source)
         self.writer.append(stream, base_seq, len(events), payload, is_late=is_late)
         self._unsynced.add(self.run_id)
+        # Nearly all events are metrics: they change run.json only where alerts of a former
+        # session are open.
+        has_alerts = bool(self._told.alerts)
         for event in events:
-            self._learn(session, source, event, is_late=is_late)
+            if has_alerts or type(event) is not MetricsLogged:
+                self._learn(session, source, event, is_late=is_late)
         if not is_late:
             self._told.goes_on(session, source)
             self._hand_on(session, source, events, len(payload))

@@ -78,18 +78,13 @@ class Runs:
             )  # fmt: skip
         return run
 
-    def open_unfinished(self) -> None:
-        """Open the runs that a former sidecar left running, or with rows behind their end."""
-        self.note_unfinished()
-        self.open_noted(len(self._unfinished))
-
     def note_unfinished(self) -> None:
-        """Find the runs that `open_noted` is to open."""
+        """Find the runs that a former sidecar left; `open_noted` opens them."""
         if self.directory.is_dir():
             self._unfinished = deque(sorted(self.directory.iterdir()))
 
     def open_noted(self, count: int) -> bool:
-        """Look at some of the runs found at the start; True while there are more."""
+        """Open some of the runs found at the start; return True if more are left."""
         while self._unfinished and count > 0:
             count -= 1
             directory = self._unfinished.popleft()

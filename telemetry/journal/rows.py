@@ -13,6 +13,7 @@ import msgspec
 
 from shared.events import (
     HARDWARE,
+    TRAIN,
     Envelope,
     Event,
     Gap,
@@ -21,6 +22,8 @@ from shared.events import (
     Scalar,
 )
 from shared.ids import MAIN_SOURCE, sanitized_host
+from telemetry.journal.energy import RunEnergy
+from telemetry.journal.gpus import gpu_indices
 from telemetry.journal.run_clock import RunClock
 from telemetry.sessions import begins_newest
 
@@ -53,6 +56,7 @@ class RunContext(msgspec.Struct, frozen=True):
     """The newest main session, by the rule that ingest, sinks and replay share."""
     # The host whose hardware came first: rank 0's, where it does not say where it is.
     hardware_host: str | None = None
+    energy: RunEnergy = RunEnergy()
 
     def after(self, row: Row, event: Event | None) -> RunContext:
         """Return the context for this row and those behind it."""
@@ -65,6 +69,9 @@ class RunContext(msgspec.Struct, frozen=True):
             changed["main_session"] = row.session
         if self.hardware_host is None and row.source.startswith("hardware:"):
             changed["hardware_host"] = host_of(row.source)
+        energy = self.energy.after(row.source, row.session, row.envelope.mono_ns, event)
+        if energy is not self.energy:
+            changed["energy"] = energy
         context = msgspec.structs.replace(self, **changed) if changed else self
         clock = (self.clock or self._first_clock(row)).after(row, context.first_host)
         if clock is context.clock:
@@ -118,6 +125,8 @@ def point_of(row: Row, event: Event | None, context: RunContext) -> Point | None
         return Point(HARDWARE, None, wall_ns, _hardware_values(row, event, context))
     if row.source == MAIN_SOURCE:
         values = dict(event.values)
+        if event.kind == TRAIN and event.step is not None:
+            values = {**context.energy.newest, **values}
     else:
         values = {_own_name(row.source, name): value for name, value in event.values.items()}
     if event.step is not None:
@@ -172,11 +181,6 @@ def _first_gpu_values(values: dict[str, Any], gpu_uuids: list[str]) -> dict[str,
 
 def _first_gpu_index(values: dict[str, Any], gpu_uuids: list[str]) -> str | None:
     """Return the sampler's index of the run's first GPU; 0 where the run names no GPU."""
-    by_uuid = {
-        uuid: name.split("/")[1]
-        for name, uuid in values.items()
-        if name.startswith("gpu/") and name.endswith("/uuid")
-    }
     if gpu_uuids:
-        return by_uuid.get(gpu_uuids[0])
+        return next(iter(gpu_indices(values, gpu_uuids[:1])), None)
     return "0" if "gpu/0/uuid" in values else None

@@ -62,9 +62,8 @@ class SamplerProcess:
             return
         try:
             written = os.write(self._process.stdin.fileno(), self._left_to_write)
-        except BlockingIOError:  # a sampler that is frozen
-            return
-        except (OSError, ValueError):  # it has ended: the next one gets the whole order
+        except (OSError, ValueError):
+            # Frozen, with its pipe full: the rest later. Ended: the next one gets the whole.
             return
         self._left_to_write = self._left_to_write[written:]
 

@@ -108,7 +108,9 @@ class Station:
         self.runs = Runs(path, session, clock, open_journal=self.journals.open)
         self.host_run = HostRun("node1", "offline", is_enabled=host_run)
         self.ingest = Ingest(self.runs, clock, self.host_run, LOST_AFTER_S, open_runs_max, streams)
-        self.runs.open_unfinished()
+        self.runs.note_unfinished()
+        while self.runs.open_noted(10):
+            pass
 
     def killed(self) -> None:
         """The end of the process: what was not synced is gone."""

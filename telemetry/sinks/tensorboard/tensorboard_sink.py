@@ -30,7 +30,7 @@ from telemetry.sinks.tensorboard.row_entries import Policy, PolicyState
 from telemetry.sinks.tensorboard.starts import Starts
 from telemetry.sinks.tensorboard.summaries import encode_entry
 
-POLICY_VERSION: Final = "2"
+POLICY_VERSION: Final = "3"
 """Version of the rules from rows to entries; files of another version are written anew.
 The first version had no number."""
 CORES_OPTION: Final = "per_core"

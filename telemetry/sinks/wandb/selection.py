@@ -39,7 +39,7 @@ from telemetry.sessions import MAIN_SOURCE
 from telemetry.sinks.wandb.run_identity import LEFT_OUT
 from telemetry.sinks.wandb.values import EMPTY_NAME, plain
 
-POLICY_VERSION: Final = 1
+POLICY_VERSION: Final = 2
 """Version of the selection. It changes when other rows are selected for the same journal; a
 sink in the middle of a run continues with the new version at its current row."""
 

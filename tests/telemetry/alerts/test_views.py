@@ -71,7 +71,7 @@ def test_wandb_gets_a_row_of_each_and_one_notification(journal):
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
-    run = Run(RunDir(tmp_path / "r"), "r", "sidecar1", ManualClock(), set())
+    run = Run(RunDir(tmp_path / "r"), "r", "sidecar1", ManualClock(), unsynced=set())
     yield run
     run.close()
 
@@ -99,7 +99,7 @@ def test_a_kill_between_the_journal_and_run_json_loses_no_open_alert(run):
     run.writer.sync()
     run.close()
 
-    again = Run(run.place, "r", "sidecar2", ManualClock(), set())
+    again = Run(run.place, "r", "sidecar2", ManualClock(), unsynced=set())
     found = [alert["name"] for alert in again.file.alerts or []]
     again.close()
 

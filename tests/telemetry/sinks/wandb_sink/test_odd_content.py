@@ -282,9 +282,9 @@ def test_the_version_of_the_policy_is_in_every_position(context: SinkContext) ->
     rows = rows_of(*[MetricsLogged(kind="train", step=i, values={"a": i}) for i in range(5)])
     final = run_whole(context, rows)
 
-    assert final.state["policy_versions"] == [[0, 1]]
+    assert final.state["policy_versions"] == [[0, 2]]
     older = {**final.state, "policy_versions": [[0, 0]]}
-    assert sink_module._versions_of(older, 5) == [[0, 0], [5, 1]]
+    assert sink_module._versions_of(older, 5) == [[0, 0], [5, 2]]
 
 
 def test_messages_of_any_text_arrive(context: SinkContext) -> None:

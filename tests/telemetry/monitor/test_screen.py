@@ -1,0 +1,175 @@
+"""The screen: keys, narrow and wide, as pictures that are compared."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import replace
+
+import pytest
+from textual.widgets import ContentSwitcher, DataTable, Static
+
+from telemetry.monitor.screen import MonitorApp
+from telemetry.monitor.watch import HostLine, RunLine, SinkLag, Snapshot
+from telemetry.views.follow import Alert, Message
+from telemetry.views.series import Sample
+
+NOW_S = 1_700_000_600.0
+
+
+def host() -> HostLine:
+    values = {
+        "cpu_percent": 63.5, "load/1m": 3.2, "load/5m": 2.5, "load/15m": 1.0,
+        "memory_percent": 91.0, "memory/used_bytes": 9 * 2**30, "memory/available_bytes": 2**30,
+        "swap/used_bytes": 0, "disk/read_bytes_per_second": 5e6, "disk/write_bytes_per_second": 0,
+        "network/received_bytes_per_second": 1e3, "network/sent_bytes_per_second": 2e7,
+        "gpu/0/utilization_percent": 99.0, "gpu/0/memory_percent": 40.0,
+        "gpu/0/memory_used_bytes": 31 * 2**30, "gpu/0/temperature_celsius": 71.0,
+        "gpu/0/power_watts": 301.0, "gpu/0/power_limit_watts": 350.0,
+        "gpu/0/throttle/sw_power_cap": True, "gpu/0/throttle/hw_slowdown": False,
+        "process/a/rank0/cpu_cores": 1.5, "process/a/rank0/rss_bytes": 3 * 2**30,
+        "process/a/rank0/processes": 5, "process/a/rank0/threads": 40,
+    }  # fmt: skip
+    names = [name for name, value in values.items() if not isinstance(value, bool)]
+    points = {
+        name: [Sample(NOW_S - 300 + i, 50 + 50 * math.sin(i / 20)) for i in range(300)]
+        for name in names
+    }
+    return HostLine("node1", NOW_S, values, points)
+
+
+def run(run_id: str, name: str, loss: float, **more: object) -> RunLine:
+    curve = tuple(Sample(i, loss + 8 * math.exp(-i / 100)) for i in range(400))
+    line = RunLine(
+        run_id=run_id, name=name, project="p", state="running", is_host=False, rows=1000,
+        step=399, total_steps=1000, loss_name="train/loss", loss=loss, stage="full_ternary",
+        tokens_per_second=45_678.0, seconds_left=1234.0, started_s=NOW_S - 500,
+        sinks=(SinkLag("tensorboard", 0, False), SinkLag("wandb", 1500, False)), curve=curve,
+        messages=(Message(NOW_S - 100, "info", "rank0", "stage is now full_ternary"),
+                  Message(NOW_S - 50, "warning", "rank0", "codes flip often")),
+    )  # fmt: skip
+    return replace(line, **more)  # type: ignore[arg-type]
+
+
+SNAPSHOT = Snapshot(
+    wall_s=NOW_S,
+    place="/data",
+    sidecar="4242",
+    hosts=(host(),),
+    runs=(
+        run("a", "tiny-one", 2.5, alerts=(
+            Alert(NOW_S - 30, "critical", "hardware:node1", "gpu_throttled", "gpu/0",
+                  "GPU 0 of node1 is throttled: power"),
+        )),
+        run("b", "tiny-two", 3.5),
+        run("c", "other", math.nan, state="lost", gap_events=12),
+    ),
+)  # fmt: skip
+
+
+class StillWatch:
+    """A watch in which nothing changes."""
+
+    def __init__(self, snapshot: Snapshot = SNAPSHOT) -> None:
+        self._snapshot = snapshot
+
+    def poll(self) -> bool:
+        return True
+
+    def snapshot(self) -> Snapshot:
+        return self._snapshot
+
+
+@pytest.fixture(autouse=True)
+def utc(monkeypatch):
+    import time
+
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+
+
+def app(**options: bool) -> MonitorApp:
+    return MonitorApp(StillWatch(), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
+@pytest.mark.parametrize(
+    "keys", [[], ["2"], ["3"], ["5"]], ids=["overview", "runs", "hosts", "events"]
+)
+def test_pictures(snap_compare, size, keys):
+    assert snap_compare(app(), press=["wait:300", *keys, "wait:300"], terminal_size=size)
+
+
+def played(keys: list[str], size: tuple[int, int] = (80, 24), **options: bool) -> MonitorApp:
+    """Return the screen as keys leave it."""
+    screen = app(**options)
+
+    async def play() -> None:
+        async with screen.run_test(size=size) as pilot:
+            await pilot.pause(0.3)
+            await pilot.press(*keys)
+            await pilot.pause(0.2)
+            screen.texts = {  # type: ignore[attr-defined]
+                each.id: str(each.render()) for each in screen.query(Static)
+            }
+            screen.names = [  # type: ignore[attr-defined]
+                str(row[0]) for row in map(screen.query_one(DataTable).get_row_at,
+                                           range(screen.query_one(DataTable).row_count))
+            ]  # fmt: skip
+            screen.view = screen.query_one(ContentSwitcher).current  # type: ignore[attr-defined]
+
+    asyncio.run(play())
+    return screen
+
+
+@pytest.mark.parametrize(
+    ("key", "view"),
+    [("1", "overview"), ("2", "runs"), ("3", "hosts"), ("4", "processes"), ("5", "events")],
+)
+def test_each_view_is_on_its_key(key, view):
+    assert played([key]).view == view
+
+
+def test_processes_are_shown_by_their_source():
+    shown = played(["4"], (100, 30)).texts["processes-text"]
+
+    assert "1.5" in shown and "3.0 GiB" in shown and "rank0 of a" in shown
+
+
+def test_a_filter_leaves_what_it_names_and_escape_clears_it():
+    screen = played(["2", "slash", *"tiny", "enter"])
+    assert screen.names == ["tiny-one", "tiny-two"] and "filter: tiny" in screen.texts["head"]
+
+    screen = played(["2", "slash", *"tiny", "enter", "slash", "escape"])
+    assert len(screen.names) == 3
+
+
+def test_runs_are_sorted_by_name_loss_and_step():
+    assert played(["2", "s"]).names == ["other", "tiny-one", "tiny-two"]
+    assert played(["2", "s", "s"]).names == ["tiny-one", "tiny-two", "other"]
+
+
+def test_the_chosen_run_is_the_one_that_is_drawn():
+    assert "tiny-two" in played(["2", "down"]).texts["detail"]
+
+
+def test_zoom_changes_the_time_that_is_shown():
+    assert "last 150 s" in played(["plus"]).texts["head"]
+    assert "last 3600 s" in played(["minus"] * 9).texts["head"]
+
+
+@pytest.mark.parametrize("size", [(39, 24), (80, 9), (1, 1)])
+def test_a_terminal_that_is_too_small_says_so(size):
+    assert "needs 40x10" in played([], size).texts["head"] or size == (1, 1)
+
+
+def test_without_unicode_all_is_ascii():
+    screen = played([], is_ascii=True)
+
+    assert screen.texts["overview-text"].isascii()
+
+
+def test_alerts_are_on_top_of_the_overview():
+    first = played([]).texts["overview-text"].split("\n")[0]
+
+    assert "GPU 0 of node1 is throttled: power" in first and "30 s" in first
