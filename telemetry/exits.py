@@ -4,7 +4,7 @@ In: the exit code of a command, from the process that waited for it.
 Out: that code, to the sidecar of the data directory: now, or when it is there again.
 Never: replaces the status of a run whose own RunFinished was recorded.
 
-    DATA_DIR/exits/<launch id>.json     {"exit_code": 3}
+    DATA_DIR/exits/<launch id>.json     {"exit_code": 3, "oom_kills": 0, "stderr": "..."}
 
 A file, and not a message: it also reaches a sidecar that is frozen now, or started later.
 """
@@ -14,24 +14,40 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
+
+import msgspec
 
 from shared.ids import SESSION
 from telemetry.json_files import read_json, write_json
 
+STDERR_MAX_CHARS: Final = 16_000
 KEPT_S: Final = 7 * 86_400.0
 """Age at which a file is removed, in seconds."""
 
 
-def tell_exit(data_dir: Path, launch_id: str, exit_code: int) -> None:
-    """Write the exit code of a command where the sidecar of data_dir finds it.
+class ExitReport(msgspec.Struct, frozen=True):
+    """The end of a command, as its parent saw it.
+
+    oom_kills: processes of this container that the kernel killed while the command ran, for
+    want of memory; None where it does not count them. stderr: the last lines of its
+    standard error, without secrets.
+    """
+
+    exit_code: Annotated[int, msgspec.Meta(ge=0, le=255)]
+    oom_kills: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    stderr: Annotated[str, msgspec.Meta(max_length=STDERR_MAX_CHARS)] = ""
+
+
+def tell_exit(data_dir: Path, launch_id: str, report: ExitReport) -> None:
+    """Write the end of a command where the sidecar of data_dir finds it.
 
     Raises:
         OSError: it can't be written.
     """
     directory = _directory(data_dir)
     directory.mkdir(parents=True, exist_ok=True)
-    write_json(directory / f"{launch_id}.json", {"exit_code": exit_code})
+    write_json(directory / f"{launch_id}.json", msgspec.to_builtins(report))
 
 
 class Exits:
@@ -39,23 +55,27 @@ class Exits:
 
     def __init__(self, data_dir: Path) -> None:
         self._directory = _directory(data_dir)
-        self._codes: dict[str, int] = {}
+        self._reports: dict[str, ExitReport] = {}
 
     def look(self) -> None:
         """Read new files, and remove those older than KEPT_S."""
         with contextlib.suppress(FileNotFoundError):
             for path in self._directory.glob("*.json"):
-                if path.stem not in self._codes and SESSION.fullmatch(path.stem):
+                if path.stem not in self._reports and SESSION.fullmatch(path.stem):
                     self._take(path)
 
     def code_of(self, launch_id: str) -> int | None:
         """Return the exit code of a launch, or None while no file has told it."""
-        return self._codes.get(launch_id)
+        report = self._reports.get(launch_id)
+        return None if report is None else report.exit_code
+
+    def report_of(self, launch_id: str) -> ExitReport | None:
+        """Return all that is known of the end of a launch, or None while nothing is."""
+        return self._reports.get(launch_id)
 
     def _take(self, path: Path) -> None:
-        code = (read_json(path) or {}).get("exit_code")
-        if type(code) is int and 0 <= code <= 255:
-            self._codes[path.stem] = code
+        with contextlib.suppress(msgspec.MsgspecError, ValueError):
+            self._reports[path.stem] = msgspec.convert(read_json(path), ExitReport)
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > KEPT_S:
                 path.unlink()

@@ -67,9 +67,13 @@ class Watcher:
 
     def close(self) -> None:
         """End the thread. May be called twice, and without a start."""
+        is_first = not self._is_ending.is_set()
         self._is_ending.set()
         if self._thread.ident is not None:
             self._thread.join()
+            if is_first:
+                # What the last rows of the runs said: a trainer's death, above all.
+                self._guarded_turn()
 
     def turn(self) -> None:
         """Take in what came since the last turn, and publish."""
@@ -107,12 +111,15 @@ class Watcher:
 
     def _run(self) -> None:
         while not self._is_ending.wait(TURN_S):
-            try:
-                self.turn()
-            except Exception:
-                self.failures += 1
-                if self.failures == 1:
-                    log.exception("the watcher failed; it goes on")
+            self._guarded_turn()
+
+    def _guarded_turn(self) -> None:
+        try:
+            self.turn()
+        except Exception:
+            self.failures += 1
+            if self.failures == 1:
+                log.exception("the watcher failed; it goes on")
 
 
 def _standing(situation: Situation) -> frozenset[Key]:

@@ -16,6 +16,7 @@ from typing import TypeVar
 import msgspec
 
 from shared.events import DecodeError, Gap, HistogramLogged, MetricsLogged, PartialEvent
+from telemetry.commands.last_words import LastWords
 from telemetry.errors import EXIT_DAMAGED, EXIT_OK, CommandError
 from telemetry.journal.layout import read_mark
 from telemetry.journal.reader import JournalReader, NotAJournal
@@ -57,6 +58,7 @@ class Contents:
     """Parts of events that could not be recorded: how often, by name and reason."""
     left_out_count: int = 0
     unknown_ms: float = 0.0
+    last_words: LastWords = field(default_factory=LastWords)
     damage: list[Damage] = field(default_factory=list)
     rows: int = 0
 
@@ -78,6 +80,8 @@ def inspect(run_dir: Path) -> int:
     _print_events(page, contents)
     _print_missing(page, contents)
     _print_left_out(page, contents)
+    for line in contents.last_words.lines(recorded.facts.status):
+        page.line(line)
     damaged = [*recorded.damaged, *_print_sinks(page, recorded, contents)]
     for line in damaged:
         page.line(f"damaged: {line}")
@@ -120,6 +124,7 @@ def _count(contents: Contents, row: Row) -> None:
         tally.first_step = measured.step if tally.first_step is None else tally.first_step
         tally.last_step = measured.step
     contents.sessions.setdefault(row.source, set()).add(row.session)
+    contents.last_words.see(row, event)
     if isinstance(event, PartialEvent) and event.left_out_count:
         contents.left_out.update(event.left_out.items())
         contents.left_out_count += event.left_out_count

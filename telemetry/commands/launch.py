@@ -22,14 +22,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from shared.clock import SystemClock
 from shared.ids import new_session
 from shared.launches import LAUNCH_VARIABLE
 from shared.programs import module_command, module_environ
 from shared.text import clean
+from telemetry.commands.stderr_capture import Capture
 from telemetry.config import ServeConfig, as_flags, secret_environ
 from telemetry.datadir import holder_of, is_held, was_used
 from telemetry.errors import EXIT_RUNNING, EXIT_USAGE
-from telemetry.exits import tell_exit
+from telemetry.exits import ExitReport, tell_exit
+from telemetry.hardware.cgroup import CgroupProbe
 from telemetry.run_dir import runs_of
 from telemetry.summary import launched_runs, print_summary
 
@@ -178,14 +181,25 @@ def launch(command: Sequence[str], config: ServeConfig) -> int:
         # 1. The sidecar, or the one that serves the data directory already.
         started = _start(config)
         # 2. The command; meanwhile a sidecar that dies is restarted.
-        code = _run_command(command, started, before)
+        kills_before = _oom_kills()
+        code, stderr = _run_command(command, started, before)
         # 3. The exit code into a file, before anything waits: it reaches any later sidecar.
-        _tell_exit(started, code)
+        _tell_exit(started, ExitReport(code, _since(kills_before), stderr))
         # 4. The end of the recording, bounded in time.
         _conclude(started, code)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return code
+
+
+def _oom_kills() -> int | None:
+    """Return how many processes of this container the kernel has killed for want of memory."""
+    return CgroupProbe(SystemClock()).oom_kills()
+
+
+def _since(before: int | None) -> int | None:
+    now = _oom_kills()
+    return None if before is None or now is None else max(0, now - before)
 
 
 def _start(config: ServeConfig) -> Launch:
@@ -216,16 +230,21 @@ def _with_port(address: str) -> str:
         return address
 
 
-def _run_command(command: Sequence[str], started: Launch, mask: Iterable[int]) -> int:
+def _run_command(command: Sequence[str], started: Launch, mask: Iterable[int]) -> tuple[int, str]:
+    """Run the command to its end; return its exit code, and if it failed its last lines."""
+    capture = Capture()
     try:
         child = subprocess.Popen(
             command,
             env=started.environ,
+            stderr=capture.fd,
             preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, mask),
         )
     except OSError as exc:
         print(f"telemetry: can't run {command[0]!r}: {exc.strerror}", file=sys.stderr)
-        return 127 if isinstance(exc, FileNotFoundError) else 126
+        return 127 if isinstance(exc, FileNotFoundError) else 126, ""
+    finally:
+        capture.let_go()
 
     def forward(info: signal.struct_siginfo) -> None:
         # Only if sent by a process: a terminal sends it to the command too, which is in our
@@ -239,7 +258,9 @@ def _run_command(command: Sequence[str], started: Launch, mask: Iterable[int]) -
 
     _wait_for(child, forward, keep_sidecar, lambda: float("inf"))
     code = child.returncode
-    return 128 - code if code < 0 else code
+    # Always asked for, so that all of it is on the terminal before our own last lines.
+    last_lines = capture.last_lines(started.environ)
+    return (128 - code if code < 0 else code), last_lines if code else ""
 
 
 def _wait_for(
@@ -271,10 +292,10 @@ def _close_with_word(process: subprocess.Popen[bytes], exit_code: int | None) ->
         log.warning("sidecar ended before it was told how the command did")
 
 
-def _tell_exit(started: Launch, code: int) -> None:
-    data_dir = started.config.data_dir
+def _tell_exit(started: Launch, report: ExitReport) -> None:
+    code, data_dir = report.exit_code, started.config.data_dir
     try:
-        tell_exit(data_dir, started.launch_id, code)
+        tell_exit(data_dir, started.launch_id, report)
     except OSError as exc:
         # If no sidecar has ever used the directory, its own error was logged already.
         if was_used(data_dir):

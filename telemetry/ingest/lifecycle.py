@@ -22,6 +22,7 @@ from typing import Final
 from shared.clock import Clock
 from shared.events import FAILED, FINISHED, LOST, Gap, RunFinished
 from telemetry.exits import Exits
+from telemetry.ingest.death import end_of_death, events_of, has_died
 from telemetry.ingest.host_run import HostRun
 from telemetry.ingest.run import Run
 from telemetry.ingest.runs import Runs
@@ -34,6 +35,10 @@ EMPTY_KEPT_NS: Final = 60_000_000_000
 EXITED_SILENT_NS: Final = 6_000_000_000
 """Silence after which a run whose command has ended is over; longer than the time from
 one keepalive to the next."""
+
+
+TOLD_NS: Final = 5_000_000_000
+"""Longest wait for the report on the end of a command whose run has failed."""
 
 
 class Lifecycle:
@@ -53,6 +58,9 @@ class Lifecycle:
         self._clock = clock
         self._lost_after_ns = int(lost_after_s * 1e9)
         self._exits = Exits(runs.directory.parent)
+        self._failed_ns: dict[str, int] = {}
+        """When a launched run was first seen to have failed, whose command's end is not told."""
+        self._is_patient = True
 
     def tick(self) -> None:
         """Forget streams that have gone silent, and end the runs that are over."""
@@ -75,6 +83,8 @@ class Lifecycle:
         an exit code it ends as lost.
         """
         self._exits.look()
+        # The sidecar is ending: no report comes any more.
+        self._is_patient = False
         now = self._clock.monotonic_ns()
         for run in self._runs:
             is_host = run.run_id == self._host_run.run_id
@@ -96,6 +106,10 @@ class Lifecycle:
         others_over = all(
             s.is_over(now) or (s.is_main and run.has_finished(s.id.session)) for s in streams
         )
+        if run.finish_status is None and has_died(run.alerts):
+            run.say(end_of_death())
+        if run.finish_status == FAILED and self._report_death(run, now):
+            return
         if run.finish_status is not None and others_over and not run.is_unsynced:
             # No RunStarted will come any more: sinks show it under its id.
             run.show_if_unannounced(is_over=True)
@@ -110,6 +124,25 @@ class Lifecycle:
                 # Opened by a HELLO that nothing followed.
                 self._forget_streams(streams)
                 self._runs.discard(run)
+
+    def _report_death(self, run: Run, now: int) -> bool:
+        """Say what a launched trainer died of; True while the run must wait for that.
+
+        Its parent can tell only after the trainer's own last word.
+        """
+        if not run.launch_id or has_died(run.alerts):
+            return False
+        if (report := self._exits.report_of(run.launch_id)) is not None:
+            self._failed_ns.pop(run.run_id, None)
+            if report.exit_code:
+                for event in events_of(report):
+                    run.say(event)
+            return False
+        since_ns = self._failed_ns.setdefault(run.run_id, now)
+        if self._is_patient and now - since_ns < TOLD_NS:
+            return True
+        self._failed_ns.pop(run.run_id, None)
+        return False
 
     def _silent_ns(self, run: Run, now: int) -> int:
         """Return the time in ns since anything was heard of the run, or since it was opened."""
@@ -127,6 +160,10 @@ class Lifecycle:
             if not self._is_told(run):
                 text = "the trainer went away without a word"
                 run.say(Gap(count=0, reason=text, unknown_ms=silent_ns / 1e6))
+            report = self._exits.report_of(run.launch_id)
+            if report is not None and report.exit_code and not has_died(run.alerts):
+                for event in events_of(report):
+                    run.say(event)
             run.say(_last_word(exit_code))
         elif not run.is_unsynced:
             run.end()

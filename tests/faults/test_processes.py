@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from shared.emitter import Emitter, spool
+from shared.emitter import Emitter
 from shared.events import MetricsLogged, encode_event, join_events
 from shared.ids import StreamId
 from telemetry.config import ServeConfig
@@ -104,15 +104,15 @@ def test_a_frozen_sidecar_is_not_noticed_and_gets_everything(place, seconds):
 def test_a_disk_that_freezes_under_journal_and_spool_is_not_noticed(place, monkeypatch, seconds):
     """Every write and every sync hangs, as on NFS without its server. Row 35."""
     thawed = threading.Event()
-    fdatasync, write = os.fdatasync, spool._write
+    fdatasync, pwrite = os.fdatasync, os.pwrite
 
     def hanging_sync(fd: int) -> None:
         thawed.wait()
         fdatasync(fd)
 
-    def hanging_write(fd: int, data: bytes, at: int) -> None:
+    def hanging_write(fd: int, data: bytes, at: int) -> int:
         thawed.wait()
-        write(fd, data, at)
+        return pwrite(fd, data, at)
 
     config = ServeConfig(
         data_dir=place / "data", http="off", sinks=(), sample_hz=0.0, drain_grace_s=1.0
@@ -124,7 +124,7 @@ def test_a_disk_that_freezes_under_journal_and_spool_is_not_noticed(place, monke
             producer.emit(metric(0))
             wait_until(lambda: producer.stats().acknowledged == 1)
             monkeypatch.setattr(os, "fdatasync", hanging_sync)
-            monkeypatch.setattr(spool, "_write", hanging_write)
+            monkeypatch.setattr(os, "pwrite", hanging_write)
             count, longest_s = emit_until(producer, after(seconds), first_step=1)
             stats = producer.stats()
             thawed.set()

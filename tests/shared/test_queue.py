@@ -88,6 +88,18 @@ def test_events_that_were_taken_use_memory_until_the_sender_has_settled() -> Non
     assert len(queue) == 1
 
 
+def test_taking_a_part_makes_room_for_that_part() -> None:
+    """Not for all, and not only when the queue is empty."""
+    queue, _ = filled("val")
+    assert len(list(queue.take(10))) == 10
+
+    queue.settle(MAX_BYTES)
+    for step in range(20):
+        queue.put(row(step, "val"))
+
+    assert len(queue) == ROWS and queue.dropped == {"queue full": 1 + 10}
+
+
 def test_the_room_that_others_leave_is_the_bound() -> None:
     """Backlog and frames share the memory with the queue."""
     queue = EventQueue(MAX_BYTES, ManualClock())

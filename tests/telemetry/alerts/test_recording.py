@@ -84,7 +84,7 @@ def test_a_restart_writes_no_second_onset_and_keeps_an_end_for_later(station):
     turn(station, published(SILENT))
     again = station.restarted()
     again.runs.note_unfinished()
-    again.runs.open_noted(1)
+    again.runs.open_noted(10)
     turn(again, published())
     turn(again, published(SILENT))
     turn(again, published(over=(SILENT,)))

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from shared.events import MetricsLogged, encode_event, join_events
+from shared.ids import StreamId
 from telemetry.checks import disk, machine, sockets, wandb
 from telemetry.checks.check import ABSENT, DOUBTFUL, FAILS, WORKS, Check, Finding, run_checks
 from telemetry.commands import doctor
@@ -301,7 +302,7 @@ def recorded(data_dir: Path, rows: int, apart_s: float, names: int = 3) -> None:
         for at in range(rows):
             event = MetricsLogged(kind="train", step=at, values=values)
             packed = encode_event(event, 10**18 + int(at * apart_s * 1e9), 1)
-            writer.append("r", "s1", "rank0", at, 1, join_events([packed]))
+            writer.append(StreamId("r", "s1", "rank0"), at, 1, join_events([packed]))
         writer.sync()
 
 

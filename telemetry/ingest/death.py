@@ -1,0 +1,70 @@
+"""Death: the sentence on a trainer that ended badly, from what its parent could see.
+
+In: what `telemetry run` wrote of the command's end: exit code, OOM kills, standard error.
+Out: the events that say so in the run.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from typing import Final
+
+from shared.events import AlertChanged, Event, MessageLogged
+from shared.ids import MAIN_SOURCE, SIDECAR
+from telemetry.alerts.standing import Alerts
+from telemetry.exits import ExitReport
+
+DIED: Final = "trainer_died"
+STDERR: Final = "stderr"
+"""Level of the message that has the last lines of standard error."""
+_USUAL: Final = {126: "it could not be started", 127: "it was not found"}
+
+
+def events_of(report: ExitReport) -> Iterator[Event]:
+    """Yield the events that a run gets for a command that ended badly."""
+    yield AlertChanged(
+        name=DIED,
+        subject=MAIN_SOURCE,
+        severity="error",
+        text=sentence(report),
+        value=report.exit_code,
+    )
+    if report.stderr:
+        yield MessageLogged(level=STDERR, text=report.stderr)
+
+
+def has_died(alerts: Alerts) -> bool:
+    """Return True if the open alerts of a run say that its trainer died."""
+    return any(a.get("name") == DIED and a.get("source") == SIDECAR for a in alerts)
+
+
+def end_of_death() -> AlertChanged:
+    """Return the event that a run gets when its trainer has started again."""
+    return AlertChanged(name=DIED, subject=MAIN_SOURCE, is_active=False)
+
+
+def sentence(report: ExitReport) -> str:
+    """Return what the command ended by, like `killed by SIGKILL: the kernel was out of memory`."""
+    name = _signal_of(report.exit_code)
+    if not name:
+        usual = _USUAL.get(report.exit_code)
+        text = f"exit code {report.exit_code}" + (f": {usual}" if usual else "")
+    else:
+        text = f"ended by {name}"
+    if report.oom_kills:
+        return (
+            f"{text}; meanwhile the kernel killed {report.oom_kills} processes of this container, "
+            "because its memory was full"
+        )
+    if name == "SIGKILL" and report.oom_kills == 0:
+        return f"{text}, not by the kernel for want of memory"
+    return text
+
+
+def _signal_of(exit_code: int) -> str:
+    """Return the signal's name in the exit code of a shell, 128 + n; empty for another code."""
+    try:
+        return signal.Signals(exit_code - 128).name if exit_code > 128 else ""
+    except ValueError:
+        return ""
