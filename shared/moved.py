@@ -32,6 +32,7 @@ RENAMED: Final = {
     "shared.leftout": "shared.values.left_out",
     "telemetry.files": "telemetry.json_files",
     "telemetry.hostrun": "telemetry.ingest.host_run",
+    "telemetry.quarantine": "telemetry.ingest.refusals",
     "telemetry.spools": "telemetry.ingest.orphan_spools",
     "telemetry.sinkprocess": "telemetry.supervise.sink_process",
     "telemetry.samplerprocess": "telemetry.supervise.sampler_process",

@@ -79,7 +79,8 @@ LAYERS = {
         telemetry.config telemetry.datadir telemetry.descriptors
     """,
     "telemetry.commands": """
-        shared telemetry.checks telemetry.journal telemetry.sinks telemetry.sinks.wandb
+        shared telemetry.alerts telemetry.hardware.cgroup telemetry.ingest.death
+        telemetry.checks telemetry.journal telemetry.sinks telemetry.sinks.wandb
         telemetry.config telemetry.datadir telemetry.errors telemetry.exits
         telemetry.json_files telemetry.logs telemetry.output telemetry.recorded
         telemetry.run_dir telemetry.summary

@@ -46,7 +46,7 @@ READINGS: Final = (
 
 @dataclass
 class LastWords:
-    """What a run said last. Not thread-safe."""
+    """The last rows of a run, kept while its journal is read. Not thread-safe."""
 
     alerts: Alerts = field(default_factory=list)
     onsets: int = 0
