@@ -16,7 +16,8 @@ from typing import Final, NamedTuple
 
 from shared.events import AlertChanged, Event
 
-BYTES_MAX: Final = 4 * 1024 * 1024
+BYTES_MAX: Final = 1024 * 1024
+"""Bytes of frames as they came; their events take several times as much memory."""
 ALERTS_MAX: Final = 1_000
 
 
