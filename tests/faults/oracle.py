@@ -130,7 +130,7 @@ def shown_in_tensorboard(run_dir: Path, rows: list[Row], steps: dict[Said, int])
             if at != sorted(at):
                 faults.append(f"{where}: the steps of {tag} go back")
         if directory.name.startswith("hardware"):
-            hardware += len(points.get("telemetry/samples", []) or points.get("cpu_percent", []))
+            hardware += len(points.get("~hw/cpu_percent", []))
         # Not the process: its value is the same at every step, and is not written twice at one.
         numbers, values = points.get(NUMBER, []), points.get(VALUE, [])
         if [step for step, _ in numbers] != [step for step, _ in values]:
