@@ -21,7 +21,7 @@ from typing import NoReturn, TypeAlias
 
 from shared.terminal import finish_streams, prepare_streams
 from shared.text import clean
-from telemetry.config import ServeConfig, as_flags, check_sinks, load, secret_environ
+from telemetry.config import ServeConfig, as_flags, load, secret_environ
 from telemetry.errors import (
     EXIT_BACKLOG,
     EXIT_FAULT,
@@ -32,6 +32,7 @@ from telemetry.errors import (
 )
 from telemetry.logs import LINE_MAX_CHARS, configure_logs
 from telemetry.output import OutputFailed
+from telemetry.setting_values import check_sinks
 
 DESCRIPTION = "Telemetry sidecar: records what a training run says, and forwards it."
 ORPHAN_GRACE_S = 60.0

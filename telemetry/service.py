@@ -32,8 +32,8 @@ from telemetry.alerts.webhook import senders_of
 from telemetry.config import ServeConfig
 from telemetry.datadir import DataDir
 from telemetry.descriptors import Shares, shares_in_use
-from telemetry.errors import EXIT_BACKLOG, EXIT_FAULT, EXIT_OK, EXIT_RUNNING, CommandError
-from telemetry.grace import Grace
+from telemetry.drain import Drain, Parts, Producers
+from telemetry.errors import EXIT_FAULT, EXIT_RUNNING, CommandError
 from telemetry.http import Health, StatusServer
 from telemetry.ingest.gateway import AddressInUse, Gateway
 from telemetry.ingest.host_run import HostRun
@@ -45,7 +45,6 @@ from telemetry.ingest.runs import Runs
 from telemetry.journal.writer import JournalFault
 from telemetry.journal_loop import JournalLoop
 from telemetry.room import Room
-from telemetry.summary import Commands, print_summary
 from telemetry.supervise.retention import Retention
 from telemetry.supervise.sampler_process import SamplerProcess, processes_on
 from telemetry.supervise.supervisor import Supervisor, sink_command
@@ -54,14 +53,8 @@ from telemetry.watch.feed import Feed
 
 log = logging.getLogger("telemetry.service")
 
-SETTLE_S: Final = 0.3
-"""After the last producer is gone: what is still in the socket arrives within this."""
-
 OPENED_AT_ONCE: Final = 64
 """Runs of a former sidecar that are opened before the first poll, and then in each second."""
-
-LAST_WORDS_SHARE: Final = 0.5
-"""Share of the grace time in which trainers may still send their last events."""
 
 
 class Service(Closing):
@@ -86,9 +79,7 @@ class Service(Closing):
         """
         self.config = config
         self.stop = threading.Event()
-        self.are_producers_gone = False
-        self.exit_code: int | None = None
-        """Exit code of the command that made the runs, where `telemetry run` has told it."""
+        self.producers = Producers()
         self._clock = clock or SystemClock()
         self._shares = shares or shares_in_use()
         self._host = sanitized_host(config.host or socket.gethostname())
@@ -163,7 +154,11 @@ class Service(Closing):
         try:
             while not self.stop.is_set():
                 self._loop.poll()
-            return self._drain()
+            parts = Parts(
+                self._loop, self._ingest, self._runs, self._host_run, self._sampler,
+                self._carrier, self._supervisor,
+            )  # fmt: skip
+            return Drain(self.config, self._clock, parts, self.producers, self._tick).run()
         except JournalFault as exc:
             log.error("journal fault, stopping: %s", exc)
             return EXIT_FAULT
@@ -263,73 +258,6 @@ class Service(Closing):
         room = min(OPENED_AT_ONCE, self._shares.runs - len(self._runs))
         if self._shares.has_spare():
             self._runs.open_noted(room)
-
-    # --- draining
-
-    def _drain(self) -> int:
-        """Drain the sidecar in the order of the data, within the grace time.
-
-        Returns the exit code of `serve`: EXIT_BACKLOG where a sink lacks rows of a run that
-        has ended.
-        """
-        grace = Grace(self._clock, self.config.drain_grace_s)
-        # First, ask the producers of our own to finish: they need time to send their last
-        # events, and the next step takes those in.
-        with grace.step("asking the sampler and the spools for their last events"):
-            self._sampler.ask_to_end()
-            self._carrier.look_now()
-        with grace.step("taking in last events"):
-            self._take_in_last_words(grace)
-        # From here on nothing new may come from those producers.
-        with grace.step("ending the sampler"):
-            self._carrier.close()
-            self._sampler.end()
-        # After all events of their producers: a run whose producers are known to be gone gets
-        # their exit code, the host's own run its end.
-        with grace.step("writing the last events of runs"):
-            if self.are_producers_gone:
-                self._ingest.declare_abandoned(self.exit_code)
-            self._host_run.finish(self._runs)
-        # The poll syncs the journals and sends the last acknowledgements, and the tick ends
-        # the runs whose last event it synced.
-        with grace.step("ending runs"):
-            self._ingest.tick()
-            self._loop.poll()
-            self._tick()
-        # After the last sync: sinks read only what is on disk, and close a run in their
-        # service only where run.json says that it has ended.
-        with grace.step("finishing the sinks"):
-            self._supervisor.end(grace.left_s())
-        # Last, when it is known what a sink still lacks.
-        return EXIT_BACKLOG if self._reported_backlog() else EXIT_OK
-
-    def _take_in_last_words(self, grace: Grace) -> None:
-        """Go on taking in while a trainer or a spool still has events.
-
-        At least for what is in the socket already, and at most for half of the grace time: the
-        other half is the sinks'.
-        """
-        settle_s = min(SETTLE_S, self.config.drain_grace_s / 4)
-        while True:
-            self._loop.poll()
-            has_words = self._ingest.has_live_trainers and not self.are_producers_gone
-            is_waited_for = has_words or not self._carrier.is_idle
-            if grace.spent_s >= settle_s and not (is_waited_for and grace.left_s(LAST_WORDS_SHARE)):
-                return
-
-    def _reported_backlog(self) -> set[tuple[str, str]]:
-        """Print the summary; return the (run, sink) pairs that lack rows of a run that has ended.
-
-        Runs that go on are not backlog: their trainers are alive, and a later sidecar
-        continues them.
-        """
-        told_of = self._runs.told_of
-        going_on = {run.run_id for run in self._runs if not run.is_ended}
-        ended = told_of - going_on
-        backlog = {pair for pair in self._supervisor.backlog if pair[0] in ended}
-        commands = Commands(self.config.command_form, self.config.tensorboard_url)
-        print_summary(self._runs.directory, sorted(told_of), backlog, commands)
-        return backlog
 
 
 def _bound(config: ServeConfig, connections_max: int, pid: int | None) -> Gateway:

@@ -27,8 +27,8 @@ def watch_stdin(service: Service) -> None:
         said = b""
         while chunk := os.read(0, 1024):
             said = (said + chunk)[-KEPT_BYTES:]
-        service.exit_code = exit_code_in(said)
-        service.are_producers_gone = True
+        service.producers.exit_code = exit_code_in(said)
+        service.producers.are_gone = True
         service.stop.set()
 
     threading.Thread(target=watch, name="stdin", daemon=True).start()
