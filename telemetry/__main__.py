@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
+import signal
 import sys
-from pathlib import Path
+
+# Ctrl-C while modules load ends the process at once, without a traceback.
+interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+if interruptible:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import importlib.util  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 # `python -m` searches the working directory first. Where this package was found elsewhere, a
 # folder `shared` in the working directory is another project's and must not be imported.
@@ -16,10 +23,10 @@ places = [] if found is None else list(found.submodule_search_locations or [])
 if places and Path(places[0]).resolve() != ROOT / "shared":
     sys.exit(f"telemetry: {places[0]} hides our package `shared`; take it out of PYTHONPATH")
 
-try:
-    from telemetry.cli import main
-except KeyboardInterrupt:
-    sys.exit(130)
+from telemetry.cli import main  # noqa: E402
+
+if interruptible:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if __name__ == "__main__":
     sys.exit(main())

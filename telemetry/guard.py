@@ -51,6 +51,8 @@ class Guard:
 
     def run(self) -> int:
         """Keep the service running; return its exit code, 128 + n after a forwarded signal n."""
+        # They stay blocked while there is no child to forward them to: none is lost.
+        signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
         for number in FORWARDED:
             signal.signal(number, self._forward)
         retry_s = FIRST_RETRY_S
@@ -78,17 +80,13 @@ class Guard:
 
     def _run_once(self, lifeline: int) -> int:
         command = [*self._command, f"--lifeline={lifeline}"]
-        # Block signals until the child's pid is known: one that came before would be lost.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+        signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
         try:
             self._child = subprocess.Popen(
-                command,
-                env=self._env,
-                pass_fds=(lifeline,),
-                preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, mask),
+                command, env=self._env, pass_fds=(lifeline,), preexec_fn=_unblock
             )
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            _unblock()
         return self._child.wait()
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
@@ -106,6 +104,8 @@ def become_guard(flags: Sequence[str]) -> NoReturn:
     A new program, because the libraries of this one would take memory all the time.
     """
     command = module_command("telemetry.guard", *flags)
+    # Until the guard has handlers for them: Python's own would end it with a traceback.
+    signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
     os.execve(command[0], command, module_environ(os.environ))
 
 
@@ -123,6 +123,10 @@ def follow_guard(lifeline: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="lifeline", daemon=True).start()
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
 
 
 def _name(number: int) -> str:
