@@ -20,14 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from telemetry.commands.launch import Sidecar
+from telemetry.commands.own_sidecar import Sidecar
 from telemetry.config import ServeConfig
 from telemetry.datadir import is_held
 from telemetry.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_OK, CommandError
 from telemetry.journal.layout import MARK_NAME
-from telemetry.monitor.panels import Room
+from telemetry.monitor.pieces import Room
+from telemetry.monitor.snapshot import Snapshot
 from telemetry.monitor.text import json_value, plain_text
-from telemetry.monitor.watch import Snapshot, Watch, is_run_dir
+from telemetry.monitor.watch import Watch, is_run_dir
 from telemetry.run_dir import runs_of
 from telemetry.summary import print_summary
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar, Final
 
@@ -21,32 +21,22 @@ from textual.coordinate import Coordinate
 from textual.events import Resize
 from textual.widgets import ContentSwitcher, DataTable, Footer, Input, Static
 
-from telemetry.monitor.panels import (
-    BAD,
+from telemetry.monitor.host_panels import process_lines
+from telemetry.monitor.pages import host_page, joined, overview
+from telemetry.monitor.pieces import BAD, DIM, GOOD, STRONG, WARN, Line, Piece, Room
+from telemetry.monitor.run_panels import (
     COLUMNS,
-    DIM,
-    GOOD,
-    STRONG,
-    WARN,
-    Line,
-    Piece,
-    Room,
     alert_lines,
     header_line,
-    host_charts,
-    host_lines,
     message_lines,
-    process_lines,
     run_cells,
     run_lines,
-    table_lines,
 )
-from telemetry.monitor.watch import HostLine, RunLine, Snapshot, Watch
+from telemetry.monitor.snapshot import RunLine, Snapshot
+from telemetry.monitor.watch import Watch
 
 STYLES: Final = {DIM: "dim", STRONG: "bold", GOOD: "green", WARN: "yellow", BAD: "bold red"}
 REFRESH_S: Final = 1.0
-WIDE: Final = 130
-"""From this width on the overview has two columns."""
 WIDTH_MIN: Final = 40
 HEIGHT_MIN: Final = 10
 SECONDS_MIN: Final = 30.0
@@ -208,10 +198,10 @@ class MonitorApp(App[None]):
             "overview": lambda: self._put("#overview-text", overview(shown, room, height - 2)),
             "runs": lambda: self._draw_runs(shown, room),
             "hosts": lambda: self._put(
-                "#hosts-text", _joined(_host_page(host, room, height) for host in shown.hosts)
+                "#hosts-text", joined(host_page(host, room, height) for host in shown.hosts)
             ),
             "processes": lambda: self._put(
-                "#processes-text", _joined(process_lines(host, room) for host in shown.hosts)
+                "#processes-text", joined(process_lines(host, room) for host in shown.hosts)
             ),
             "events": lambda: self._put(
                 "#events-text",
@@ -262,49 +252,6 @@ class MonitorApp(App[None]):
             "step": lambda run: -(run.step or 0),
         }
         return replace(snapshot, runs=tuple(sorted(snapshot.runs, key=keys[self._order])))  # type: ignore[arg-type]
-
-
-def overview(snapshot: Snapshot, room: Room, height: int) -> list[Line]:
-    """Return machines, runs and what was said last; in two columns where there is room."""
-    is_wide = room.width >= WIDE
-    half = replace(room, width=room.width // 2 - 1) if is_wide else room
-    left = _joined(host_lines(host, half) for host in snapshot.hosts)
-    if not snapshot.hosts:
-        left = [[Piece("no sample of a machine yet", DIM)]]
-    runs = [run for run in snapshot.runs if not run.is_host]
-    right: list[Line] = table_lines(runs[: max(3, height // 4)], half) if runs else []
-    used = len(right) if is_wide else len(left) + len(right)
-    if runs:
-        right += [[], *run_lines(runs[0], half, min(16, max(5, height - used - 8)))]
-    else:
-        right += [[Piece("no training run here; hardware is recorded all the same", DIM)]]
-    lines = _beside(left, right, half.width) if is_wide else [*left, [], *right]
-    lines = [*alert_lines(snapshot, room, max(2, height // 6)), *lines]
-    said = message_lines(snapshot.runs, room, max(3, height - len(lines) - 2))
-    return [*lines, [], *said]
-
-
-def _host_page(host: HostLine, room: Room, height: int) -> list[Line]:
-    lines = host_lines(host, room)
-    rows = max(6, min(12, (height - len(lines) - 4) // 2))
-    return [*lines, [], *host_charts(host, room, rows)]
-
-
-def _beside(left: list[Line], right: list[Line], width: int) -> list[Line]:
-    rows = max(len(left), len(right))
-    left, right = left + [[]] * (rows - len(left)), right + [[]] * (rows - len(right))
-    lines = []
-    for first, second in zip(left, right, strict=True):
-        used = sum(len(piece.text) for piece in first)
-        lines.append([*first, Piece(" " * (width - used + 2)), *second])
-    return lines
-
-
-def _joined(panels: Iterable[list[Line]]) -> list[Line]:
-    lines: list[Line] = []
-    for panel in panels:
-        lines += [*([[]] if lines else []), *panel]
-    return lines
 
 
 def _coloured(line: Line) -> Text:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
-from telemetry.monitor.panels import (
-    Line,
-    Piece,
-    Room,
+from telemetry.monitor.host_panels import host_lines, process_lines
+from telemetry.monitor.pieces import Line, Piece, Room
+from telemetry.monitor.run_panels import (
     alert_lines,
     header_line,
-    host_lines,
     message_lines,
-    process_lines,
     run_lines,
     table_lines,
 )
-from telemetry.monitor.watch import Snapshot
+from telemetry.monitor.snapshot import Snapshot
 
 MESSAGES: Final = 8
 ALERTS: Final = 20

@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from shared.events import Scalar
 from shared.ids import host_run_id
 from telemetry.datadir import holder_of, is_held
 from telemetry.journal.layout import segments
 from telemetry.journal.readable import is_written
 from telemetry.monitor.figures import loss_name
+from telemetry.monitor.snapshot import HostLine, RunLine, SinkLag, Snapshot
 from telemetry.run_dir import CursorFile, RunDir, RunFile, read, runs_of
-from telemetry.views.follow import Alert, Hardware, Message, RunView, as_number, opened
+from telemetry.views.follow import Hardware, RunView, as_number, opened
 from telemetry.views.series import Sample
 
 FOLLOWED_MAX: Final = 16
@@ -34,77 +34,6 @@ SILENT_S: Final = 120.0
 """A run without an event of its own for so long is shown as silent."""
 QUIET_S: Final = 20.0
 """A machine without a sample for so long is shown as gone."""
-
-
-@dataclass(frozen=True)
-class SinkLag:
-    """The lag of one sink of a run: the rows that it does not have yet."""
-
-    name: str
-    rows: int
-    is_done: bool
-
-
-@dataclass(frozen=True)
-class RunLine:
-    """One run as it stands. Values that are not known are None."""
-
-    run_id: str
-    name: str
-    project: str
-    state: str
-    """running, ended with its status, or silent."""
-    is_host: bool
-    rows: int
-    read_ratio: float = 1.0
-    step: int | None = None
-    total_steps: int | None = None
-    loss_name: str = ""
-    loss: float | None = None
-    val_loss: float | None = None
-    stage: str = ""
-    tokens_per_second: float | None = None
-    seconds_left: float | None = None
-    steps_per_second: float | None = None
-    started_s: float = 0.0
-    last_s: float = 0.0
-    gap_events: int = 0
-    sinks: tuple[SinkLag, ...] = ()
-    curve: Sequence[Sample] = ()
-    is_thinned: bool = False
-    val_curve: Sequence[Sample] = ()
-    messages: tuple[Message, ...] = ()
-    alerts: tuple[Alert, ...] = ()
-
-    @property
-    def is_running(self) -> bool:
-        return self.state in ("running", "silent")
-
-
-@dataclass(frozen=True)
-class HostLine:
-    """One machine as its sampler last saw it, with the points of the last hour."""
-
-    name: str
-    wall_s: float
-    values: dict[str, Scalar]
-    points: dict[str, list[Sample]]
-    is_quiet: bool = False
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """All that a screen shows, at one moment."""
-
-    wall_s: float
-    place: str
-    sidecar: str
-    """pid of the sidecar at work, empty where there is none."""
-    hosts: tuple[HostLine, ...] = ()
-    runs: tuple[RunLine, ...] = ()
-    is_complete: bool = True
-    """False while journals are still being read up to their present end."""
-    problems: tuple[str, ...] = ()
 
 
 class Watch:

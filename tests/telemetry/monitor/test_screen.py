@@ -10,7 +10,7 @@ import pytest
 from textual.widgets import ContentSwitcher, DataTable, Static
 
 from telemetry.monitor.screen import MonitorApp
-from telemetry.monitor.watch import HostLine, RunLine, SinkLag, Snapshot
+from telemetry.monitor.snapshot import HostLine, RunLine, SinkLag, Snapshot
 from telemetry.views.follow import Alert, Message
 from telemetry.views.series import Sample
 

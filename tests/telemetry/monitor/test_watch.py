@@ -10,9 +10,10 @@ import pytest
 
 from shared.events import AlertChanged, Gap, MessageLogged, MetricsLogged, RunFinished, RunStarted
 from shared.ids import host_run_id
-from telemetry.monitor.panels import Room
+from telemetry.monitor.pieces import Room
+from telemetry.monitor.snapshot import Snapshot
 from telemetry.monitor.text import json_value, plain_text
-from telemetry.monitor.watch import Snapshot, Watch, is_run_dir
+from telemetry.monitor.watch import Watch, is_run_dir
 from telemetry.views.follow import RunView
 from tests.telemetry.monitor.runs import START_S, samples, training, write_rows, write_run_file
 
