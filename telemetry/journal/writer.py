@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import time
 import uuid
 from pathlib import Path
 from typing import Final
@@ -20,7 +19,6 @@ from typing import Final
 from shared.closing import Closing
 from shared.files import append_whole, make_directory, sync_directory, write_all
 from shared.ids import StreamId
-from shared.locks import Locked, lock
 from shared.record import (
     EVENTS,
     LATE,
@@ -31,6 +29,7 @@ from shared.record import (
     encode_table,
 )
 from telemetry.journal.closed import append_closed
+from telemetry.journal.journal_lock import lock_journal
 from telemetry.journal.layout import MARK_NAME, Mark, encode_mark, segments
 from telemetry.journal.numbers import StreamNumbers
 from telemetry.journal.recovery import Recovered, recover
@@ -39,13 +38,6 @@ from telemetry.journal.segment import SegmentLeft, begin_segment
 SEGMENT_MAX_BYTES: Final = 64 * 1024 * 1024
 NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
-LOCK_TRIES: Final = 5
-"""A reader that checks for a writer holds the lock for a moment, so one try is not enough."""
-LOCK_RETRY_S: Final = 0.01
-
-
-class JournalLocked(Exception):
-    """Error: another process writes this journal."""
 
 
 class JournalFull(Exception):
@@ -74,7 +66,7 @@ class JournalWriter(Closing):
         self.directory = directory
         self.pending_bytes = 0
         self._segment_max_bytes = segment_max_bytes
-        self._lock_fd = _locked(directory)
+        self._lock_fd = lock_journal(directory)
         self._fd = self._mark_fd = -1
         self._segment = self._offset = self._closed_size = 0
         self._next_row = self._durable_row = 0
@@ -298,26 +290,3 @@ class JournalWriter(Closing):
             return JournalFull(text)
         self._is_faulty = True
         return JournalFault(text)
-
-
-def _locked(directory: Path) -> int:
-    """Lock the directory of a journal, and return its descriptor."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        _lock(fd, directory)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _lock(fd: int, directory: Path) -> None:
-    """Take the lock, at the last try at the latest; a reader lets it go at once."""
-    for tries_left in reversed(range(LOCK_TRIES)):
-        try:
-            lock(fd)
-            return
-        except Locked as exc:
-            if not tries_left:
-                raise JournalLocked(f"{directory} is being written by another process") from exc
-        time.sleep(LOCK_RETRY_S)

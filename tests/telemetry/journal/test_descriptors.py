@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from shared.files import sync_directory
+from telemetry.journal.journal_lock import JournalLocked
 from telemetry.journal.layout import read_mark, segments
 from telemetry.journal.readable import is_written, readable_end
 from telemetry.journal.scan import SEGMENT
-from telemetry.journal.writer import JournalLocked, JournalWriter
+from telemetry.journal.writer import JournalWriter
 from tests.telemetry.journal.helpers import only_segment, read_all, write
 
 TIMES = 50

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from shared.ids import StreamId
 from shared.record import PAYLOAD_MAX_BYTES
+from telemetry.journal.journal_lock import JournalLocked
 from telemetry.journal.layout import Mark, read_mark, segments
-from telemetry.journal.writer import JournalFault, JournalFull, JournalLocked, JournalWriter
+from telemetry.journal.writer import JournalFault, JournalFull, JournalWriter
 from tests.telemetry.journal.helpers import (
     RUN,
     frame,
@@ -104,7 +105,8 @@ def test_a_second_writer_of_one_journal_is_refused(tmp_path):
     script = textwrap.dedent(
         f"""
         from pathlib import Path
-        from telemetry.journal.writer import JournalLocked, JournalWriter
+        from telemetry.journal.journal_lock import JournalLocked
+        from telemetry.journal.writer import JournalWriter
         try:
             JournalWriter(Path({str(tmp_path)!r}))
         except JournalLocked:
