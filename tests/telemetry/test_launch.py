@@ -13,7 +13,7 @@ import pytest
 
 from shared.emitter import Emitter
 from shared.events import RunStarted
-from telemetry.commands.launch import Sidecar
+from telemetry.commands.own_sidecar import Sidecar
 from telemetry.config import ServeConfig
 from telemetry.datadir import holder_of, is_held
 from telemetry.json_files import read_json
