@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TypeAlias
@@ -23,7 +22,6 @@ from shared.terminal import finish_streams, prepare_streams
 from shared.text import clean
 from telemetry.config import ServeConfig, as_flags, load, secret_environ
 from telemetry.errors import (
-    EXIT_BACKLOG,
     EXIT_FAULT,
     EXIT_INTERRUPTED,
     EXIT_OK,
@@ -35,8 +33,6 @@ from telemetry.output import OutputFailed
 from telemetry.setting_values import check_sinks
 
 DESCRIPTION = "Telemetry sidecar: records what a training run says, and forwards it."
-ORPHAN_GRACE_S = 60.0
-"""Time that a sink has to stop by itself after its supervisor is gone."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -147,7 +143,14 @@ def _serve(args: argparse.Namespace) -> int:
     config = _config(args)
     if args.lifeline is None:
         return _guard(config)
-    return _serve_guarded(config, args.lifeline)
+    from telemetry.guard import follow_guard
+
+    # Before the imports of the service, which take a moment: the guard may die in it.
+    pid = os.getppid()
+    follow_guard(args.lifeline)
+    from telemetry.starter import serve
+
+    return serve(config, pid)
 
 
 def _guard(config: ServeConfig) -> NoReturn:
@@ -157,23 +160,6 @@ def _guard(config: ServeConfig) -> NoReturn:
     # file or environment again.
     os.environ.update(secret_environ(config))
     become_guard(as_flags(config))
-
-
-def _serve_guarded(config: ServeConfig, lifeline: int) -> int:
-    from telemetry.guard import follow_guard
-
-    pid = os.getppid()
-    follow_guard(lifeline)
-    from telemetry.descriptors import prepare_descriptors
-    from telemetry.service import Service
-    from telemetry.starter import watch_stdin
-
-    with Service(config, shares=prepare_descriptors(), pid=pid) as service:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: service.stop.set())
-        if config.exit_with_stdin:
-            watch_stdin(service)
-        return service.run()
 
 
 def _add_monitor(commands: Commands) -> None:
@@ -236,29 +222,17 @@ def _add_sink(commands: Commands) -> None:
 
 
 def _sink(args: argparse.Namespace) -> int:
-    from telemetry.sinks.runner import Reporter, SinkJob, run_sink
+    from telemetry.sinks.runner import Reporter, SinkJob, run_sink, stop_with_stdin
 
     check_sinks((args.name,), "sink")
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())
     if args.exit_with_stdin:
-        _stop_with_stdin(stop)
+        stop_with_stdin(stop)
     options = dict(option.partition("=")[::2] for option in args.option)
     job = SinkJob(args.name, args.run_dir, args.run_dir, args.follow, options)
     return run_sink(job, stop, Reporter(args.report_fd))
-
-
-def _stop_with_stdin(stop: threading.Event) -> None:
-    def watch() -> None:
-        while os.read(0, 1024):
-            pass
-        stop.set()
-        # A sink that hangs would keep the lock from the next one: end it.
-        time.sleep(ORPHAN_GRACE_S)
-        os._exit(EXIT_BACKLOG)
-
-    threading.Thread(target=watch, name="stdin", daemon=True).start()
 
 
 def _add_replay(commands: Commands) -> None:

@@ -1,4 +1,4 @@
-"""Starter: the process that started the sidecar, heard through standard input.
+"""Starter: starts the service under its guard, and hears the process that started both.
 
 In: standard input, which that process holds open as long as it lives.
 Out: a stopped service, which knows that its producers are gone, and how their command ended.
@@ -10,14 +10,30 @@ N is 128 + n, or -n, for signal n.
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from typing import Annotated, Final
 
 import msgspec
 
+from telemetry.config import ServeConfig
+from telemetry.descriptors import prepare_descriptors
 from telemetry.service import Service
 
 KEPT_BYTES: Final = 4096
+
+
+def serve(config: ServeConfig, pid: int) -> int:
+    """Run the service until it is told to end, and return the exit code of `serve`.
+
+    pid: the process to be named as the sidecar, the guard.
+    """
+    with Service(config, shares=prepare_descriptors(), pid=pid) as service:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: service.stop.set())
+        if config.exit_with_stdin:
+            watch_stdin(service)
+        return service.run()
 
 
 def watch_stdin(service: Service) -> None:

@@ -8,9 +8,12 @@ Never: writes to the journal.
 from __future__ import annotations
 
 import logging
+import os
 import threading
+import time
 from contextlib import closing
 from dataclasses import replace
+from typing import Final
 
 from telemetry.errors import (
     EXIT_BACKLOG,
@@ -37,9 +40,12 @@ from telemetry.sinks.registry import make_sink
 from telemetry.sinks.reporter import Reporter
 from telemetry.sinks.surroundings import own_surroundings
 
-__all__ = ["Reporter", "SinkJob", "run_sink"]
+__all__ = ["Reporter", "SinkJob", "run_sink", "stop_with_stdin"]
 
 log = logging.getLogger("telemetry.sink")
+
+ORPHAN_GRACE_S: Final = 60.0
+"""Time that a sink has to stop by itself after its supervisor is gone."""
 
 
 def run_sink(job: SinkJob, stop: threading.Event, report: Reporter) -> int:
@@ -165,3 +171,19 @@ def _await_run(job: SinkJob, stop: threading.Event) -> RunFile | None:
             return run
         if stop.wait(POLL_S):
             return None
+
+
+def stop_with_stdin(stop: threading.Event) -> None:
+    """Stop the sink when standard input closes, which its supervisor holds open.
+
+    A sink that hangs is ended after ORPHAN_GRACE_S: it would keep the lock from the next one.
+    """
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        stop.set()
+        time.sleep(ORPHAN_GRACE_S)
+        os._exit(EXIT_BACKLOG)
+
+    threading.Thread(target=watch, name="stdin", daemon=True).start()
