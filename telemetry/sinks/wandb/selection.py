@@ -275,3 +275,11 @@ def _closed(windows: dict[str, Window]) -> Values | None:
 def _ends_run(source: str) -> bool:
     """True if a RunFinished of this source ends the run: rank 0, or the sidecar for a lost one."""
     return source == MAIN_SOURCE or not source.startswith("rank")
+
+
+def versions_of(state: dict[str, Any], row: int) -> list[list[int]]:
+    """Return [first row, policy version] pairs, with the current version from row on."""
+    versions = [[int(first), int(version)] for first, version in state.get("policy_versions", [])]
+    if not versions:
+        return [[0, POLICY_VERSION]]
+    return versions if versions[-1][1] == POLICY_VERSION else [*versions, [row, POLICY_VERSION]]

@@ -19,7 +19,6 @@ rows in each of them, and the server is asked before any row is sent.
 from __future__ import annotations
 
 import logging
-import shlex
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -44,7 +43,7 @@ from telemetry.sinks.wandb.online import OnlineRun
 from telemetry.sinks.wandb.reach import Reach
 from telemetry.sinks.wandb.run_identity import say_changes
 from telemetry.sinks.wandb.run_status import ending_of
-from telemetry.sinks.wandb.selection import POLICY_VERSION, Policy
+from telemetry.sinks.wandb.selection import Policy, versions_of
 from telemetry.sinks.wandb.server import Server, Stopped, View, account
 from telemetry.sinks.wandb.timeouts import TIMEOUTS, Timeouts
 
@@ -155,20 +154,6 @@ class WandbSink:
                 target.close()
         self._online = self._local = None
 
-    def sync_command(self) -> str | None:
-        """Return the shell command that uploads the local fragments; None if there are none.
-
-        One command for each fragment: `wandb sync` stops at a fragment that a crash has
-        torn, and would not upload those behind it.
-        """
-        fragments = offline.read_fragments(
-            RunDir(self._context.out_dir).wandb, self._context.run_id
-        )
-        commands = [
-            shlex.join(["wandb", "sync", str(f.path.parent)]) for f in fragments if f.names_run
-        ]
-        return "; ".join(commands) or None
-
     def _take(self, row: Row) -> None:
         """Write one row; a row that the library refuses is skipped, counted and logged.
 
@@ -221,7 +206,7 @@ class WandbSink:
             if "server" in state:
                 self._server_spot = msgspec.convert(state["server"], Spot)
             self._local_part = part_from(state.get("local"))
-            self._versions = _versions_of(state, position.row)
+            self._versions = versions_of(state, position.row)
         except (ValueError, TypeError) as exc:
             raise SinkRejected(f"the position at row {position.row} is not ours: {exc}") from exc
         self._row = position.row if self._mode == DISABLED else self._server_spot.row
@@ -307,11 +292,3 @@ class WandbSink:
             state["local"] = msgspec.to_builtins(self._local_part)
             row = self._local_part.spot.row if self._mode == OFFLINE else row
         return Position(row, state)
-
-
-def _versions_of(state: dict[str, Any], row: int) -> list[list[int]]:
-    """Return [first row, policy version] pairs, with the current version from row on."""
-    versions = [[int(first), int(version)] for first, version in state.get("policy_versions", [])]
-    if not versions:
-        return [[0, POLICY_VERSION]]
-    return versions if versions[-1][1] == POLICY_VERSION else [*versions, [row, POLICY_VERSION]]

@@ -21,6 +21,7 @@ from telemetry.journal.rows import Row
 from telemetry.sinks.base import START, Position, SinkContext
 from telemetry.sinks.wandb import WandbSink, offline
 from telemetry.sinks.wandb.timeouts import TIMEOUTS, Timeouts
+from telemetry.summary import unsynced_wandb_runs
 from tests.fake_wandb import FakeRun, FakeWandb
 
 from .journal import expected_history, server_history, written_history
@@ -100,6 +101,10 @@ class Stage:
         """The rows in the fragments of a place."""
         return [row["_step"] for row in written_history(self.context.out_dir / place)]
 
+    def to_sync(self) -> list[Path]:
+        """Return the fragments that the user is told to upload."""
+        return unsynced_wandb_runs(self.context.out_dir)
+
     def superseded(self) -> int:
         return offline.superseded_count(self.context.out_dir / "wandb", RUN_ID)
 
@@ -125,11 +130,13 @@ def commit_until_it_raises(
         sink.close()
 
 
-def upload(command: str | None) -> None:
-    """Run the `wandb sync` commands that a sink names."""
-    assert command is not None
+def upload(fragments: list[Path]) -> None:
+    """Run `wandb sync` on each directory, as a user is told to."""
+    assert fragments != []
     tools = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    subprocess.run(command, shell=True, env=os.environ | {"PATH": tools}, check=True, timeout=60)
+    for path in fragments:
+        command = ["wandb", "sync", str(path)]
+        subprocess.run(command, env=os.environ | {"PATH": tools}, check=True, timeout=60)
 
 
 def kill_core() -> None:

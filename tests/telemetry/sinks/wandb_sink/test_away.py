@@ -89,7 +89,7 @@ def test_a_run_that_began_offline_is_caught_up_when_the_server_is_back(
             again.finish("finished", 0)
         again.close()
         assert stage.offline_steps() == steps_of(ROWS)
-        assert again.sync_command() is not None
+        assert stage.to_sync() != []
     said = [r for r in caplog.records if r.levelno >= logging.WARNING]
     assert len([r for r in said if "goes on offline" in r.getMessage()]) == 1
 
@@ -98,7 +98,7 @@ def test_a_run_that_began_offline_is_caught_up_when_the_server_is_back(
     assert (position.row, final.row) == (0, 300)
     stage.check_whole(ROWS)
     assert stage.superseded() == 1
-    assert again.sync_command() is None
+    assert stage.to_sync() == []
 
 
 @pytest.mark.parametrize("fault", ["401", "403", "429", "500", "hang", "cut"])
@@ -176,8 +176,8 @@ def test_a_key_that_is_revoked_in_mid_run_is_noticed_and_made_up_for(
     position = sink.commit()
 
     commit_until_it_raises(sink, client.Refused)
-    again, position = stage.write_some(ROWS[:200], position)
-    assert again.sync_command() is None
+    _, position = stage.write_some(ROWS[:200], position)
+    assert stage.to_sync() == []
 
     stage.server.key = key
     stage.check_caught_up(ROWS, position)
@@ -207,10 +207,10 @@ def test_a_server_that_goes_away_in_mid_run_leaves_nothing_that_could_be_doubled
     position = sink.commit()
     commit_until_it_raises(sink, Away, between=lambda: stage.clock.pause(31))
 
-    again, position = stage.write_some(ROWS[:200], position)
+    _, position = stage.write_some(ROWS[:200], position)
 
     assert stage.fragments(UNRESOLVED) != [] and stage.fragments() == []
-    assert again.sync_command() is None
+    assert stage.to_sync() == []
     stage.check_caught_up(ROWS, position)
     assert stage.fragments(UNRESOLVED) == []
 
@@ -266,9 +266,9 @@ def test_a_kill_between_the_move_of_fragments_and_the_commit_leaves_no_hole(stag
 def test_fragments_that_somebody_has_synced_are_not_sent_again(stage: Stage) -> None:
     """The server is asked: it has their rows, and gets only those behind."""
     stage.server.fail("401")
-    sink, position = stage.write_some(ROWS[:100])
+    _, position = stage.write_some(ROWS[:100])
     stage.server.calm()
-    upload(sink.sync_command())
+    upload(stage.to_sync())
     assert stage.run.steps() == steps_of(ROWS[:100])
 
     stage.write_all(ROWS, position)
@@ -293,7 +293,7 @@ def test_rows_that_show_up_while_wandb_starts_are_not_offered_to_be_synced(stage
     position = again.commit()
     again.close()
 
-    assert again.sync_command() is None
+    assert stage.to_sync() == []
     assert stage.offline_steps(UNRESOLVED) != []
     stage.check_caught_up(ROWS, position)
 
@@ -309,8 +309,9 @@ def test_a_torn_fragment_is_cut_so_that_it_can_be_synced(stage: Stage) -> None:
     stage.write_all(ROWS)
     torn = next(path.parent.glob("*.torn-at-*"))
     assert path.read_bytes() + torn.read_bytes() == whole[:-5]
+    fragments = stage.to_sync()
     for _ in range(2):
-        upload(stage.sink().sync_command())
+        upload(fragments)
 
     stage.check_whole(ROWS)
 

@@ -18,6 +18,7 @@ from telemetry.sinks.skips import Skips
 from telemetry.sinks.wandb import WandbSink, wandb_file
 from telemetry.sinks.wandb import wandb_sink as sink_module
 from telemetry.sinks.wandb.run_identity import GIVEN, JOURNAL, LEFT_OUT
+from telemetry.sinks.wandb.selection import versions_of
 from telemetry.sinks.wandb.values import DEPTH_MAX, TOO_DEEP, exit_code, plain
 from tests.fake_wandb import FakeWandb
 from tests.telemetry.sinks.helpers_rows import RowMaker
@@ -284,7 +285,7 @@ def test_the_version_of_the_policy_is_in_every_position(context: SinkContext) ->
 
     assert final.state["policy_versions"] == [[0, 2]]
     older = {**final.state, "policy_versions": [[0, 0]]}
-    assert sink_module._versions_of(older, 5) == [[0, 0], [5, 2]]
+    assert versions_of(older, 5) == [[0, 0], [5, 2]]
 
 
 def test_messages_of_any_text_arrive(context: SinkContext) -> None:

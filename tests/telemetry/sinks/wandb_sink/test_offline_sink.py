@@ -19,6 +19,7 @@ from telemetry.sinks.wandb import WandbSink, wandb_file
 from telemetry.sinks.wandb.offline import fragment_paths
 from telemetry.sinks.wandb.run_identity import REFUSED
 from telemetry.sinks.wandb.timeouts import TIMEOUTS, Timeouts
+from telemetry.summary import unsynced_wandb_runs
 
 from .journal import expected_history, mixed_journal, steps, written_history
 from .surroundings import RUN_ID, PausingClock, make_context, teardown_wandb
@@ -309,16 +310,14 @@ def test_a_failed_run_says_so(context: SinkContext) -> None:
     assert wandb_file.exit_code(fragments(context)[0]) == 1
 
 
-def test_the_sync_command_names_every_fragment_in_order(context: SinkContext) -> None:
-    """One command each: `wandb sync A B` stops at a torn A."""
+def test_every_fragment_is_to_be_synced_in_order(context: SinkContext) -> None:
+    """None of an earlier process is left out."""
     rows = mixed_journal(100)
-    assert WandbSink(context).sync_command() is None
+    assert unsynced_wandb_runs(context.out_dir) == []
     position = stopped_after(context, rows[:50])
     run_whole(context, rows, position)
 
-    assert WandbSink(context).sync_command() == "; ".join(
-        f"wandb sync {path.parent}" for path in fragments(context)
-    )
+    assert unsynced_wandb_runs(context.out_dir) == [path.parent for path in fragments(context)]
     assert len(fragments(context)) == 2
 
 

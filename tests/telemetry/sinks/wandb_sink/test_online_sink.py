@@ -210,7 +210,7 @@ def test_a_run_of_a_server_that_tells_nothing_is_not_sent_beside_what_it_may_hav
         stage.write_all(rows, position)
 
     assert stage.run.steps() == sent and stage.run.conflicts == 0
-    assert stage.sink().sync_command() is None
+    assert stage.to_sync() == []
 
 
 def test_rows_that_the_server_has_lost_are_said(
