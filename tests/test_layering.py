@@ -116,19 +116,7 @@ at the root of `telemetry/` and `trainer/` that no package names put the package
 
 FILE_LINES_MAX = 300
 FUNCTION_LINES_MAX = 60
-LONGER_FILES = {
-    "shared.events",
-    "telemetry.cli",
-    "telemetry.commands.launch",
-    "telemetry.config",
-    "telemetry.ingest.ingest",
-    "telemetry.journal.writer",
-    "telemetry.monitor.panels",
-    "telemetry.monitor.screen",
-    "telemetry.monitor.watch",
-    "telemetry.service",
-    "telemetry.sinks.wandb.wandb_sink",
-}
+LONGER_FILES = {"shared.events"}  # one table of types, and the bytes of their one envelope
 LONGER_FUNCTIONS: set[tuple[str, str]] = set()
 """Exceptions from the two bounds. To be made fewer, and never more."""
 
@@ -268,8 +256,8 @@ def test_files_and_functions_are_of_a_size_that_can_be_read_at_once():
                 if node.end_lineno - node.lineno >= FUNCTION_LINES_MAX:
                     functions.add((module, node.name))
 
-    assert files <= LONGER_FILES
-    assert functions <= LONGER_FUNCTIONS
+    assert files == LONGER_FILES
+    assert functions == LONGER_FUNCTIONS
 
 
 def test_the_first_line_of_a_docstring_names_its_subject():
@@ -307,7 +295,7 @@ def test_each_outside_library_has_one_home(library):
 @pytest.mark.parametrize(
     "module",
     [
-        "telemetry.monitor.panels",
+        "telemetry.monitor.run_panels",
         "telemetry.monitor.screen",
         "telemetry.monitor.watch",
         "telemetry.service",

@@ -20,17 +20,7 @@ from typing import Final
 
 from shared.clock import Clock
 from shared.events import DecodeError
-from shared.wire import (
-    WHOLE_STREAM,
-    Ack,
-    Data,
-    Fin,
-    FinAck,
-    Hello,
-    Message,
-    Nack,
-    Welcome,
-)
+from shared.wire import WHOLE_STREAM, Ack, Data, Fin, FinAck, Hello, Message, Nack, Welcome
 from telemetry.ingest.admission import admit
 from telemetry.ingest.appending import Appender
 from telemetry.ingest.handler import Handler, Reply, unknown_stream
@@ -41,7 +31,8 @@ from telemetry.ingest.limits import RunLimits, Wait
 from telemetry.ingest.opening import Opening
 from telemetry.ingest.runs import Runs
 from telemetry.ingest.streams import IncomingStream, StreamKey, StreamTable, TooManyStreams
-from telemetry.journal.writer import JournalFull, JournalLocked
+from telemetry.journal.journal_lock import JournalLocked
+from telemetry.journal.writer import JournalFull
 
 log = logging.getLogger("telemetry.ingest.ingest")
 
