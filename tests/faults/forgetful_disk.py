@@ -87,6 +87,11 @@ class ForgetfulDisk:
             setattr(os, name, self._real[name])
         self._let_go()
 
+    @property
+    def held_descriptors(self) -> int:
+        """Descriptors that this disk has open for itself."""
+        return len(self._held)
+
     def power_cut(self, dice: random.Random) -> None:
         """Leave what could be left. Nobody may have a file open any more."""
         self.calls_left = self.room = None
