@@ -19,8 +19,8 @@ TWINS = {"min": "max", "max": "min", "any": "all", "all": "any"}
 ORDERED = ("sync", "write", "flush", "rename", "replace", "unlink", "truncate", "commit", "append",
            "close", "seek", "lock", "rmtree", "save", "link", "mkdir")  # fmt: skip
 """Parts of names of calls whose order may matter on a disk."""
-FILE_MODE = 0o644
-"""The one number that is not changed: the mode of files that anybody may read."""
+FILE_MODES = (0o644, 0o600)
+"""The only numbers that are not changed: the modes of new files."""
 
 Site = tuple[int, int, str, Callable[[], object]]
 """First and last line, a description, and the change itself."""
@@ -113,7 +113,7 @@ def _inside(root: ast.stmt) -> Iterator[Site]:
         if isinstance(node, ast.BinOp | ast.Compare | ast.Call | ast.Slice | ast.Return):
             for one in ast.iter_child_nodes(node):
                 is_number = isinstance(one, ast.Constant) and type(one.value) is int
-                if is_number and one.value != FILE_MODE:
+                if is_number and one.value not in FILE_MODES:
                     yield _site(
                         node, f"{one.value} + 1", lambda c=one: setattr(c, "value", c.value + 1)
                     )

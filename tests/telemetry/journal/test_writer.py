@@ -365,3 +365,13 @@ def test_the_payload_is_kept_byte_for_byte(tmp_path):
 
     assert payload in segments(tmp_path)[0].path.read_bytes()
     assert [row.seq for row in read_all(tmp_path)[0]] == [7, 8, 9]
+
+
+def test_what_comes_from_the_spool_of_a_session_that_is_over_is_marked_as_late(tmp_path):
+    """A late RunStarted must not begin the run anew."""
+    with JournalWriter(tmp_path) as writer:
+        writer.append(KEY, 0, 1, frame(0, 1))
+        writer.append(stream("rank1"), 0, 1, frame(1, 1), is_late=True)
+        writer.sync()
+
+    assert [row.is_late for row in read_all(tmp_path)[0]] == [False, True]
