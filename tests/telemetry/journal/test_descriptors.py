@@ -39,6 +39,17 @@ def test_a_journal_that_somebody_else_writes_costs_no_descriptor(tmp_path, monke
         assert left_open(refused) == 0
 
 
+def test_a_journal_that_cannot_be_recovered_costs_no_descriptor_and_no_lock(tmp_path):
+    """The sidecar tries again for as long as a producer asks."""
+    (tmp_path / f"{0:020d}.seg").mkdir()
+
+    def refused() -> None:
+        with pytest.raises(IsADirectoryError):
+            JournalWriter(tmp_path)
+
+    assert left_open(refused) == 0
+
+
 @pytest.mark.parametrize("fails", [False, True], ids=["synced", "refused"])
 def test_a_directory_that_is_synced_costs_no_descriptor(tmp_path, monkeypatch, fails):
     """Whether the disk takes it or not."""
