@@ -34,6 +34,8 @@ HOMES = {
     "tensorboard": ("telemetry/sinks/tensorboard/",),
     "google_crc32c": ("telemetry/sinks/tensorboard/",),
     "prometheus_client": ("telemetry/http.py", "telemetry/watch/exposition.py"),
+    # No process of the sidecar loads it that does not read columns.
+    "numpy": ("telemetry/views/", "telemetry/page/", "telemetry/query/", "trainer/"),
     "psutil": ("telemetry/",),
     "rich": ("telemetry/",),
     "textual": ("telemetry/monitor/screen.py",),
@@ -85,7 +87,10 @@ LAYERS = {
         telemetry.json_files telemetry.logs telemetry.output telemetry.recorded
         telemetry.run_dir telemetry.summary
     """,
-    "telemetry.views": "shared telemetry.journal",
+    "telemetry.views": """
+        shared telemetry.journal telemetry.errors telemetry.recorded telemetry.run_dir
+        telemetry.sessions
+    """,
     "telemetry.monitor": """
         shared telemetry.commands telemetry.journal telemetry.views telemetry.config
         telemetry.datadir telemetry.errors telemetry.run_dir telemetry.summary
