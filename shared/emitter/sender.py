@@ -227,12 +227,7 @@ class Sender:
 
     def _has_work(self) -> bool:
         """True if a turn may have something to do. Called a hundred times a second: cheap."""
-        return (
-            bool(self.queue)
-            or self.framing.is_waiting
-            or self._is_closing
-            or self._pace.is_due
-        )
+        return bool(self.queue) or self.framing.is_waiting or self._is_closing or self._pace.is_due
 
     def _is_over(self, connection: Connection) -> bool:
         if self._deadline_ns is None:
