@@ -36,7 +36,13 @@ HOMES = {
     "google_crc32c": ("telemetry/sinks/tensorboard/",),
     "prometheus_client": ("telemetry/http.py", "telemetry/watch/exposition.py"),
     # No process of the sidecar loads it that does not read columns.
-    "numpy": ("telemetry/views/", "telemetry/page/", "telemetry/query/", "trainer/"),
+    "numpy": (
+        "telemetry/views/",
+        "telemetry/page/",
+        "telemetry/query/",
+        "telemetry/sinks/parquet/",
+        "trainer/",
+    ),
     "psutil": ("telemetry/",),
     "rich": ("telemetry/",),
     "textual": ("telemetry/monitor/screen.py",),
