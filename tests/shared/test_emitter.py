@@ -12,7 +12,6 @@ import textwrap
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,6 +34,7 @@ from shared.events import (
 )
 from shared.wire import SCHEMA, FinAck, Hello, Message, encode
 from tests.fakes import Disk, FakeSidecar
+from tests.telemetry.waiting import wait_until
 
 RUN = "run"
 FAR_S = 20.0
@@ -56,14 +56,6 @@ def metric(step: int, kind: str = "train") -> MetricsLogged:
 
 def steps(events: list[Event | None]) -> list[int | None]:
     return [event.step for event in events if isinstance(event, MetricsLogged)]
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    """Wait for what another thread does and tells nobody."""
-    end = time.monotonic() + FAR_S
-    while not is_so():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.002)
 
 
 def adds_up(stats: EmitterStats) -> bool:
@@ -772,15 +764,10 @@ import logging, os, signal, sys, time
 from pathlib import Path
 from shared.emitter import Emitter
 from shared.events import MetricsLogged
+from tests.telemetry.waiting import wait_until
 
 def metric(step):
     return MetricsLogged(kind="train", step=step, values={"x": 1.0})
-
-def wait_until(is_so):
-    end = time.monotonic() + 20
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.002)
 
 emitter = Emitter(sys.argv[1], run_id="run", source="rank0", spool_dir=Path(sys.argv[2]),
                   close_timeout_s=0.5)
