@@ -32,8 +32,17 @@ HOMES = {
     "pynvml": ("telemetry/hardware/nvml.py",),
     "wandb": ("telemetry/sinks/wandb/",),
     "tensorboard": ("telemetry/sinks/tensorboard/",),
+    "duckdb": ("telemetry/sinks/parquet/", "telemetry/query/"),
     "google_crc32c": ("telemetry/sinks/tensorboard/",),
     "prometheus_client": ("telemetry/http.py", "telemetry/watch/exposition.py"),
+    # No process of the sidecar loads it that does not read columns.
+    "numpy": (
+        "telemetry/views/",
+        "telemetry/page/",
+        "telemetry/query/",
+        "telemetry/sinks/parquet/",
+        "trainer/",
+    ),
     "psutil": ("telemetry/",),
     "rich": ("telemetry/",),
     "textual": ("telemetry/monitor/screen.py",),
@@ -64,6 +73,7 @@ LAYERS = {
         shared telemetry.journal telemetry.sinks telemetry.alerts telemetry.json_files
         telemetry.run_dir telemetry.run_names
     """,
+    "telemetry.sinks.parquet": "shared telemetry.journal telemetry.sinks telemetry.run_dir",
     "telemetry.sinks.wandb": """
         shared telemetry.journal telemetry.sinks telemetry.alerts telemetry.json_files
         telemetry.run_dir telemetry.sessions
@@ -85,7 +95,10 @@ LAYERS = {
         telemetry.json_files telemetry.logs telemetry.output telemetry.recorded
         telemetry.run_dir telemetry.summary
     """,
-    "telemetry.views": "shared telemetry.journal",
+    "telemetry.views": """
+        shared telemetry.journal telemetry.errors telemetry.recorded telemetry.run_dir
+        telemetry.sessions
+    """,
     "telemetry.monitor": """
         shared telemetry.commands telemetry.journal telemetry.views telemetry.config
         telemetry.datadir telemetry.errors telemetry.run_dir telemetry.summary
@@ -323,7 +336,12 @@ def test_the_trainer_needs_neither_wandb_nor_tensorboard_nor_the_sidecar(module)
 
 
 @pytest.mark.parametrize(
-    "module", ["telemetry.sinks.tensorboard.tensorboard_sink", "telemetry.sinks.wandb"]
+    "module",
+    [
+        "telemetry.sinks.tensorboard.tensorboard_sink",
+        "telemetry.sinks.wandb",
+        "telemetry.sinks.parquet",
+    ],
 )
 def test_a_sink_needs_no_torch(module):
     """Event files and .wandb files are written without it."""
