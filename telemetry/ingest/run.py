@@ -21,8 +21,8 @@ from shared.events import Event, MetricsLogged, encode_event, join_events
 from shared.ids import SIDECAR, StreamId
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import write_json
-from telemetry.run_dir import ENDED, RUNNING, RunDir, RunFile
-from telemetry.run_info import Process, RunInfo, lifecycle_events
+from telemetry.run_dir import ENDED, RUNNING, Process, RunDir, RunFile
+from telemetry.run_info import RunInfo, lifecycle_events
 from telemetry.watch.facts import RunFacts
 from telemetry.watch.feed import Fed, Feed
 
