@@ -86,8 +86,13 @@ class RunInfo:
         """The process of each rank, by source, until it has finished."""
         return self.file.processes or {}
 
-    def learn(self, session: str, source: str, event: Event | None, *, is_late: bool) -> bool:
-        """Take in one event; return False if it changes nothing in run.json."""
+    def learn(
+        self, session: str, source: str, event: Event | None, *, is_late: bool, wall_ns: int
+    ) -> bool:
+        """Take in one event; return False if it changes nothing in run.json.
+
+        wall_ns: the time of the event.
+        """
         has_fewer = bool(self.alerts) and not is_late and self._forget_former(source, session)
         if isinstance(event, RunStarted):
             self._learn_start(session, source, event, is_late=is_late)
@@ -97,7 +102,7 @@ class RunInfo:
         elif isinstance(event, RunFinished):
             self._learn_finish(session, source, event)
         elif isinstance(event, AlertChanged) and not is_late:
-            self.file.alerts = after(self.alerts, source, session, event)
+            self.file.alerts = after(self.alerts, source, session, event, wall_ns / 1e9)
         else:
             return has_fewer
         self._note_ending()
