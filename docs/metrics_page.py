@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from docs.prometheus_page import prometheus_page
 from shared.metric import MetricList
 from telemetry import own_metric_list as own
 from telemetry.hardware import metric_list as hardware
@@ -14,7 +15,7 @@ Table = Callable[[Iterable[tuple[str, ...]], tuple[str, ...]], str]
 HEAD = """\
 # Metrics
 
-Made from the code by `python -m docs.generate`; a test compares the lists with what is recorded.
+Made from the code by `python -m docs.generate`; tests compare the lists with what is recorded.
 Names end in their unit. A value that can't be read is left out; it is never recorded as 0 or -1.
 """
 TRAINING = """\
@@ -26,8 +27,8 @@ to TF32) and `evaluation_precision`.
 """
 QUANTIZATION = """\
 Recorded every `--quant_interval` as `quant/<name>` for the whole model; with `--quant_detail`
-also as `quant/layers.<n>.<site>/<name>`, where some have shorter names. "Ternary" means that the
-metric exists only while a layer is ternary.
+also as `quant/layers.<n>.<site>/<name>`, where the second table has names of its own. "Ternary"
+means that the metric exists only while a layer is ternary.
 """
 WARNINGS = """\
 When the quantizers leave the range in which they work, the run says so once, and once more when
@@ -85,6 +86,7 @@ def metrics_page(table: Table) -> str:
             "## Quantization\n",
             QUANTIZATION,
             listed(trainer.QUANTIZATION, ("name", "unit", "meaning")),
+            listed(trainer.QUANTIZATION_DETAIL, ("name of a layer", "unit", "meaning")),
             WARNINGS,
             "## Hardware\n",
             HARDWARE,
@@ -101,5 +103,6 @@ def metrics_page(table: Table) -> str:
             "## Telemetry about itself\n",
             listed(own.OWN),
             listed(hardware.SAMPLER),
+            prometheus_page(table),
         )
     )

@@ -26,6 +26,27 @@ LOOP_MAX_AGE_S: Final = 10.0
 STUCK_AGE_S: Final = 300.0
 LABEL_MAX_CHARS: Final = 200
 
+COUNTS: Final = {
+    "events_total": "Events that were taken",
+    "hardware_events_without_a_run_total": "Events of samplers that no run was open for",
+    "overlapping_frames_total": "Frames that came again, in part or whole",
+    "holes_total": "Gaps in the numbers of a stream",
+    "full_disk_total": "Writes that the disk had no room for",
+    "streams_told_to_wait_total": "Streams that were not opened at once",
+    "frames_over_credit_total": "Frames that were read and asked for again, for want of room",
+    "malformed_messages_total": "Messages that could not be read",
+    "unexpected_messages_total": "Messages that no producer sends",
+    "unsent_replies_total": "Answers that a peer did not take",
+    "refused_connections_total": "Connections beyond the limit of open files",
+    "refused_streams_total": "Streams that were refused",
+    "quarantined_frames_total": "Frames that could not be decoded and were kept aside",
+    "quarantined_events_total": "Events that could not be decoded and were kept aside",
+    "failed_turns_total": "Turns of a loop that failed in a way that nobody expected",
+    "watch_skipped_frames_total": "Frames that alerts and latest values did not see",
+    "alert_messages_dropped_total": "Messages to receivers of alerts that were given up",
+}
+"""Meanings of the counts of the sidecar; one that is not here is shown under its name."""
+
 
 @dataclass(frozen=True)
 class Health:
@@ -79,7 +100,7 @@ class StatusServer:
         """
         host, _, port = address.rpartition(":")
         registry = CollectorRegistry()
-        registry.register(_Collector(health))
+        registry.register(Collector(health))
 
         def answer(path: str) -> Answer:
             return _answer(path, health(), registry)
@@ -115,7 +136,7 @@ def _answer(path: str, health: Health, registry: CollectorRegistry) -> Answer:
     return 404, text, b"/livez, /readyz, /metrics\n"
 
 
-class _Collector:
+class Collector:
     """The published state as metric families."""
 
     def __init__(self, health: Callable[[], Health]) -> None:
@@ -125,7 +146,8 @@ class _Collector:
         health = self._health()
         for name, count in sorted(health.counts.items()):
             base = name.removesuffix("_total")
-            yield CounterMetricFamily(f"telemetry_{base}", f"Count of {base}", value=count)
+            text = COUNTS.get(name, f"Count of {base}")
+            yield CounterMetricFamily(f"telemetry_{base}", text, value=count)
         yield GaugeMetricFamily(
             "telemetry_active_runs", "Runs that have not ended", value=health.active_runs
         )

@@ -32,6 +32,7 @@ HOMES = {
     "pynvml": ("telemetry/hardware/nvml.py",),
     "wandb": ("telemetry/sinks/wandb/",),
     "tensorboard": ("telemetry/sinks/tensorboard/",),
+    "duckdb": ("telemetry/sinks/parquet/", "telemetry/query/"),
     "google_crc32c": ("telemetry/sinks/tensorboard/",),
     "prometheus_client": ("telemetry/http.py", "telemetry/watch/exposition.py"),
     "psutil": ("telemetry/",),
@@ -68,6 +69,7 @@ LAYERS = {
         shared telemetry.journal telemetry.sinks telemetry.alerts telemetry.json_files
         telemetry.run_dir telemetry.run_names
     """,
+    "telemetry.sinks.parquet": "shared telemetry.journal telemetry.sinks telemetry.run_dir",
     "telemetry.sinks.wandb": """
         shared telemetry.journal telemetry.sinks telemetry.alerts telemetry.json_files
         telemetry.run_dir telemetry.sessions
@@ -333,7 +335,12 @@ def test_the_trainer_needs_neither_wandb_nor_tensorboard_nor_the_sidecar(module)
 
 
 @pytest.mark.parametrize(
-    "module", ["telemetry.sinks.tensorboard.tensorboard_sink", "telemetry.sinks.wandb"]
+    "module",
+    [
+        "telemetry.sinks.tensorboard.tensorboard_sink",
+        "telemetry.sinks.wandb",
+        "telemetry.sinks.parquet",
+    ],
 )
 def test_a_sink_needs_no_torch(module):
     """Event files and .wandb files are written without it."""

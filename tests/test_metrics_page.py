@@ -6,12 +6,21 @@ import ast
 import re
 from pathlib import Path
 
+from docs.prometheus_page import hardware_metrics, sidecar_metrics
+from shared.emitter import Emitter
+from shared.events import MetricsLogged, RunStarted
 from shared.metric import Metric, MetricList
 from telemetry import own_metric_list as own
 from telemetry.hardware import metric_list as hardware
 from telemetry.hardware.gpm import METRICS as GPM
 from telemetry.hardware.host import host_probes
+from telemetry.http import COUNTS
+from telemetry.watch.exposition import TRAINING
 from tests.fakes import ManualClock
+from tests.telemetry.sidecar_process import SidecarProcess, http_get
+from tests.telemetry.waiting import wait_until
+from tests.trainer.model.test_encoder import make_batch, make_model
+from trainer.model.diagnostics.diagnostics import Diagnostics
 from trainer.reporting import metric_list as trainer
 
 ROOT = Path(__file__).parent.parent
@@ -37,7 +46,10 @@ def test_a_place_in_a_name_stands_for_one_part_of_it():
 def test_each_name_is_on_the_page_once():
     """A second line for a name would contradict the first some day."""
     names = [metric.name for metric in ALL.metrics]
-    quantization = [metric.name for metric in trainer.QUANTIZATION.metrics]
+    quantization = [
+        metric.name
+        for metric in (*trainer.QUANTIZATION.metrics, *trainer.QUANTIZATION_DETAIL.metrics)
+    ]
 
     assert len(names) == len(set(names))
     assert len(quantization) == len(set(quantization))
@@ -95,3 +107,90 @@ def test_the_readings_of_gpm_are_on_the_page():
     for name in GPM.values():
         assert hardware.GPUS.described(f"gpu/0/{name}")
         assert hardware.GPUS.described(f"gpu/0/mig/2/{name}")
+
+
+def quantization_names() -> tuple[set[str], set[str]]:
+    """Return the names that a model in all of its stages records: of the whole, and of layers."""
+    whole: set[str] = set()
+    layers: set[str] = set()
+    for step in (0, 20, 60):
+        model = make_model()
+        model.apply_schedule(step, 100)
+        diagnostics = Diagnostics(model)
+        diagnostics.observe(True)
+        for watched in range(9):
+            model(*make_batch()).loss.backward()
+            diagnostics.watch_codes(watched)
+        coarse = {*diagnostics.collect(), *diagnostics.histograms()}
+        fine = {*diagnostics.collect(detail=True), *diagnostics.histograms(detail=True)}
+        whole |= {name.removeprefix("quant/") for name in coarse}
+        layers |= {name.rpartition("/")[2] for name in fine - coarse}
+    return whole, layers
+
+
+def test_what_quantization_records_is_on_the_page_and_nothing_else():
+    """Recorded by a real model from its first stage to its last."""
+    whole, layers = quantization_names()
+    of_whole, of_layers = trainer.QUANTIZATION, trainer.QUANTIZATION_DETAIL
+
+    described = {name: len(of_whole.described(name)) for name in whole}
+    in_layers = {
+        name: len(of_whole.described(name)) + len(of_layers.described(name)) for name in layers
+    }
+
+    assert described == dict.fromkeys(whole, 1)
+    assert in_layers == dict.fromkeys(layers, 1)
+    assert _unrecorded(of_whole, whole) == _unrecorded(of_layers, layers) == []
+
+
+def _unrecorded(listed: MetricList, names: set[str]) -> list[str]:
+    found = {metric.name for name in names for metric in listed.described(name)}
+    return [metric.name for metric in listed.metrics if metric.name not in found]
+
+
+def test_each_count_of_the_sidecar_has_its_meaning():
+    """A new count needs a line in COUNTS, and one that is gone takes its line along."""
+    form = re.compile(r"[a-z_]+_total")
+    code: set[str] = set()
+    for path in (ROOT / "telemetry").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            code |= {text for text in _keys(node) if form.fullmatch(text)}
+
+    assert code == set(COUNTS)
+
+
+def _keys(node: ast.AST) -> set[str]:
+    """Return the names of counts at one place: `counts["…"] += 1`, and REFUSED likewise."""
+    match node:
+        case ast.AugAssign(target=ast.Subscript(slice=ast.Constant(value=str(name)))):
+            return {name}
+        case ast.keyword(arg="counts", value=ast.Dict(keys=keys)):
+            return {str(key.value) for key in keys if isinstance(key, ast.Constant)}
+        case ast.AnnAssign(target=ast.Name(id="REFUSED"), value=ast.Constant(value=str(name))):
+            return {name}
+    return set()
+
+
+def test_what_a_sidecar_shows_is_on_the_page(tmp_path):
+    """A scrape of a real one, with a run, an alert, a sink and a sampler at work."""
+    known = {name for name, _, _ in sidecar_metrics()}
+    known |= {metric for metric, _ in TRAINING.values()}
+    forms = MetricList([Metric(name, "", "") for _, name, _, _ in hardware_metrics()])
+    flags = "--http=127.0.0.1:0", "--sample-hz=10", "--host-run", "--sinks=console"
+    with SidecarProcess(tmp_path / "data", *flags) as sidecar:
+        (address,) = wait_until(lambda: re.findall(r"http://(127\.0\.0\.1:\d+)", sidecar.log))
+        with Emitter(sidecar.endpoint, run_id="r", source="rank0") as emitter:
+            emitter.emit(RunStarted(project="p", name="n", host="h"))
+            emitter.emit(MetricsLogged(kind="train", step=1, values={"train/loss": 1.0}))
+            text = wait_until(lambda: _whole(address))
+
+    names = set(re.findall(r"^([a-z_0-9]+)(?:\{| )", text, re.MULTILINE))
+
+    assert {"training_loss", "hardware_sampler_probe_seconds"} <= names
+    assert {n for n in names if n not in known and not forms.described(n)} == set()
+
+
+def _whole(address: str) -> str:
+    text = http_get(address, "/metrics")[1]
+    wanted = "training_loss{", "hardware_cpu_utilization_ratio{", "telemetry_sink_row{"
+    return text if all(f"\n{name}" in text for name in wanted) else ""

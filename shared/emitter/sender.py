@@ -21,6 +21,7 @@ from shared.emitter.conversation import Conversation
 from shared.emitter.framing import CHUNK_EVENTS, Framing
 from shared.emitter.notices import Notices
 from shared.emitter.options import EmitterOptions
+from shared.emitter.pace import Pace
 from shared.emitter.peers import Peer, adopted_peers, forget_finished
 from shared.emitter.queue import EventQueue
 from shared.emitter.source_claim import SourceClaim
@@ -36,8 +37,6 @@ BY_SIDECAR: Final = "by the sidecar"
 SPOOL_DAMAGED: Final = "spool damaged"
 """Reason for which events count as dropped that the spool did not give back."""
 
-QUIET_NS: Final = 250_000_000
-"""Time between two turns of the loop while there is nothing to send, receive or spool."""
 CRASHED_WAIT_S: Final = 0.1
 FINAL_SPOOL_MARGIN_S: Final = 0.3
 """Part of the time of `close` that is kept for the last write to the spool."""
@@ -78,7 +77,7 @@ class Sender:
         self._talk: Conversation | None = None
         self._series_due_ns = clock.monotonic_ns() + int(options.series_interval_s * 1e9)
         self._taken_in_series = 0
-        self._idle_until_ns = 0
+        self._pace = Pace(clock, options.flush_interval_s)
         self._deadline_ns: int | None = None
         """Monotonic time at which the thread has to end; None until `close`."""
         self._ending_ns = 0
@@ -157,7 +156,7 @@ class Sender:
                     ):
                         connection.wait(CRASHED_WAIT_S)
                     is_behind = len(self.queue) > CHUNK_EVENTS
-                    has_news = connection.wait(0 if is_behind else self._options.flush_interval_s)
+                    has_news = connection.wait(0 if is_behind else self._pace.pause_s)
         finally:
             # 4. Put the rest into the spool, and release the files.
             self._guarded(self._leave)
@@ -166,6 +165,7 @@ class Sender:
     def _turn(self, talk: Conversation, connection: Connection) -> None:
         """Do one round of the loop. The order is that of the data: queue, wire, disk."""
         # 1. Take events out of the queue first: it is what the training thread may fill.
+        taken = self.queue.taken
         self._take_queue()
         now = self._clock.monotonic_ns()
         self._report_itself(now)
@@ -187,7 +187,7 @@ class Sender:
         # 6. Give emit() the memory that the spool has freed, and choose when to look again.
         self.framing.share_memory()
         is_quiet = not self.main.stream.frames and not self._orphans
-        self._idle_until_ns = now + (QUIET_NS if is_quiet else 0)
+        self._pace.on_turn(now, has_taken=self.queue.taken != taken, is_quiet=is_quiet)
 
     def _leave(self) -> None:
         """End the thread's work: put what is not acknowledged into the spool."""
@@ -227,12 +227,7 @@ class Sender:
 
     def _has_work(self) -> bool:
         """True if a turn may have something to do. Called a hundred times a second: cheap."""
-        return (
-            bool(self.queue)
-            or self.framing.is_waiting
-            or self._is_closing
-            or self._clock.monotonic_ns() >= self._idle_until_ns
-        )
+        return bool(self.queue) or self.framing.is_waiting or self._is_closing or self._pace.is_due
 
     def _is_over(self, connection: Connection) -> bool:
         if self._deadline_ns is None:

@@ -1,12 +1,12 @@
 """Cgroup: limits and use of memory and CPU of a container, for cgroup versions 1 and 2.
 
 In: /proc/self/cgroup and the tree under /sys/fs/cgroup.
-Out: `cgroup/memory_…` and `cgroup/cpu_…`, each only where there is a limit.
-Never: writes there, or gives values of the whole machine: without a limit there are none.
+Out: `cgroup/memory_…` and `cgroup/cpu_…`: usage always, a limit where there is one.
+Never: writes there, or gives values of the root group: that is the whole machine.
 
 The limit that counts is the tightest on the way up from our own group (a pod
 may be held tighter than its container), and usage is read in the group that
-has it.
+has it. Without a limit, usage is that of the innermost group that counts it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Final, NamedTuple
 
 from shared.clock import Clock
 from telemetry.hardware.probe import Values
@@ -25,12 +25,15 @@ V1_UNLIMITED_BYTES: Final = 1 << 60
 
 
 @dataclass(frozen=True)
-class Limit:
-    """An amount, the group that is held to it, and the cgroup version that says so."""
+class Counted:
+    """A group whose usage counts, its cgroup version, and the amount that it is held to.
 
-    amount: float
+    limit: None where no group on the way up has one.
+    """
+
     group: Path
     version: int
+    limit: float | None
 
 
 class CgroupProbe:
@@ -63,45 +66,43 @@ class CgroupProbe:
         It is the group that is held to a limit, or else our own.
         """
         paths = parse_membership(_text(self._membership) or "")
-        limit = self._tightest(paths, "memory", _memory_limit_v1, _memory_limit_v2)
-        if limit is not None:
-            group = limit.group
-        elif "memory" in paths:
-            group = self._groups(self._mount("memory"), paths["memory"])[0]
-        elif "" in paths:
-            group = self._groups(self._unified(), paths[""])[0]
-        else:
+        counted = self._counted(paths, "memory", _MEMORY_V1, _MEMORY_V2)
+        if counted is None:
             return None
         for name in ("memory.events", "memory.oom_control"):  # version 2, version 1
-            if (count := _flat(group / name).get("oom_kill")) is not None:
+            if (count := _flat(counted.group / name).get("oom_kill")) is not None:
                 return count
         return None
 
     def _memory(self, paths: dict[str, str]) -> Values:
-        limit = self._tightest(paths, "memory", _memory_limit_v1, _memory_limit_v2)
-        if limit is None:
+        counted = self._counted(paths, "memory", _MEMORY_V1, _MEMORY_V2)
+        if counted is None:
             return {}
-        values: Values = {"cgroup/memory_limit_bytes": int(limit.amount)}
-        used = _memory_used_v1 if limit.version == 1 else _memory_used_v2
-        used_bytes = used(limit.group)
+        values: Values = {}
+        if counted.limit is not None:
+            values["cgroup/memory_limit_bytes"] = int(counted.limit)
+        used = _memory_used_v1 if counted.version == 1 else _memory_used_v2
+        used_bytes = used(counted.group)
         if used_bytes is not None:
             values["cgroup/memory_used_bytes"] = used_bytes
         return values
 
     def _cpu(self, paths: dict[str, str]) -> Values:
-        limit = self._tightest(paths, "cpu", _cpu_limit_v1, _cpu_limit_v2)
-        if limit is None:
+        counted = self._counted(paths, "cpu", _CPU_V1, _CPU_V2)
+        if counted is None:
             return {}
-        values: Values = {"cgroup/cpu_limit_cores": limit.amount}
-        if limit.version == 1:
-            used_s = self._cpu_used_v1_s(paths, limit.group)
-            throttled_s = _scaled(_flat(limit.group / "cpu.stat").get("throttled_time"), 1e-9)
+        values: Values = {}
+        if counted.limit is not None:
+            values["cgroup/cpu_limit_cores"] = counted.limit
+        stat = _flat(counted.group / "cpu.stat")
+        if counted.version == 1:
+            used_s = self._cpu_used_v1_s(counted.group)
+            throttled_s = _scaled(stat.get("throttled_time"), 1e-9)
         else:
-            stat = _flat(limit.group / "cpu.stat")
             used_s = _scaled(stat.get("usage_usec"), 1e-6)
             throttled_s = _scaled(stat.get("throttled_usec"), 1e-6)
-        if limit.group != self._cpu_group:
-            self._cpu_group = limit.group
+        if counted.group != self._cpu_group:
+            self._cpu_group = counted.group
             self._used, self._throttled = CounterRate(), CounterRate()
         now_ns = self._clock.monotonic_ns()
         _put_rate(values, "cgroup/cpu_used_cores", self._used, used_s, now_ns)
@@ -114,30 +115,34 @@ class CgroupProbe:
         )
         return values
 
-    def _cpu_used_v1_s(self, paths: dict[str, str], cpu_group: Path) -> float | None:
+    def _cpu_used_v1_s(self, cpu_group: Path) -> float | None:
         """Return the CPU time used in s: version 1 counts it in the controller cpuacct."""
         if (cpu_group / "cpuacct.usage").exists():
             return _scaled(_number(cpu_group / "cpuacct.usage"), 1e-9)
-        mount = self._mount("cpu")
-        accounting = self._mount("cpuacct") / cpu_group.relative_to(mount)
+        accounting = self._mount("cpuacct") / cpu_group.relative_to(self._mount("cpu"))
         return _scaled(_number(accounting / "cpuacct.usage"), 1e-9)
 
-    def _tightest(
-        self,
-        paths: dict[str, str],
-        controller: str,
-        limit_v1: Callable[[Path], float | None],
-        limit_v2: Callable[[Path], float | None],
-    ) -> Limit | None:
+    def _counted(
+        self, paths: dict[str, str], controller: str, v1: _Controller, v2: _Controller
+    ) -> Counted | None:
+        """Return the group that has the tightest limit, or else the innermost that counts usage."""
         if controller in paths:
-            mount, path, read, version = self._mount(controller), paths[controller], limit_v1, 1
+            mount, path, files, version = self._mount(controller), paths[controller], v1, 1
         elif "" in paths:
-            mount, path, read, version = self._unified(), paths[""], limit_v2, 2
+            mount, path, files, version = self._unified(), paths[""], v2, 2
         else:
             return None
-        limits = ((group, read(group)) for group in self._groups(mount, path))
-        found = [Limit(amount, group, version) for group, amount in limits if amount is not None]
-        return min(found, key=lambda limit: limit.amount, default=None)
+        groups = self._groups(mount, path)
+        found = [
+            Counted(group, version, limit)
+            for group in groups
+            if (limit := files.limit_of(group)) is not None
+        ]
+        if found:
+            return min(found, key=lambda counted: counted.limit or 0.0)
+        counting = (g for g in groups if (g / files.usage).exists() and not _is_root(g))
+        innermost = next(counting, None)
+        return None if innermost is None else Counted(innermost, version, None)
 
     def _mount(self, controller: str) -> Path:
         """Return the mount of a version 1 controller; cpu and cpuacct often share one."""
@@ -172,6 +177,17 @@ def parse_membership(text: str) -> dict[str, str]:
         if separator:
             paths.update(dict.fromkeys(controllers.split(","), path))
     return paths
+
+
+def _is_root(group: Path) -> bool:
+    """Return True for the root of a whole hierarchy, which holds every process of the machine.
+
+    A container may have its own group at this place. `release_agent` is in the root alone of
+    version 1, and `cgroup.events` in every group of version 2 but the root.
+    """
+    if (group / "notify_on_release").exists():
+        return (group / "release_agent").exists()
+    return (group / "cgroup.procs").exists() and not (group / "cgroup.events").exists()
 
 
 def _memory_limit_v1(group: Path) -> float | None:
@@ -214,6 +230,19 @@ def _cpu_limit_v2(group: Path) -> float | None:
     if len(words) != 2 or not words[0].isdecimal() or not words[1].isdecimal() or words[1] == "0":
         return None
     return int(words[0]) / int(words[1])
+
+
+class _Controller(NamedTuple):
+    """The function that reads a group's limit, and the file that a group with usage has."""
+
+    limit_of: Callable[[Path], float | None]
+    usage: str
+
+
+_MEMORY_V1: Final = _Controller(_memory_limit_v1, "memory.usage_in_bytes")
+_MEMORY_V2: Final = _Controller(_memory_limit_v2, "memory.current")
+_CPU_V1: Final = _Controller(_cpu_limit_v1, "cpu.stat")
+_CPU_V2: Final = _Controller(_cpu_limit_v2, "cpu.stat")
 
 
 def _put_rate(

@@ -48,9 +48,11 @@ HOST: Final = MetricList(
         Metric("infiniband/<device>/<port>/send_discards_total", "packets", _IB),
         Metric("infiniband/<device>/<port>/link_downs_total", "times", _IB),
         Metric("cgroup/memory_limit_bytes", "bytes", "the tightest limit, cgroup 1 or 2"),
-        Metric("cgroup/memory_used_bytes", "bytes", "the same group, without cache"),
+        Metric(
+            "cgroup/memory_used_bytes", "bytes", "the same group, or else our own; without cache"
+        ),
         Metric("cgroup/cpu_limit_cores", "cores", "the tightest quota, cgroup 1 or 2"),
-        Metric("cgroup/cpu_used_cores", "cores", "the same group"),
+        Metric("cgroup/cpu_used_cores", "cores", "the same group, or else our own"),
         Metric("cgroup/cpu_throttled_seconds_per_second", "s/s", "the same group"),
         Metric("cgroup/oom_kills_total", "processes", "memory.events, or memory.oom_control"),
         Metric("clock/suspended_seconds_total", "s", "CLOCK_BOOTTIME - CLOCK_MONOTONIC"),

@@ -38,10 +38,8 @@ _LABELS: Final = {
     "cpu": ("core",),
     "disk": ("device",),
     "network": ("device",),
-    "infiniband": ("device",),
-    "nvlink": ("link",),
+    "infiniband": ("device", "port"),
     "mig": ("instance",),
-    "probe": ("probe",),
     "process": ("run_id", "source"),
     "throttle": ("reason",),
     "load": ("window",),
@@ -49,7 +47,7 @@ _LABELS: Final = {
 """Groups of names that have members, with the labels that tell the members apart."""
 _TAILLESS: Final = {"load": "average", "throttle": "active"}
 """Groups whose members are values themselves: the last word of their metric."""
-_UNSPOKEN: Final = frozenset({"gpu", "instance", "run_id", "source", "reason", "window"})
+_UNSPOKEN: Final = frozenset({"gpu", "port", "instance", "run_id", "source", "reason", "window"})
 """Labels that the metric's name does not repeat: all series of such a name have them."""
 
 TRAINING: Final = {
@@ -71,6 +69,7 @@ TRAINING: Final = {
 }
 """Names that have a metric of their own, with the factor to its base unit."""
 _PLAIN: Final = re.compile(r"[a-z][a-z0-9_]*")
+_PROBE_TIME: Final = re.compile(r"sampler/probe/([a-z0-9_]+)_seconds")
 
 
 class Families:
@@ -154,6 +153,8 @@ def hardware_name(name: str) -> tuple[str, dict[str, str], float] | None:
 
     None where the name has characters that no metric may have.
     """
+    if (found := _PROBE_TIME.fullmatch(name)) is not None:
+        return "hardware_sampler_probe_seconds", {"probe": found[1]}, 1.0
     words, labels, rest = ["hardware"], dict[str, str](), name.split("/")
     while rest:
         group, rest = rest[0], rest[1:]

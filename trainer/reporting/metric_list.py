@@ -142,3 +142,18 @@ QUANTIZATION: Final = MetricList(
     )
 )
 """Names without `quant/`, and with `--quant_detail` without `quant/layers.<n>.<site>/`."""
+
+QUANTIZATION_DETAIL: Final = MetricList(
+    (
+        Metric("bits", "bits", "bits in force; a ternary weight counts as log2(3)"),
+        Metric("bypassed", "0 or 1", "1 where QDrop bypassed this quantizer in this step"),
+        Metric("overload_ratio", "", "share of inputs beyond the largest level"),
+        Metric("sqnr_db", "dB", "signal to quantization noise of activations"),
+        Metric("range_drift", "", "largest abs(log(now / start)) of a range"),
+        Metric("head_<n>_q_scale", "", "root mean square of the queries of a head"),
+        Metric("head_<n>_k_scale", "", "root mean square of the keys of a head"),
+        Metric("head_<n>_entropy_nats", "nats", "mean entropy of the attention of a head"),
+        Metric("head_<n>_logit_max", "", "largest logit of the attention of a head"),
+    )
+)
+"""Names that only layers have, with `--quant_detail`."""

@@ -77,18 +77,22 @@ def test_a_container_of_version_2_tells_its_limits_and_what_is_used(write, probe
     assert values["cgroup/cpu_throttled_seconds_per_second"] == pytest.approx(0.25)
 
 
-def test_without_limits_nothing_is_said(write, probe):
-    """An unlimited group is the machine, and that is read elsewhere."""
-    write({**V2_CONTAINER, **v2_group("a")}, membership="0::/a\n")
+USAGE = {"cgroup/memory_used_bytes": 700000}
 
-    assert probe.read() == {}
+
+def test_without_limits_usage_is_that_of_the_innermost_group_that_counts_it(write, probe):
+    """A group whose controllers are not enabled counts nothing itself."""
+    write({**V2_CONTAINER, **v2_group("a"), "a/b/cgroup.events": "populated 1\n"})
+    write({}, membership="0::/a/b\n")
+
+    assert probe.read() == USAGE
 
 
 def test_one_limit_does_not_bring_the_other(write, probe):
-    """Each limit comes with its own usage only."""
+    """Usage is there for both."""
     write({**V2_CONTAINER, **v2_group("a", memory_max="4096")}, membership="0::/a\n")
 
-    assert set(probe.read()) == {"cgroup/memory_limit_bytes", "cgroup/memory_used_bytes"}
+    assert probe.read() == USAGE | {"cgroup/memory_limit_bytes": 4096}
 
 
 def test_the_tightest_limit_on_the_way_up_is_the_one_that_counts(write, probe):
@@ -200,7 +204,7 @@ def test_a_limit_that_moves_to_another_group_starts_its_rates_anew(write, probe,
     clock.advance(1)
     write({"pod/cpu.max": "100000 100000\n"})
 
-    assert probe.read() == {"cgroup/cpu_limit_cores": 1.0}
+    assert probe.read() == USAGE | {"cgroup/cpu_limit_cores": 1.0}
 
 
 def test_usage_that_cannot_be_read_is_left_out(write, probe, tmp_path):
@@ -216,7 +220,7 @@ def test_a_cpu_limit_that_makes_no_sense_is_none(write, probe, text):
     """Whatever the file holds, it is a limit or nothing."""
     write({**V2_CONTAINER, **v2_group("a"), "a/cpu.max": text}, membership="0::/a\n")
 
-    assert probe.read() == {}
+    assert probe.read() == USAGE
 
 
 def test_a_system_without_control_groups_says_nothing(probe):

@@ -85,18 +85,19 @@ def test_a_counter_that_stands_at_its_end_has_no_rate(clock, tmp_path, port):
 
 
 @pytest.mark.parametrize(
-    ("membership", "file"),
+    ("membership", "file", "usage"),
     [
-        ("0::/job\n", "job/memory.events"),
-        ("4:memory:/job\n", "memory/job/memory.oom_control"),
+        ("0::/job\n", "job/memory.events", "memory.current"),
+        ("4:memory:/job\n", "memory/job/memory.oom_control", "memory.usage_in_bytes"),
     ],
 )
-def test_a_kill_for_memory_is_counted_and_said(clock, tmp_path, membership, file):
+def test_a_kill_for_memory_is_counted_and_said(clock, tmp_path, membership, file, usage):
     """Of the machine and of the container; the kills from before the start are no news."""
     (tmp_path / "cgroup.controllers").write_text("memory\n")
     (tmp_path / "membership").write_text(membership)
     vmstat, group_file = tmp_path / "vmstat", tmp_path / file
     group_file.parent.mkdir(parents=True)
+    (group_file.parent / usage).write_text("4096\n")
     said: list = []
     group = CgroupProbe(clock, tmp_path, tmp_path / "membership")
     probe = OomProbe(Conditions("node1", said.append, clock), group.oom_kills, vmstat)

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from telemetry.commands.inspect import inspect
-from telemetry.http import Health, _Collector
+from telemetry.http import Collector, Health
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import write_json
 from telemetry.sinks.base import Position, left_out_of
@@ -41,7 +41,7 @@ def test_metrics_have_the_count_of_each_sink() -> None:
     """With the run's id, as all that is said of sinks."""
     status = SinkStatus("r", "tensorboard", "running", 5, 0, "", left_out=7)
     registry = CollectorRegistry()
-    registry.register(_Collector(lambda: Health(sinks=[status])))
+    registry.register(Collector(lambda: Health(sinks=[status])))
 
     text = generate_latest(registry).decode()
 

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from shared.events import AlertChanged, MetricsLogged, Scalar
-from telemetry.http import Health, _Collector
+from telemetry.http import Collector, Health
 from telemetry.watch import latest as latest_module
 from telemetry.watch.exposition import SERIES_MAX, TRAINING, families, hardware_name
 from telemetry.watch.facts import RunFacts, SinkStatus
@@ -47,7 +47,7 @@ def taken(*frames: Fed, now_ns: int = 1) -> Latest:
 def scrape(latest: Latest, *runs: RunFacts, now_ns: int = 1) -> dict[str, dict]:
     """Every sample by its name, with its labels as a frozen set."""
     registry = CollectorRegistry()
-    registry.register(_Collector(lambda: Health(runs=runs, latest=latest, now_ns=now_ns)))
+    registry.register(Collector(lambda: Health(runs=runs, latest=latest, now_ns=now_ns)))
     text = generate_latest(registry).decode()
     found: dict[str, dict] = {}
     for family in text_string_to_metric_families(text):
@@ -173,6 +173,18 @@ def test_what_is_journaled_is_fed_and_late_events_are_not(tmp_path):
             "process/r/rank0/rss_bytes",
             ("hardware_process_rss_bytes", {"run_id": "r", "source": "rank0"}, 1.0),
         ),
+        (
+            "infiniband/mlx5_0/1/sent_bytes_per_second",
+            (
+                "hardware_infiniband_device_sent_bytes_per_second",
+                {"device": "mlx5_0", "port": "1"},
+                1.0,
+            ),
+        ),
+        (
+            "sampler/probe/control_group_seconds",
+            ("hardware_sampler_probe_seconds", {"probe": "control_group"}, 1.0),
+        ),
         ("x\ny", None),
         ("gpu/0/Größe", None),
     ],
@@ -257,7 +269,7 @@ def whole_scrape() -> str:
         now_ns=10**9,
     )
     registry = CollectorRegistry()
-    registry.register(_Collector(lambda: health))
+    registry.register(Collector(lambda: health))
     return generate_latest(registry).decode()
 
 
