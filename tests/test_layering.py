@@ -35,6 +35,14 @@ HOMES = {
     "duckdb": ("telemetry/sinks/parquet/", "telemetry/query/"),
     "google_crc32c": ("telemetry/sinks/tensorboard/",),
     "prometheus_client": ("telemetry/http.py", "telemetry/watch/exposition.py"),
+    # No process of the sidecar loads it that does not read columns.
+    "numpy": (
+        "telemetry/views/",
+        "telemetry/page/",
+        "telemetry/query/",
+        "telemetry/sinks/parquet/",
+        "trainer/",
+    ),
     "psutil": ("telemetry/",),
     "rich": ("telemetry/",),
     "starlette": ("telemetry/page/",),
@@ -91,7 +99,10 @@ LAYERS = {
         telemetry.json_files telemetry.logs telemetry.output telemetry.recorded
         telemetry.run_dir telemetry.summary
     """,
-    "telemetry.views": "shared telemetry.journal",
+    "telemetry.views": """
+        shared telemetry.journal telemetry.errors telemetry.recorded telemetry.run_dir
+        telemetry.sessions
+    """,
     "telemetry.monitor": """
         shared telemetry.commands telemetry.journal telemetry.views telemetry.config
         telemetry.datadir telemetry.errors telemetry.run_dir telemetry.summary
