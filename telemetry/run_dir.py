@@ -10,7 +10,7 @@
         <sink>.state             how the supervisor last saw the sink
         <sink>.skipped           rows that the sink leaves out: sinks/skips.py
         <sink>.slot              the row that the sink is at: sinks/slot.py
-      tensorboard/  wandb/       the files of those sinks
+      tensorboard/  wandb/  parquet/   the files of those sinks
 
 A replay writes into another directory, with the same places for cursors and the files of
 sinks. Both kinds of files may have been edited or damaged: one with a value of a wrong type
@@ -71,6 +71,10 @@ class RunDir:
     @property
     def wandb(self) -> Path:
         return self.path / "wandb"
+
+    @property
+    def parquet(self) -> Path:
+        return self.path / "parquet"
 
     def cursor(self, sink: str) -> Path:
         return self.cursors / f"{sink}.json"

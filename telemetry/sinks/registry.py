@@ -10,6 +10,7 @@ from telemetry.sinks.base import Sink, SinkContext
 _SINKS: Final = {
     "tensorboard": "telemetry.sinks.tensorboard:TensorBoardSink",
     "wandb": "telemetry.sinks.wandb:WandbSink",
+    "parquet": "telemetry.sinks.parquet:ParquetSink",
     "console": "telemetry.sinks.console:ConsoleSink",
 }
 SINK_NAMES: Final = tuple(_SINKS)

@@ -26,9 +26,10 @@ from shared.events import (
     RunStarted,
     Scalar,
 )
+from shared.ids import host_of
 from telemetry.journal.layout import read_mark
 from telemetry.journal.reader import JournalReader, NotAJournal
-from telemetry.journal.rows import Row, RunContext, host_of, point_of
+from telemetry.journal.rows import Row, RunContext, point_of
 from telemetry.views.series import Curve, Window
 
 NAMES_MAX: Final = 4096
@@ -170,7 +171,7 @@ class RunView:
             # Whoever starts anew says again what is still so: what the one before left is over.
             self._alerts = {key: a for key, a in self._alerts.items() if key[0] != row.source}
         self._sessions[row.source] = row.session
-        if not row.source.startswith("hardware:"):
+        if not host_of(row.source):
             self.last_wall_s = max(self.last_wall_s, wall_s)
         match event:
             case MetricsLogged(kind=kind) if kind == HARDWARE:

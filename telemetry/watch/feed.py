@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from shared.events import AlertChanged, Event
+from shared.ids import host_of
 
 BYTES_MAX: Final = 1024 * 1024
 """Bytes of frames as they came; their events take several times as much memory."""
@@ -56,7 +57,7 @@ class Feed:
 
     def put(self, fed: Fed) -> None:
         """Add a frame. Returns at once."""
-        is_hardware = fed.source.startswith("hardware:")
+        is_hardware = bool(host_of(fed.source))
         alerts = [e for e in fed.events if type(e) is AlertChanged]
         with self._lock:
             for event in alerts:

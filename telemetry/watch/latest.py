@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from shared.events import MetricsLogged, Scalar
-from telemetry.journal.rows import host_of
+from shared.ids import host_of
 from telemetry.watch.feed import Fed
 
 RUNS_MAX: Final = 256
@@ -88,7 +88,7 @@ class Latest:
         )
 
     def _take(self, fed: Fed, event: MetricsLogged, now_ns: int) -> None:
-        host = host_of(fed.source) if fed.source.startswith("hardware:") else ""
+        host = host_of(fed.source)
         source = self._host(host) if host else self._source(fed.run_id, fed.source)
         if source is None:
             self.left_out += len(event.values)

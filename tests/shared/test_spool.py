@@ -179,9 +179,11 @@ def test_clear_forgets_what_is_acknowledged_and_goes_on(tmp_path):
     assert spool.size > 0
 
     spool.clear()
+    assert (spool.size, spool.frame_count) == (0, 0)
     at = spool.append(1, 2, b"new")
 
     assert spool.load(at, 3) == b"new"
+    assert (spool.size, spool.frame_count) == (40 + 3, 1)
     assert content(spool) == [(1, b"new")]
     spool.close(delete=True)
     spool.close(delete=True)
