@@ -248,7 +248,8 @@ class Service(Closing):
         host_id = self._host_run.run_id
         records = {run.run_id for run in self._runs.active(host_id)} or {host_id}
         published = self._watcher.published
-        record(published, self._runs, lambda run: run.run_id in records)
+        wall_s = self._clock.wall_ns() / 1e9
+        record(published, self._runs, lambda run: run.run_id in records, wall_s)
 
     def _situation(self) -> Situation:
         """Return what the rules of alerts look at. Called from the watching thread."""

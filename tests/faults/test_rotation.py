@@ -1,18 +1,23 @@
-"""The list of closed streams, with the power cut at every system call that it takes."""
+"""Rotations that close streams, or that fail, with the power cut at every system call."""
 
 from __future__ import annotations
 
+import errno
+import itertools
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-from shared.files import sync_file
+from shared.files import sync_directory, sync_file
 from telemetry.journal.closed import CLOSED_NAME
+from telemetry.journal.layout import segments
 from telemetry.journal.writer import JournalWriter
 from tests.faults.crash_points import cut_everywhere
 from tests.telemetry.journal.helpers import RUN, read_all, stream, write
 
 SEGMENT_MAX_BYTES = 500
 WORKERS = ("worker0", "worker1")
+SOURCES = (*WORKERS, "rank0")
 Promises = dict[str, Any]
 
 
@@ -21,7 +26,7 @@ def journal_of(root: Path) -> Path:
 
 
 def note(writer: JournalWriter, promises: Promises) -> None:
-    for source in WORKERS:
+    for source in SOURCES:
         promises[source] = max(promises.get(source, -1), writer.durable_seq(stream(source)))
 
 
@@ -53,7 +58,7 @@ def open_and_end_twice(root: Path, promises: Promises) -> None:
 def check_numbers(root: Path, promises: Promises) -> None:
     """Each stream goes on behind what it was told is on disk, and has every number once."""
     with JournalWriter(journal_of(root), SEGMENT_MAX_BYTES) as writer:
-        had = {source: writer.durable_seq(stream(source)) for source in WORKERS}
+        had = {source: writer.durable_seq(stream(source)) for source in SOURCES}
     rows, damage = read_all(journal_of(root))
     assert damage == []
     for source, last in had.items():
@@ -65,3 +70,28 @@ def test_a_closed_stream_keeps_its_place_wherever_the_power_goes() -> None:
     """Headers name it no more, so the list has to be on disk before them, with its name; an
     older list would have its last events journaled a second time."""
     assert cut_everywhere(open_and_end_twice, check_numbers, throws=10) > 40
+
+
+def fail_to_rotate(root: Path, promises: Promises) -> None:
+    """The directory with a new segment's name can't be synced: the old segment goes on."""
+    turns = itertools.count()
+
+    def failing(directory: Path) -> None:
+        sync_directory(directory)
+        if next(turns) % 2 == 0:
+            # The name may be on disk all the same. What takes it away again is not refused.
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    JournalWriter(journal_of(root)).close()
+    with (
+        mock.patch("telemetry.journal.segment.sync_directory", failing),
+        JournalWriter(journal_of(root), SEGMENT_MAX_BYTES) as writer,
+    ):
+        for _ in range(2):
+            fill(writer, promises)
+        assert len(segments(journal_of(root))) == 1
+
+
+def test_a_segment_that_was_taken_away_does_not_come_back() -> None:
+    """Its header would hide the rows that the old one has got since."""
+    assert cut_everywhere(fail_to_rotate, check_numbers, throws=8) > 30
