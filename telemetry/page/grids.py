@@ -58,7 +58,8 @@ def histogram_grid(columns: RunColumns, name: str) -> dict[str, Any]:
 def _shares(histogram: Histogram, edges: np.ndarray) -> np.ndarray:
     """Return the share of each common bin, counts spread evenly within their own bins."""
     upto = np.concatenate([[0.0], np.cumsum(histogram.counts)])
-    return np.diff(np.interp(edges, histogram.edges, upto)) / upto[-1]
+    shares: np.ndarray = np.diff(np.interp(edges, histogram.edges, upto)) / upto[-1]
+    return shares
 
 
 def _groups(count: int) -> np.ndarray:
