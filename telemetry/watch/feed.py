@@ -6,9 +6,9 @@ Never: waits, or holds more than BYTES_MAX of frames: the oldest are dropped and
 because only the latest values are of interest. Alerts are kept apart, and are not dropped
 before ALERTS_MAX of them wait.
 
-A frame is unpacked by the thread that takes it. The journal thread has its events already,
-but to hold on to them costs it more than the bytes do: a flood of frames, of which nearly all
-are dropped, then goes through memory that is new each time.
+A frame is unpacked by the thread that takes it. The journal thread has its events already, but
+those of a flood are mostly dropped here, and while they are held the garbage collector walks
+over them: a fifth of the time of taking them in.
 """
 
 from __future__ import annotations
