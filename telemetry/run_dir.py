@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -139,6 +139,14 @@ class RunState(msgspec.Struct, kw_only=True):
         return sink != "wandb" or self.wandb_mode != DISABLED
 
 
+class Process(NamedTuple):
+    """A process of a run, as its RunStarted told it. start_ns: of the wall clock."""
+
+    host: str
+    pid: int
+    start_ns: int
+
+
 class RunFile(RunState, kw_only=True):
     """All fields of run.json."""
 
@@ -163,6 +171,9 @@ class RunFile(RunState, kw_only=True):
     gpu_uuids: list[str] | None = None
     world_size: int | None = None
     process: dict[str, int] | None = None
+    """That of rank 0 in its newest session."""
+    processes: dict[str, Process] | None = None
+    """Those of all ranks that have not finished, by source."""
     started_wall_ns: int | None = None
     launch_id: str | None = None
     """The `telemetry run` whose command began the newest session."""

@@ -45,6 +45,10 @@ HOMES = {
     ),
     "psutil": ("telemetry/",),
     "rich": ("telemetry/",),
+    "starlette": ("telemetry/page/",),
+    "uvicorn": ("telemetry/page/page_server.py",),
+    "jinja2": ("telemetry/page/",),
+    "plotly": ("telemetry/page/",),
     "textual": ("telemetry/monitor/screen.py",),
     "transformers": ("trainer/",),
     "datasets": ("trainer/",),
@@ -102,6 +106,11 @@ LAYERS = {
     "telemetry.monitor": """
         shared telemetry.commands telemetry.journal telemetry.views telemetry.config
         telemetry.datadir telemetry.errors telemetry.run_dir telemetry.summary
+    """,
+    # A process of its own; the sidecar knows of it only how it is started.
+    "telemetry.page": """
+        shared telemetry.journal telemetry.views telemetry.monitor.figures telemetry.datadir
+        telemetry.errors telemetry.run_dir telemetry.setting_values
     """,
     "trainer.model": "",
     "trainer.model.diagnostics": "trainer.model",
@@ -324,7 +333,8 @@ def test_the_sidecar_needs_no_torch_and_loads_a_sink_only_where_it_is_used(modul
     """Its image has none, and each process is a small one."""
     loaded = loaded_with(module)
 
-    assert loaded.isdisjoint({"torch", "trainer", "wandb", "tensorboard", "numpy", "transformers"})
+    heavy = {"torch", "trainer", "wandb", "tensorboard", "numpy", "transformers"}
+    assert loaded.isdisjoint(heavy | {"starlette", "uvicorn", "jinja2", "plotly"})
 
 
 @pytest.mark.parametrize("module", ["shared.emitter", "trainer.training.loop", "trainer.run"])
