@@ -415,16 +415,16 @@ def test_a_burst_that_memory_does_not_hold_goes_to_the_spool(endpoint, spool_dir
     with FakeSidecar(endpoint) as sidecar:
         sidecar.is_syncing = False
         emitter = Emitter(
-            endpoint, run_id=RUN, source="rank0", spool_dir=spool_dir, queue_max_bytes=4 * 2**20
+            endpoint, run_id=RUN, source="rank0", spool_dir=spool_dir, queue_max_bytes=16 * 2**20
         )
 
-        for step in range(60_000):
+        for step in range(160_000):
             emitter.emit(MetricsLogged(kind="train", step=step, values=values))
         held = memory_of(emitter)
         sidecar.is_syncing = True
 
-        assert held < 4 * 2**20 and emitter.close(FAR_S * 3)
-        assert emitter.stats() == EmitterStats(emitted=60_000, acknowledged=60_000)
+        assert held < 16 * 2**20 and emitter.close(FAR_S * 3)
+        assert emitter.stats() == EmitterStats(emitted=160_000, acknowledged=160_000)
 
 
 @pytest.mark.parametrize("is_frozen", [False, True])
