@@ -78,6 +78,7 @@ FORMATS = (
     ("Cursor of a sink", "telemetry/sinks/cursor.py"),
     ("Parquet files", "telemetry/sinks/parquet/__init__.py"),
     ("Spool", "shared/emitter/spool.py"),
+    ("A run as JSON", "telemetry/commands/inspect_json.py"),
     ("Removed runs", "telemetry/supervise/tombstones.py"),
     ("Checkpoint", "trainer/training/checkpoint.py"),
     ("Export", "trainer/evaluation/export.py"),

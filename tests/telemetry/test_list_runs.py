@@ -79,20 +79,14 @@ def test_a_loss_that_is_no_number_is_no_best_loss() -> None:
     """NaN is neither less nor greater than anything."""
     runs = [
         ListedRun(
-            run=str(loss), path="", name=None, project=None, state="ended", exit_code=None,
+            run=str(at), path="", name=None, project=None, state="ended", exit_code=None,
             tags=[], group=None, host=None, started_s=None, last_s=None, seconds=None, rows=0,
             step=None, loss=loss, bytes=0,
         )
-        for loss in (2.0, float("nan"), 1.0, None, float("inf"))
+        for at, loss in enumerate((2.0, float("nan"), 1.0, None, float("inf")))
     ]  # fmt: skip
 
-    assert [run.run for run in ordered(runs, Choice(sort="loss"))] == [
-        "1.0",
-        "2.0",
-        "inf",
-        "nan",
-        "None",
-    ]
+    assert [run.run for run in ordered(runs, Choice(sort="loss"))] == ["2", "0", "4", "1", "3"]
 
 
 def test_runs_are_filtered(tmp_path, capsys) -> None:
