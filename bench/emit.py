@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 from pathlib import Path
+
+from bench.ratios import summary
 
 HERE = Path(__file__).parents[1]
 CHILD = """
@@ -66,10 +67,8 @@ def main() -> None:
         (nanoseconds(args.before.resolve(), args.events), nanoseconds(HERE, args.events))
         for _ in range(args.rounds)
     ]
-    before, now = (statistics.median(times) for times in zip(*pairs, strict=True))
-    low, middle, high = statistics.quantiles([new / old for old, new in pairs], n=4)
-    print(f"emit: {before:.0f} ns before, {now:.0f} ns now")
-    print(f"ratio {middle:.3f} (quartiles {low:.3f} to {high:.3f}), {args.rounds} rounds")
+    before, now = zip(*pairs, strict=True)
+    print(summary(before, now, "emit, ns"))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Self
 class Closing:
     """An object with a `close` that may be called twice."""
 
-    def close(self) -> None:
+    def close(self) -> object:
         raise NotImplementedError
 
     def __enter__(self) -> Self:

@@ -21,10 +21,21 @@ MAIN_SOURCE = "rank0"
 SIDECAR = "sidecar"
 """The source of what a sidecar itself has to say: gaps, alerts, lost."""
 WORKER = ".worker"
+HARDWARE_PREFIX = "hardware:"
 SESSION = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 SWEEP_RUN_TAKEN = "TELEMETRY_SWEEP_RUN_TAKEN"
 """Set by the process that took a sweep's run id, so that none of its children takes it again."""
+
+
+def source_of_host(host: str) -> str:
+    """Return the source of the sampler on this host."""
+    return HARDWARE_PREFIX + host
+
+
+def host_of(source: str) -> str:
+    """Return the host that a sampler's source names; empty for another source."""
+    return source.removeprefix(HARDWARE_PREFIX) if source.startswith(HARDWARE_PREFIX) else ""
 
 
 def source_of_rank(rank: int) -> str:

@@ -20,8 +20,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import Any, Final
+
+from shared.closing import Closing
 
 KEY: Final = "local" + "0" * 40
 ENTITY: Final = "me"
@@ -53,7 +54,7 @@ class FakeRun:
         return [row["_step"] for row in self.rows()]
 
 
-class FakeWandb:
+class FakeWandb(Closing):
     """The server. Faults are switched by attributes, while it runs.
 
     fault: what every request of the kinds in `fault_of` gets: an HTTP status
@@ -89,17 +90,6 @@ class FakeWandb:
         self.url = f"http://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
-
-    def __enter__(self) -> FakeWandb:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         self.calm()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import TracebackType
 
 import zmq
 
+from shared.closing import Closing
 from shared.events import DecodeError, Envelope, Event, decode_envelope, split_events
 from shared.wire import (
     WHOLE_STREAM,
@@ -72,7 +72,7 @@ class Disk:
         return key
 
 
-class FakeSidecar:
+class FakeSidecar(Closing):
     """The sidecar's half of the wire, in a thread: HELLO, DATA, FIN and their answers.
 
     is_mute: takes everything in and answers nothing. is_syncing: makes durable
@@ -86,7 +86,6 @@ class FakeSidecar:
         self.is_syncing = True
         self.refused: set[str] = set()
         self.rejected_seqs: set[int] = set()
-        self.frames_received = 0
         self.frames_repeated = 0
         self.malformed: list[str] = []
         self.peers: set[bytes] = set()
@@ -101,17 +100,6 @@ class FakeSidecar:
         self._socket.bind(endpoint)
         self._thread = threading.Thread(target=self._run, name="fake-sidecar", daemon=True)
         self._thread.start()
-
-    def __enter__(self) -> FakeSidecar:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Die at once: what is not durable is forgotten, and nobody is told."""
@@ -184,7 +172,6 @@ class FakeSidecar:
 
     def _on_data(self, key: Key, data: Data) -> list[Message]:
         events = split_events(data.events)
-        self.frames_received += 1
         known = self._next_seq(key) - data.base_seq
         if known < 0:
             return [Welcome(data.stream, self._next_seq(key), CREDIT_BYTES)]

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ from shared.events import Gap, MetricsLogged, RunFinished, RunStarted
 from telemetry.commands.inspect import read_contents
 from telemetry.journal.rows import Row
 from telemetry.json_files import read_json
-from telemetry.sinks.wandb.wandb_file import exit_code, history_rows
+from telemetry.sinks.wandb.wandb_file import exit_code
 from tests.recorded import rows_of
 from tests.telemetry.sidecar_process import clean_env
+from tests.telemetry.waiting import wait_until
+from tests.wandb_contents import history_rows
 
 STEPS = 24
 TRAINER = (
@@ -204,16 +206,16 @@ def test_killing_the_sidecar_in_mid_run_neither_stalls_training_nor_loses_a_row(
     process = subprocess.Popen(trainer(place), env=environ, stderr=subprocess.PIPE, text=True)
     printed = follow(process)
     try:
-        wait_for(lambda: any(line.startswith("step 5/") for line in printed), 120)
+        wait_until(lambda: any(line.startswith("step 5/") for line in printed), 120)
         sidecar.send_signal(signal.SIGKILL)
         sidecar.wait()
         killed_ns = time.time_ns()
         said = len(printed)
-        wait_for(lambda: sum(line.startswith("step ") for line in printed[said:]) >= 3, 120)
+        wait_until(lambda: sum(line.startswith("step ") for line in printed[said:]) >= 3, 120)
         sidecar, back_ns = start_sidecar(data_dir), time.time_ns()
         assert process.wait(240) == 0, printed
         (run_dir,) = (data_dir / "runs").glob("2*")
-        wait_for(lambda: (read_json(run_dir / "run.json") or {}).get("state") == "ended", 60)
+        wait_until(lambda: (read_json(run_dir / "run.json") or {}).get("state") == "ended", 60)
     finally:
         process.kill()
         process.wait()
@@ -236,7 +238,7 @@ def test_killing_the_sidecar_in_mid_run_neither_stalls_training_nor_loses_a_row(
 
 def start_sidecar(data_dir: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "telemetry", "serve", "--data-dir", str(data_dir)]
-    command += ["--http", "off", "--no-host-run"]
+    command += ["--http", "off", "--page", "off", "--no-host-run"]
     return subprocess.Popen(command, env=own_env())
 
 
@@ -252,10 +254,3 @@ def follow(process: subprocess.Popen[str]) -> list[str]:
 
     threading.Thread(target=read, daemon=True).start()
     return lines
-
-
-def wait_for(is_true: Callable[[], object], timeout_s: float) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not is_true():
-        assert time.monotonic() < deadline_s, "waited in vain"
-        threading.Event().wait(0.05)

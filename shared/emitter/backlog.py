@@ -88,7 +88,8 @@ class Backlog:
 
     def add(self, kind: str, packed: bytes) -> None:
         """Add an event at the end; drop other events if the backlog is then over its bound."""
-        self._push(_Item(kind, packed))
+        self._items.append(_Item(kind, packed))
+        self._bytes += len(packed) + _ITEM_OVERHEAD_BYTES
         if self._bytes > self.max_bytes:
             self._shed()
 

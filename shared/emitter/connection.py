@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import zmq
 
+from shared.closing import Closing
 from shared.emitter.notices import Notices
 from shared.events import DecodeError
 from shared.text import clean
@@ -44,7 +45,7 @@ OPEN_RETRY_S: Final = 1.0
 """Time between two tries to make a socket: a process may lack file descriptors for a while."""
 
 
-class Connection:
+class Connection(Closing):
     """A DEALER socket that can be rebuilt, and that may not be there for a while."""
 
     def __init__(self, endpoint: str | None) -> None:
@@ -56,12 +57,6 @@ class Connection:
         self._poller = zmq.Poller()
         self._retry_at_s = 0.0
         self._directory: SocketDirectory | None = None
-
-    def __enter__(self) -> Connection:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def send(self, message: Message) -> bool:
         """Hand a message to ZeroMQ; return False if no peer is connected or the queue is full."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from shared.clock import Clock, SystemClock
+from shared.closing import Closing
 from shared.emitter import process
 from shared.emitter.options import EmitterOptions
 from shared.emitter.queue import EventQueue, held_event
@@ -33,7 +34,7 @@ from shared.wandb_variables import filled_in
 log = logging.getLogger("telemetry.emitter")
 
 
-class Emitter:
+class Emitter(Closing):
     """One source of events of one run. Safe to use from any thread and after a fork.
 
     A forked child gets a session of its own with its first event, as a worker of the
@@ -125,12 +126,6 @@ class Emitter:
         if self._sender is None:
             return True
         return self._sender.close(self.close_timeout_s if timeout_s is None else timeout_s)
-
-    def __enter__(self) -> Emitter:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def __reduce__(self) -> Any:
         """Pickle what the emitter was made of: a copy begins with a session of its own."""

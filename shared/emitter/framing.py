@@ -19,7 +19,7 @@ from shared.clock import Clock
 from shared.emitter.backlog import Backlog, refusal
 from shared.emitter.notices import Notices
 from shared.emitter.options import EmitterOptions
-from shared.emitter.packing import Refused, kind_of, pack_event
+from shared.emitter.packing import Refused, kind_of, pack_event, packed_row
 from shared.emitter.queue import NOT_AN_EVENT, EventQueue
 from shared.emitter.stream import OutgoingStream
 from shared.events import Event
@@ -128,7 +128,11 @@ class Framing:
             self._notices.warn(reason, text)
 
     def _pack(self, event: Event, wall_ns: int, mono_ns: int) -> None:
+        row = packed_row(event, wall_ns, mono_ns)
         kind = kind_of(event)
+        if row is not None:
+            self.backlog.add(kind, row)
+            return
         try:
             packed = pack_event(event, wall_ns, mono_ns, self._stream.id.run_id)
         except Refused as exc:

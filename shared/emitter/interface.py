@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from shared.closing import Closing
 from shared.emitter.stats import EmitterStats
 from shared.events import Event
 from shared.ids import MAIN_SOURCE, new_session
@@ -19,7 +20,7 @@ class EventSink(Protocol):
     def close(self, timeout_s: float | None = None) -> bool: ...
 
 
-class NullEmitter:
+class NullEmitter(Closing):
     """An emitter that records nothing, for a run without telemetry."""
 
     def __init__(self, run_id: str = "", source: str = MAIN_SOURCE) -> None:
@@ -35,9 +36,3 @@ class NullEmitter:
 
     def close(self, timeout_s: float | None = None) -> bool:
         return True
-
-    def __enter__(self) -> NullEmitter:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()

@@ -12,6 +12,7 @@ import os
 from typing import Any, Final, NamedTuple
 
 import msgpack
+import msgspec
 
 from shared.emitter.gpus import visible_gpus
 from shared.events import (
@@ -50,6 +51,8 @@ LABEL_MAX_BYTES: Final = 256
 LABELS_MAX: Final = 64
 
 _PACK: Final = msgpack.packb
+_ENCODE: Final = msgspec.msgpack.Encoder().encode
+"""Eight times as fast as msgpack, for values of types that were looked at before."""
 Body = dict[str, Any]
 
 
@@ -79,6 +82,14 @@ def kind_of(event: Event) -> str:
         return event.TAG
     # The type first: comparing a tensor would read it.
     return event.kind if type(event.kind) is str and event.kind in KINDS else CUSTOM
+
+
+def packed_row(event: Event, wall_ns: int, mono_ns: int) -> bytes | None:
+    """Pack a row of numbers as it is, like nearly all rows; None if it needs a closer look."""
+    if type(event) is not MetricsLogged or (body := _plain_body(event)) is None:
+        return None
+    packed = _ENCODE((MetricsLogged.TAG, wall_ns, mono_ns, body))
+    return packed if len(packed) <= EVENT_MAX_BYTES else None
 
 
 def pack_event(event: Event, wall_ns: int, mono_ns: int, run_id: str = "") -> Packed:
@@ -147,12 +158,10 @@ def _parts_left_out(event: Event, left_out: LeftOuts) -> Body:
 
 
 def _metrics(event: MetricsLogged, left_out: LeftOuts) -> list[Body]:
-    kind, step, values = event.kind, event.step, event.values
-    is_step = step is None or (type(step) is int and INT_MIN <= step <= INT_MAX)
-    is_plain = type(kind) is str and kind in KINDS and is_step and not event.left_out
-    if is_plain and (row := simple_row(values)) is not None:
-        return [{"kind": kind, "step": step, "values": row}]
-    head = {"kind": _kind(kind, left_out), "step": step_of(step, left_out)}
+    if (body := _plain_body(event)) is not None:
+        return [body]
+    values = event.values
+    head = {"kind": _kind(event.kind, left_out), "step": step_of(event.step, left_out)}
     rows = rows_of(dict(values), left_out)
     if not rows and left_out.names and values:
         name, reason = next(iter(left_out.names.items()))
@@ -160,6 +169,16 @@ def _metrics(event: MetricsLogged, left_out: LeftOuts) -> list[Body]:
     bodies = [{**head, "values": row} for row in rows or [{}]]
     bodies[0] |= _parts_left_out(event, left_out)
     return bodies
+
+
+def _plain_body(event: MetricsLogged) -> Body | None:
+    """Return the body of a row that can be recorded as it is; None if it may not be."""
+    kind, step = event.kind, event.step
+    is_step = step is None or (type(step) is int and INT_MIN <= step <= INT_MAX)
+    if not (is_step and type(kind) is str and kind in KINDS) or event.left_out:
+        return None
+    row = simple_row(event.values)
+    return None if row is None else {"kind": kind, "step": step, "values": row}
 
 
 def _kind(kind: Any, left_out: LeftOuts) -> str:

@@ -42,6 +42,12 @@ YIELD_EVERY: Final = 64
 """Above YIELD_SHARE, put() yields once in so many queued events."""
 YIELD_ALWAYS_SHARE: Final = 0.9
 """Above this share, put() yields for each event."""
+FULL_WAIT_S: Final = 0.001
+FULL_WAITS_MAX: Final = 4
+"""Where the queue is full, put() gives the sender thread so many such times before an event is
+given up, and twice as many while it takes events: on a busy machine it may have to wait for a
+processor. One that has taken nothing since, as at a disk that stands still, is not waited for
+again."""
 
 _CONFIGS: Final = frozenset({"config", "summary"})
 
@@ -80,6 +86,8 @@ class EventQueue:
         """Bytes up to which an event is queued without a second look; -1 after close."""
         # Held for an increment, never across I/O. Re-entrant: a signal handler may emit.
         self._lock = threading.RLock()
+        self._waited_for = -1
+        """Value of `taken` when put() last waited for the sender thread."""
         self._missing: dict[str, Counter[str]] = {}
         """Counts by kind, for each reason, of events given up that no Gap event reports yet."""
 
@@ -162,9 +170,23 @@ class EventQueue:
             time.sleep(0)
             queued = self._cost_in - self._cost_out + cost
         kind = kind_of(event)
+        beyond = BEYOND_BYTES if kind in DROPPED_NEVER else 0
         if kind in DROPPED_FIRST:
-            return queued <= self._room - self._reserved_bytes
-        return queued <= self._room + (BEYOND_BYTES if kind in DROPPED_NEVER else 0)
+            beyond = -self._reserved_bytes
+        if queued > self._room + beyond and self._waited_for != self.taken:
+            self._waited_for = self.taken
+            queued = self._waited(self._room + beyond, cost)
+        return queued <= self._room + beyond
+
+    def _waited(self, room: int, cost: int) -> int:
+        """Wait a little for the sender thread; return the bytes queued then, with cost."""
+        before = self.taken
+        for waits in range(1, 2 * FULL_WAITS_MAX + 1):
+            time.sleep(FULL_WAIT_S)
+            queued = self._cost_in - self._cost_out + cost
+            if queued <= room or (waits >= FULL_WAITS_MAX and self.taken == before):
+                break
+        return queued
 
     def _drop(self, kind: str) -> None:
         with self._lock:

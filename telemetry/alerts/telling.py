@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from shared.events import AlertChanged
-from shared.ids import SIDECAR
+from shared.ids import SIDECAR, host_of
 from shared.text import clean
 from telemetry.alerts.words import level_of, words_of
 from telemetry.watch.feed import FedAlert
@@ -48,7 +48,7 @@ class Telling:
 
     def take(self, alert: FedAlert) -> None:
         """Tell an alert that was journaled."""
-        is_of_machine = alert.source.startswith("hardware:") or (
+        is_of_machine = bool(host_of(alert.source)) or (
             alert.source == SIDECAR and alert.event.name in OF_MACHINE
         )
         self.tell("" if is_of_machine else alert.run_id, alert.source, alert.event)

@@ -34,7 +34,7 @@ from shared.clock import Clock, SystemClock
 from shared.emitter import Emitter
 from shared.emitter.options import EmitterOptions
 from shared.events import Event
-from shared.ids import host_run_id, sanitized_host
+from shared.ids import host_run_id, sanitized_host, source_of_host
 from telemetry.hardware.cgroup import CgroupProbe
 from telemetry.hardware.clocks import ClockProbe
 from telemetry.hardware.conditions import Conditions
@@ -183,7 +183,7 @@ def run_sampler(config: SamplerConfig) -> int:
         emitter = Emitter(
             config.endpoint,
             run_id=host_run_id(host),
-            source=f"hardware:{host}",
+            source=source_of_host(host),
             spool_dir=config.spool_dir,
             close_timeout_s=config.close_timeout_s,
             options=EmitterOptions(flush_interval_s=FLUSH_INTERVAL_S),

@@ -21,10 +21,10 @@ from shared.events import Event, MetricsLogged, encode_event, join_events
 from shared.ids import SIDECAR, StreamId
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import write_json
-from telemetry.run_dir import ENDED, RUNNING, RunDir, RunFile
-from telemetry.run_info import Process, RunInfo, lifecycle_events
+from telemetry.run_dir import ENDED, RUNNING, Process, RunDir, RunFile
+from telemetry.run_info import RunInfo, lifecycle_events
 from telemetry.watch.facts import RunFacts
-from telemetry.watch.feed import Fed, Feed
+from telemetry.watch.feed import Feed
 
 log = logging.getLogger("telemetry.ingest.runs")
 
@@ -168,7 +168,7 @@ class Run:
                 self._learn(session, source, event, is_late=is_late)
         if not is_late:
             self._told.goes_on(session, source)
-            self._hand_on(session, source, events, len(payload))
+            self._hand_on(stream, payload, events)
         if self.is_ended:
             self.reopen()
 
@@ -177,10 +177,11 @@ class Run:
         own = self._stream_id(self._session, SIDECAR)
         seq = self.writer.appended_seq(own) + 1
         packed = encode_event(event, self._clock.wall_ns(), self._clock.monotonic_ns())
-        self.writer.append(own, seq, 1, join_events([packed]))
+        payload = join_events([packed])
+        self.writer.append(own, seq, 1, payload)
         self._unsynced.add(self.run_id)
         self._learn(self._session, SIDECAR, event)
-        self._hand_on(self._session, SIDECAR, [event], len(packed))
+        self._hand_on(own, payload, [event])
 
     @property
     def processes(self) -> dict[str, Process]:
@@ -239,9 +240,9 @@ class Run:
     def close(self) -> None:
         self.writer.close()
 
-    def _hand_on(self, session: str, source: str, events: list[Event | None], size: int) -> None:
+    def _hand_on(self, stream: StreamId, payload: bytes, events: list[Event | None]) -> None:
         if self._feed is not None:
-            self._feed.put(Fed(self.run_id, session, source, events, size))
+            self._feed.put(stream, payload, events)
 
     def _stream_id(self, session: str, source: str) -> StreamId:
         """Return the id under which a stream stands in this run's journal.
@@ -251,10 +252,17 @@ class Run:
         return StreamId(self.run_id, session, source)
 
     def _learn(
-        self, session: str, source: str, event: Event | None, *, is_late: bool = False
+        self,
+        session: str,
+        source: str,
+        event: Event | None,
+        *,
+        is_late: bool = False,
+        wall_ns: int | None = None,
     ) -> None:
+        wall_ns = self._clock.wall_ns() if wall_ns is None else wall_ns
         # Changed also if the values are the same: as_of_row moves past the event.
-        if self._told.learn(session, source, event, is_late=is_late):
+        if self._told.learn(session, source, event, is_late=is_late, wall_ns=wall_ns):
             self._is_changed = True
 
     def _catch_up(self) -> None:
@@ -266,7 +274,13 @@ class Run:
             known = 0
         if known < self.writer.durable_row:
             for row, event in lifecycle_events(self.writer.directory, known):
-                self._learn(row.session, row.source, event, is_late=row.is_late)
+                self._learn(
+                    row.session,
+                    row.source,
+                    event,
+                    is_late=row.is_late,
+                    wall_ns=row.envelope.wall_ns,
+                )
             # Rows behind an end: the run goes on, and another end follows them.
             self.reopen()
         if self._is_changed:

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
-from shared.events import HARDWARE
-from shared.ids import StreamId
+from shared.ids import StreamId, host_of
 from shared.wire import Hello
 from telemetry.sessions import MAIN_SOURCE, is_worker
 
@@ -95,7 +94,7 @@ class IncomingStream(Stream):
 
     @property
     def is_hardware(self) -> bool:
-        return self.id.source.startswith(HARDWARE)
+        return bool(host_of(self.id.source))
 
     def is_over(self, now: int) -> bool:
         """Return True if the end of its run need not wait for this stream."""

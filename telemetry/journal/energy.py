@@ -14,13 +14,12 @@ from typing import Any, Final
 import msgspec
 
 from shared.events import HARDWARE, TRAIN, Event, MetricsLogged, RunStarted, Scalar
-from shared.ids import MAIN_SOURCE, sanitized_host
+from shared.ids import MAIN_SOURCE, host_of, sanitized_host
 from telemetry.journal.gpus import gpu_indices
 
 TOKENS_PER_SECOND: Final = "train/tokens_per_second"
 INTERVAL_NS: Final = 10_000_000_000
 HOSTS_MAX: Final = 256
-HARDWARE_PREFIX: Final = "hardware:"
 
 
 class Mark(msgspec.Struct, frozen=True, array_like=True):
@@ -52,8 +51,8 @@ class RunEnergy(msgspec.Struct, frozen=True):
             return self._with_gpus(event)
         if not isinstance(event, MetricsLogged):
             return self
-        if event.kind == HARDWARE and source.startswith(HARDWARE_PREFIX):
-            return self._with_counters(source.removeprefix(HARDWARE_PREFIX), event.values)
+        if event.kind == HARDWARE and (host := host_of(source)):
+            return self._with_counters(host, event.values)
         if event.kind == TRAIN and source == MAIN_SOURCE and event.step is not None:
             return self._with_step(session, mono_ns, event.step, event.values)
         return self

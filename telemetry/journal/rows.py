@@ -21,7 +21,7 @@ from shared.events import (
     RunStarted,
     Scalar,
 )
-from shared.ids import MAIN_SOURCE, sanitized_host
+from shared.ids import MAIN_SOURCE, host_of, sanitized_host
 from telemetry.journal.energy import RunEnergy
 from telemetry.journal.gpus import gpu_indices
 from telemetry.journal.run_clock import RunClock
@@ -67,8 +67,8 @@ class RunContext(msgspec.Struct, frozen=True):
             changed["host"] = sanitized_host(event.host) if event.host else None
             changed["gpu_uuids"] = list(event.gpu_uuids)
             changed["main_session"] = row.session
-        if self.hardware_host is None and row.source.startswith("hardware:"):
-            changed["hardware_host"] = host_of(row.source)
+        if self.hardware_host is None and (host := host_of(row.source)):
+            changed["hardware_host"] = host
         energy = self.energy.after(row.source, row.session, row.envelope.mono_ns, event)
         if energy is not self.energy:
             changed["energy"] = energy
@@ -139,11 +139,6 @@ def _own_name(source: str, name: str) -> str:
     if name.startswith("telemetry/"):
         return f"telemetry/{source}/{name.removeprefix('telemetry/')}"
     return name
-
-
-def host_of(source: str) -> str:
-    """Return the host in `hardware:<host>`, or "" for another source."""
-    return source.partition(":")[2]
 
 
 def _hardware_values(row: Row, event: MetricsLogged, context: RunContext) -> dict[str, Scalar]:

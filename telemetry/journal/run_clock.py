@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from shared.ids import MAIN_SOURCE
+from shared.ids import MAIN_SOURCE, host_of
 
 if TYPE_CHECKING:
     from telemetry.journal.rows import Row
@@ -28,7 +28,6 @@ STEP_NS: Final = 100_000_000
 BOOT_NS: Final = 1_000_000_000
 SAME_MACHINE_NS: Final = 5_000_000_000
 """Largest difference between the wall and the monotonic time that passed on one machine."""
-HARDWARE_PREFIX: Final = "hardware:"
 
 
 class HostClock(msgspec.Struct, frozen=True, array_like=True):
@@ -47,7 +46,7 @@ class RunClock(msgspec.Struct, frozen=True):
 
     def after(self, row: Row, rank0_host: str | None) -> RunClock:
         """Return the clock as of this row; self if it has not changed."""
-        host = _host_of(row.source, rank0_host)
+        host = _machine_of(row.source, rank0_host)
         if host is None:
             return self
         mono_ns, wall_ns = row.envelope.mono_ns, row.envelope.wall_ns
@@ -64,7 +63,7 @@ class RunClock(msgspec.Struct, frozen=True):
 
     def seconds_of(self, row: Row) -> float:
         """Return the time of a hardware row in s; below 0 if it is from before the first row."""
-        known = self.hosts.get(row.source.removeprefix(HARDWARE_PREFIX))
+        known = self.hosts.get(host_of(row.source) or row.source)
         if known is None:
             return self.elapsed_ns / 1e9
         return (row.envelope.mono_ns - known.zero_ns) / 1e9
@@ -86,13 +85,11 @@ class RunClock(msgspec.Struct, frozen=True):
         return hosts
 
 
-def _host_of(source: str, rank0_host: str | None) -> str | None:
+def _machine_of(source: str, rank0_host: str | None) -> str | None:
     """Return the host whose clock a source uses, or None where it is not followed."""
     if source == MAIN_SOURCE:
         return rank0_host or ""
-    if source.startswith(HARDWARE_PREFIX):
-        return source.removeprefix(HARDWARE_PREFIX)
-    return None
+    return host_of(source) or None
 
 
 def _is_new_boot(known: HostClock, mono_ns: int, wall_ns: int) -> bool:

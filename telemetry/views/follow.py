@@ -26,9 +26,10 @@ from shared.events import (
     RunStarted,
     Scalar,
 )
+from shared.ids import host_of
 from telemetry.journal.layout import read_mark
 from telemetry.journal.reader import JournalReader, NotAJournal
-from telemetry.journal.rows import Row, RunContext, host_of, point_of
+from telemetry.journal.rows import Row, RunContext, point_of
 from telemetry.views.series import Curve, Window
 
 NAMES_MAX: Final = 4096
@@ -109,8 +110,8 @@ class RunView:
         self.step: int | None = None
         self.last_wall_s = 0.0
         self.gap_events = 0
-        self.damaged = 0
-        self.undecodable = 0
+        self.damaged_parts = 0
+        """Damaged parts of the journal, and rows whose event can't be decoded."""
         self._alerts: dict[tuple[str, str, str], Alert] = {}
         self._sessions: dict[str, str] = {}
         self._steps: Window = Window(WINDOW_S)
@@ -136,7 +137,7 @@ class RunView:
             batch = self._reader.read()
             for row in batch.rows:
                 self._take(row)
-            self.damaged += len(batch.damage)
+            self.damaged_parts += len(batch.damage)
             if batch.is_end:
                 return True
         return False
@@ -163,14 +164,14 @@ class RunView:
         try:
             event = row.envelope.event()
         except DecodeError:
-            self.undecodable += 1
+            self.damaged_parts += 1
             return
         self._context = self._context.after(row, event)
         if self._sessions.get(row.source, row.session) != row.session:
             # Whoever starts anew says again what is still so: what the one before left is over.
             self._alerts = {key: a for key, a in self._alerts.items() if key[0] != row.source}
         self._sessions[row.source] = row.session
-        if not row.source.startswith("hardware:"):
+        if not host_of(row.source):
             self.last_wall_s = max(self.last_wall_s, wall_s)
         match event:
             case MetricsLogged(kind=kind) if kind == HARDWARE:

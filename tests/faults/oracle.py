@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shared.events import HARDWARE, Gap, MetricsLogged
+from shared.ids import host_of
 from telemetry.journal.reader import JournalReader
 from telemetry.journal.rows import Row
 from telemetry.sinks.wandb.offline import fragment_paths
 from telemetry.sinks.wandb.selection import Histogram, Policy
-from telemetry.sinks.wandb.wandb_file import history_rows
 from tests.faults.trainer_process import NUMBER, PROCESS, VALUE, WORKERS_FROM, values_of
+from tests.wandb_contents import history_rows
 
 DIRECTORIES_MAX = 16
 """Of TensorBoard, for one session; the workers of a source share theirs."""
@@ -107,7 +108,7 @@ def _check_seqs(run_id: str, rows: Iterable[Row], faults: list[str]) -> None:
     for row in rows:
         key = row.source, row.session
         expected = after.get(key, 0)
-        is_hardware = row.source.startswith(HARDWARE)
+        is_hardware = bool(host_of(row.source))
         # A sampler's stream is in the journals of those runs that were active.
         if row.seq < expected or (row.seq > expected and not is_hardware):
             faults.append(f"{run_id}: row {row.row} of {key} has seq {row.seq}, not {expected}")

@@ -12,7 +12,6 @@ import textwrap
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,6 +34,7 @@ from shared.events import (
 )
 from shared.wire import SCHEMA, FinAck, Hello, Message, encode
 from tests.fakes import Disk, FakeSidecar
+from tests.telemetry.waiting import wait_until
 
 RUN = "run"
 FAR_S = 20.0
@@ -56,14 +56,6 @@ def metric(step: int, kind: str = "train") -> MetricsLogged:
 
 def steps(events: list[Event | None]) -> list[int | None]:
     return [event.step for event in events if isinstance(event, MetricsLogged)]
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    """Wait for what another thread does and tells nobody."""
-    end = time.monotonic() + FAR_S
-    while not is_so():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.002)
 
 
 def adds_up(stats: EmitterStats) -> bool:
@@ -423,16 +415,16 @@ def test_a_burst_that_memory_does_not_hold_goes_to_the_spool(endpoint, spool_dir
     with FakeSidecar(endpoint) as sidecar:
         sidecar.is_syncing = False
         emitter = Emitter(
-            endpoint, run_id=RUN, source="rank0", spool_dir=spool_dir, queue_max_bytes=4 * 2**20
+            endpoint, run_id=RUN, source="rank0", spool_dir=spool_dir, queue_max_bytes=16 * 2**20
         )
 
-        for step in range(60_000):
+        for step in range(160_000):
             emitter.emit(MetricsLogged(kind="train", step=step, values=values))
         held = memory_of(emitter)
         sidecar.is_syncing = True
 
-        assert held < 4 * 2**20 and emitter.close(FAR_S * 3)
-        assert emitter.stats() == EmitterStats(emitted=60_000, acknowledged=60_000)
+        assert held < 16 * 2**20 and emitter.close(FAR_S * 3)
+        assert emitter.stats() == EmitterStats(emitted=160_000, acknowledged=160_000)
 
 
 @pytest.mark.parametrize("is_frozen", [False, True])
@@ -772,15 +764,10 @@ import logging, os, signal, sys, time
 from pathlib import Path
 from shared.emitter import Emitter
 from shared.events import MetricsLogged
+from tests.telemetry.waiting import wait_until
 
 def metric(step):
     return MetricsLogged(kind="train", step=step, values={"x": 1.0})
-
-def wait_until(is_so):
-    end = time.monotonic() + 20
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.002)
 
 emitter = Emitter(sys.argv[1], run_id="run", source="rank0", spool_dir=Path(sys.argv[2]),
                   close_timeout_s=0.5)

@@ -6,7 +6,14 @@ import threading
 
 import pytest
 
-from shared.emitter.queue import BEYOND_BYTES, EVENT_COST_BYTES, NOT_AN_EVENT, EventQueue
+from shared.emitter.queue import (
+    BEYOND_BYTES,
+    EVENT_COST_BYTES,
+    FULL_WAIT_S,
+    FULL_WAITS_MAX,
+    NOT_AN_EVENT,
+    EventQueue,
+)
 from shared.events import Event, MetricsLogged, RunFinished
 from shared.values.rows import VALUE_COST_BYTES
 from tests.fakes import ManualClock
@@ -98,6 +105,40 @@ def test_taking_a_part_makes_room_for_that_part() -> None:
         queue.put(row(step, "val"))
 
     assert len(queue) == ROWS and queue.dropped == {"queue full": 1 + 10}
+
+
+def test_a_sender_that_waits_for_a_processor_is_waited_for(monkeypatch) -> None:
+    """Here it takes what is there only while the emitting thread sleeps, at the third time."""
+    queue = EventQueue(MAX_BYTES, ManualClock())
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.extend([seconds] if seconds else [])
+        if seconds and len(waits) % 3 == 0:
+            list(queue.take(ROWS))
+            queue.settle(MAX_BYTES)
+
+    monkeypatch.setattr("time.sleep", sleep)
+    for step in range(200 * ROWS):
+        queue.put(row(step))
+
+    assert not queue.dropped and queue.emitted == 200 * ROWS
+    assert waits
+
+
+def test_a_sender_that_stands_still_is_waited_for_once(monkeypatch) -> None:
+    """At a disk that does not come back the training thread must not lose time to each event."""
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", lambda seconds: waits.extend([seconds] if seconds else []))
+    queue, _ = filled()
+    for step in range(100):
+        queue.put(row(step))
+    assert waits == [FULL_WAIT_S] * FULL_WAITS_MAX
+
+    list(queue.take(1))
+    for step in range(100):
+        queue.put(row(step))
+    assert waits == [FULL_WAIT_S] * 2 * FULL_WAITS_MAX
 
 
 def test_the_room_that_others_leave_is_the_bound() -> None:

@@ -18,7 +18,7 @@ from shared.emitter.spool import Spool, SpoolUnavailable
 from shared.emitter.whereabouts import endpoint_of, spool_dir_of
 from shared.events import MetricsLogged
 from tests.fakes import FakeSidecar
-from tests.shared.test_emitter import wait_until
+from tests.telemetry.waiting import wait_until
 
 FAR_S = 20.0
 

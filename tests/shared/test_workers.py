@@ -20,7 +20,7 @@ from shared.events import MetricsLogged
 from shared.ids import check_source
 from shared.wire import WHOLE_STREAM, Hello, Message, Nack
 from tests.fakes import FakeSidecar, Key
-from tests.shared.test_emitter import wait_until
+from tests.telemetry.waiting import wait_until
 
 RUN = "run"
 FAR_S = 20.0

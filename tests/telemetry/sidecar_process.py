@@ -9,14 +9,14 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
-from types import TracebackType
 
 import psutil
 
+from shared.closing import Closing
 from telemetry.datadir import holder_of, is_held
 from tests.telemetry.waiting import wait_until
 
-QUIET = ("--sinks=", "--sample-hz=0", "--no-host-run", "--http=off")
+QUIET = ("--sinks=", "--sample-hz=0", "--no-host-run", "--http=off", "--page=off")
 
 
 def clean_env(**extra: str) -> dict[str, str]:
@@ -24,7 +24,7 @@ def clean_env(**extra: str) -> dict[str, str]:
     return kept | extra
 
 
-class SidecarProcess:
+class SidecarProcess(Closing):
     """`python -m telemetry serve` over a data directory; `start` may be called again."""
 
     def __init__(self, data_dir: Path, *flags: str, env: dict[str, str] | None = None) -> None:
@@ -77,12 +77,7 @@ class SidecarProcess:
     def __enter__(self) -> SidecarProcess:
         return self.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
         self.wait()

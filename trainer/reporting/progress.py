@@ -16,6 +16,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from shared.closing import Closing
+
 LARGEST_LOSS = 700.0
 """The largest loss whose perplexity is computed: exp(710) does not fit into a float."""
 
@@ -28,7 +30,7 @@ def perplexity(loss: float) -> float:
     return math.exp(min(loss, LARGEST_LOSS))
 
 
-class Progress:
+class Progress(Closing):
     """A context that prints the progress of a run. Not thread-safe.
 
     Of several processes only the first prints; the others have is_silent.
@@ -96,12 +98,6 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def _left_s(self, step: int) -> float:
         done = max(1, step - self._first)

@@ -24,7 +24,8 @@ from typing import Any, Final
 
 import msgspec
 
-from telemetry.journal.rows import Row, host_of
+from shared.ids import host_of
+from telemetry.journal.rows import Row
 from telemetry.sinks.tensorboard.lasts_file import SessionChange
 from telemetry.sinks.tensorboard.names import cleaned_tag
 from telemetry.sinks.tensorboard.placement import LeftOut, LevelState, Placement
@@ -225,7 +226,7 @@ class Streams:
 
         `hardware` is for rank 0's host, or for the first host seen if nothing trains yet.
         """
-        host = host_of(source) if source.startswith("hardware:") else ""
+        host = host_of(source)
         if not host:
             return source.replace(":", "-")
         if self._hardware_host is None and rank0_host in (None, host):

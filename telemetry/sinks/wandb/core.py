@@ -13,7 +13,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import psutil
 
@@ -31,16 +31,35 @@ def check_installed() -> None:
     library()
 
 
-def auth_for(base_url: str) -> Any:
-    """Return what wandb would authenticate with at a server; None if it has no key for it.
+class Access(NamedTuple):
+    """The server that wandb is set up for, and what wandb would authenticate with there.
+
+    auth: None if wandb has no key for the server, or refuses the form of the key.
+    refusal: wandb's reason, where there is a key of a form that it refuses.
+    """
+
+    base_url: str
+    auth: Any = None
+    refusal: str = ""
+
+
+def access() -> Access:
+    """Return the server that wandb is set up for, and the key that it has for it.
 
     Raises:
-        wandb.errors.AuthenticationError: there is a key, and wandb refuses its form.
+        SinkUnavailable: wandb is not installed, or fails.
     """
+    wandb = library()
     wbauth = importlib.import_module("wandb.sdk.lib.wbauth")
-    return wbauth.authenticate_session(
-        host=base_url, source="telemetry", prompt=False, update_session=False
-    )
+    with translated():
+        base_url = wandb.setup(wandb.Settings(silent=True)).settings.base_url
+        try:
+            auth = wbauth.authenticate_session(
+                host=base_url, source="telemetry", prompt=False, update_session=False
+            )
+        except wandb.errors.AuthenticationError as exc:
+            return Access(base_url, refusal=without_secrets(exc))
+    return Access(base_url, auth)
 
 
 def let_go() -> None:

@@ -118,15 +118,10 @@ def account() -> Account:
     Raises:
         SinkUnavailable: wandb is not installed, or fails.
     """
-    wandb = core.library()
-    with core.translated():
-        settings = wandb.setup(wandb.Settings(silent=True)).settings
-        try:
-            auth = core.auth_for(settings.base_url)
-        except wandb.errors.AuthenticationError:
-            # There is a key, if a bad one: the user who set it meant to be online.
-            return Account(settings.base_url, True, _canonical)
-    return Account(settings.base_url, auth is not None, _canonical)
+    access = core.access()
+    # A key of a bad form is a key: the user who set it meant to be online.
+    has_key = access.auth is not None or bool(access.refusal)
+    return Account(access.base_url, has_key, _canonical)
 
 
 def _canonical(url: str) -> str:

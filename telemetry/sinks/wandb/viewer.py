@@ -46,17 +46,12 @@ def ask_viewer(timeout_s: float) -> Viewer:
     Raises:
         SinkUnavailable: wandb is not installed, or fails.
     """
-    wandb = core.library()
-    with core.translated():
-        settings = wandb.setup(wandb.Settings(silent=True)).settings
-        try:
-            auth = core.auth_for(settings.base_url)
-        except wandb.errors.AuthenticationError as exc:
-            why = core.without_secrets(exc)
-            return Viewer(settings.base_url, True, why=why, is_refused=True)
-    if auth is None:
-        return Viewer(settings.base_url, False)
-    return ask(settings.base_url, str(getattr(auth, "api_key", "") or ""), timeout_s)
+    access = core.access()
+    if access.refusal:
+        return Viewer(access.base_url, True, why=access.refusal, is_refused=True)
+    if access.auth is None:
+        return Viewer(access.base_url, False)
+    return ask(access.base_url, str(getattr(access.auth, "api_key", "") or ""), timeout_s)
 
 
 def ask(base_url: str, key: str, timeout_s: float) -> Viewer:

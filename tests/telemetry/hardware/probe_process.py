@@ -11,15 +11,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from types import TracebackType
 from typing import Any
 
 import msgspec
 
+from shared.closing import Closing
 from tests.telemetry.hardware.fake_nvml import Machine
 
 
-class ProbeProcess:
+class ProbeProcess(Closing):
     """The test's end of such a process."""
 
     def __init__(self, machine: Machine) -> None:
@@ -45,15 +45,7 @@ class ProbeProcess:
         self.reports += [tuple(report) for report in found["reports"]]
         return dict(found["values"])
 
-    def __enter__(self) -> ProbeProcess:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._process.kill()
         self._process.communicate()
 

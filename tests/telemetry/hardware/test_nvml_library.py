@@ -25,7 +25,7 @@ def start(machine):
 
     yield started
     for process in opened:
-        process.__exit__(None, None, None)
+        process.close()
 
 
 def of_gpu(values, index=0):
