@@ -77,6 +77,7 @@ FORMATS = (
     ("Journal and durable mark", "telemetry/journal/layout.py"),
     ("Cursor of a sink", "telemetry/sinks/cursor.py"),
     ("Parquet files", "telemetry/sinks/parquet/__init__.py"),
+    ("Kept columns", "telemetry/views/column_chunk.py"),
     ("Spool", "shared/emitter/spool.py"),
     ("Removed runs", "telemetry/supervise/tombstones.py"),
     ("Checkpoint", "trainer/training/checkpoint.py"),

@@ -30,6 +30,7 @@ from telemetry.errors import (
 )
 from telemetry.logs import LINE_MAX_CHARS, configure_logs
 from telemetry.output import OutputFailed
+from telemetry.page_arguments import add_page
 from telemetry.setting_values import check_sinks
 
 DESCRIPTION = "Telemetry sidecar: records what a training run says, and forwards it."
@@ -95,18 +96,19 @@ def make_parser() -> argparse.ArgumentParser:
     _add_replay(commands)
     _add_inspect(commands)
     _add_doctor(commands)
+    add_page(commands)
     return parser
 
 
 Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 
-RUN_DEFAULTS = {"http": "off", "host_run": False}
+RUN_DEFAULTS = {"http": "off", "page": "off", "host_run": False}
 """Defaults of `run`, whose sidecar lives as long as one command: several may run on one
 machine, so none takes a fixed port, or the host's own run."""
 
 
-MONITOR_DEFAULTS = {"http": "off"}
+MONITOR_DEFAULTS = {"http": "off", "page": "off"}
 """Defaults of `monitor`: several may look at one machine, so none takes a fixed port."""
 
 

@@ -44,6 +44,12 @@ class ServeConfig:
                          "ipc://DATA_DIR/telemetry.sock, or a shorter path where that is too "
                          "long for a socket)")  # fmt: skip
     http: str = _setting("127.0.0.1:9464", "address of /livez, /readyz and /metrics, or 'off'")
+    page: str = _setting("127.0.0.1:9465", "address of the page of the runs, or 'off'; where its "
+                         "default port is taken, the page has a free one")  # fmt: skip
+    page_host: tuple[str, ...] = _setting((), "names besides localhost by which browsers reach "
+                                          "the page, with commas")  # fmt: skip
+    page_token: str = _secret("", "token of the page's link, 16 characters or more (default: a "
+                              "new one at each start)")  # fmt: skip
     sinks: tuple[str, ...] = _setting(("tensorboard", "wandb"), "sinks to run, with commas")
     spool_dir: tuple[str, ...] = _setting((), "where trainers spool, with commas: what is left "
                                           "there by those that are gone is taken in")  # fmt: skip

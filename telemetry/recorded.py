@@ -115,7 +115,9 @@ def _learned(run_dir: Path) -> RunFile:
     told = RunInfo(run_dir, _journaled_run_id(run_dir), SystemClock())
     told.forget()
     for row, event in lifecycle_events(RunDir(run_dir).journal, 0, is_recorded=True):
-        told.learn(row.session, row.source, event, is_late=row.is_late)
+        told.learn(
+            row.session, row.source, event, is_late=row.is_late, wall_ns=row.envelope.wall_ns
+        )
     if not told.is_introduced:
         told.introduce_by_id()
     told.file.state = ENDED

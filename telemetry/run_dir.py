@@ -11,6 +11,7 @@
         <sink>.skipped           rows that the sink leaves out: sinks/skips.py
         <sink>.slot              the row that the sink is at: sinks/slot.py
       tensorboard/  wandb/  parquet/   the files of those sinks
+      columns/                   kept for pages and queries, may be deleted: views/column_store.py
 
 A replay writes into another directory, with the same places for cursors and the files of
 sinks. Both kinds of files may have been edited or damaged: one with a value of a wrong type
@@ -22,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -67,6 +68,10 @@ class RunDir:
     @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
+
+    @property
+    def columns(self) -> Path:
+        return self.path / "columns"
 
     @property
     def wandb(self) -> Path:
@@ -134,6 +139,14 @@ class RunState(msgspec.Struct, kw_only=True):
         return sink != "wandb" or self.wandb_mode != DISABLED
 
 
+class Process(NamedTuple):
+    """A process of a run, as its RunStarted told it. start_ns: of the wall clock."""
+
+    host: str
+    pid: int
+    start_ns: int
+
+
 class RunFile(RunState, kw_only=True):
     """All fields of run.json."""
 
@@ -158,6 +171,9 @@ class RunFile(RunState, kw_only=True):
     gpu_uuids: list[str] | None = None
     world_size: int | None = None
     process: dict[str, int] | None = None
+    """That of rank 0 in its newest session."""
+    processes: dict[str, Process] | None = None
+    """Those of all ranks that have not finished, by source."""
     started_wall_ns: int | None = None
     launch_id: str | None = None
     """The `telemetry run` whose command began the newest session."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
@@ -32,20 +32,21 @@ from telemetry.alerts.standing import after, without_former
 from telemetry.journal.reader import JournalReader
 from telemetry.journal.rows import Row
 from telemetry.json_files import DamagedFile, read_json
-from telemetry.run_dir import NUMBER_MAX, RUNNING, CursorState, RunDir, RunFile, read, typed
+from telemetry.run_dir import (
+    NUMBER_MAX,
+    RUNNING,
+    CursorState,
+    Process,
+    RunDir,
+    RunFile,
+    read,
+    typed,
+)
 from telemetry.sessions import MAIN_SOURCE, MainSessions, begins_newest
 
 CONFIG_MERGED_MAX_BYTES: Final = 256 * 1024
 UNNAMED_PROJECT: Final = "uncategorized"
 PROCESSES_MAX: Final = 256
-
-
-class Process(NamedTuple):
-    """A process of a run, as its RunStarted told it. start_ns: of the wall clock."""
-
-    host: str
-    pid: int
-    start_ns: int
 
 
 class RunInfo:
@@ -63,8 +64,8 @@ class RunInfo:
         else:
             self.forget()
         self.sessions = _sessions_of(self.file)
-        self.processes: dict[str, Process] = _first_process(self.file)
-        """The process of each rank, by source, until it has finished."""
+        if self.file.processes is None:
+            self.file.processes = _first_process(self.file)
 
     @property
     def is_introduced(self) -> bool:
@@ -80,8 +81,18 @@ class RunInfo:
         """The conditions that have begun and not ended."""
         return self.file.alerts or []
 
-    def learn(self, session: str, source: str, event: Event | None, *, is_late: bool) -> bool:
-        """Take in one event; return False if it changes nothing in run.json."""
+    @property
+    def processes(self) -> dict[str, Process]:
+        """The process of each rank, by source, until it has finished."""
+        return self.file.processes or {}
+
+    def learn(
+        self, session: str, source: str, event: Event | None, *, is_late: bool, wall_ns: int
+    ) -> bool:
+        """Take in one event; return False if it changes nothing in run.json.
+
+        wall_ns: the time of the event.
+        """
         has_fewer = bool(self.alerts) and not is_late and self._forget_former(source, session)
         if isinstance(event, RunStarted):
             self._learn_start(session, source, event, is_late=is_late)
@@ -91,7 +102,7 @@ class RunInfo:
         elif isinstance(event, RunFinished):
             self._learn_finish(session, source, event)
         elif isinstance(event, AlertChanged) and not is_late:
-            self.file.alerts = after(self.alerts, source, session, event)
+            self.file.alerts = after(self.alerts, source, session, event, wall_ns / 1e9)
         else:
             return has_fewer
         self._note_ending()
@@ -137,10 +148,11 @@ class RunInfo:
             self._introduce(event)
         is_rank = source.startswith("rank") and not is_late
         if is_rank and event.pid > 0 and len(self.processes) < PROCESSES_MAX:
-            self.processes[source] = Process(event.host, event.pid, event.process_start_ns)
+            process = Process(event.host, event.pid, event.process_start_ns)
+            self.file.processes = self.processes | {source: process}
 
     def _learn_finish(self, session: str, source: str, event: RunFinished) -> None:
-        self.processes.pop(source, None)
+        self.file.processes = {s: p for s, p in self.processes.items() if s != source}
         if source == MAIN_SOURCE:
             self.sessions.finished(session, event)
         elif source == SIDECAR:
@@ -230,7 +242,7 @@ def _endings_of_cursors(place: RunDir) -> int:
 
 
 def _first_process(file: RunFile) -> dict[str, Process]:
-    """Return the process of rank 0, which run.json keeps over a restart of the sidecar."""
+    """Return the process of rank 0 from a run.json of a version that kept no other."""
     known = file.process or {}
     pid, start_ns = known.get("pid", 0), known.get("start_ns", 0)
     return {MAIN_SOURCE: Process(file.host or "", pid, start_ns)} if pid > 0 else {}

@@ -45,6 +45,7 @@ from telemetry.ingest.runs import Runs
 from telemetry.journal.writer import JournalFault
 from telemetry.journal_loop import JournalLoop
 from telemetry.room import Room
+from telemetry.supervise.page_process import PageProcess
 from telemetry.supervise.retention import Retention
 from telemetry.supervise.sampler_process import SamplerProcess, processes_on
 from telemetry.supervise.supervisor import Supervisor, sink_command
@@ -120,6 +121,9 @@ class Service(Closing):
         self._carrier = SpoolCarrier(config.address, spools, self._clock)
         self._retention = Retention(self._runs.directory, config.sinks, config.retain_bytes)
         self._sampler = SamplerProcess(config.address, self._host, config.sample_hz, self._clock)
+        self._page = PageProcess(
+            config.data_dir, config.page, config.page_host, config.page_token, self._clock
+        )
         self._loop = JournalLoop(
             config, self._clock, self._inbox, self._reading, self._ingest, self._tick, self.stop
         )
@@ -189,6 +193,7 @@ class Service(Closing):
         self._watcher.close()
         for sender in self._senders:
             sender.close()
+        self._page.end()
         self._sampler.end()
         if self._status is not None:
             self._status.close()
@@ -212,9 +217,10 @@ class Service(Closing):
         # 2. End the runs that are over, which makes place for others.
         self._ingest.tick()
         self._open_more()
-        # 3. Restart a sampler that died, but not while draining.
+        # 3. Restart a sampler or a page that died, but not while draining.
         if not self.stop.is_set():
             self._sampler.keep()
+            self._page.keep()
             active_here = self._runs.active(self._host_run.run_id)
             self._sampler.watch(processes_on(self._host, active_here))
         # 4. Record alerts, where there is room for them, and a commit still follows.
@@ -243,7 +249,8 @@ class Service(Closing):
         host_id = self._host_run.run_id
         records = {run.run_id for run in self._runs.active(host_id)} or {host_id}
         published = self._watcher.published
-        record(published, self._runs, lambda run: run.run_id in records)
+        wall_s = self._clock.wall_ns() / 1e9
+        record(published, self._runs, lambda run: run.run_id in records, wall_s)
 
     def _situation(self) -> Situation:
         """Return what the rules of alerts look at. Called from the watching thread."""

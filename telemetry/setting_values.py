@@ -55,10 +55,20 @@ def _check_choice(field_name: str, name: str, value: Any) -> None:
         raise CommandError(f"{name}={value!r} must have {{program}} and {{arguments}} in it")
     elif field_name == "wandb_mode" and value not in MODES:
         raise CommandError(f"{name}={value!r} must be online, offline or disabled")
-    elif field_name == "http" and value != "off" and not _is_address(value):
-        raise CommandError(f"{name}={value!r} must be HOST:PORT, with a port to 65535, or 'off'")
+    elif field_name in ("http", "page") and value != "off":
+        check_address(name, value)
     elif field_name == "sample_hz" and 0 < value < HZ_MIN:
         raise CommandError(f"{name}={value!r} must be 0, or a number from {HZ_MIN} to 20")
+
+
+def check_address(name: str, value: str) -> None:
+    """Check an address to serve at.
+
+    Raises:
+        CommandError: it is not HOST:PORT.
+    """
+    if not _is_address(value):
+        raise CommandError(f"{name}={value!r} must be HOST:PORT, with a port to 65535, or 'off'")
 
 
 def check_sinks(names: tuple[str, ...], flag: str) -> None:

@@ -237,7 +237,7 @@ def test_killing_the_sidecar_in_mid_run_neither_stalls_training_nor_loses_a_row(
 
 def start_sidecar(data_dir: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "telemetry", "serve", "--data-dir", str(data_dir)]
-    command += ["--http", "off", "--no-host-run"]
+    command += ["--http", "off", "--page", "off", "--no-host-run"]
     return subprocess.Popen(command, env=own_env())
 
 

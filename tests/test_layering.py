@@ -35,8 +35,20 @@ HOMES = {
     "duckdb": ("telemetry/sinks/parquet/", "telemetry/query/"),
     "google_crc32c": ("telemetry/sinks/tensorboard/",),
     "prometheus_client": ("telemetry/http.py", "telemetry/watch/exposition.py"),
+    # No process of the sidecar loads it that does not read columns.
+    "numpy": (
+        "telemetry/views/",
+        "telemetry/page/",
+        "telemetry/query/",
+        "telemetry/sinks/parquet/",
+        "trainer/",
+    ),
     "psutil": ("telemetry/",),
     "rich": ("telemetry/",),
+    "starlette": ("telemetry/page/",),
+    "uvicorn": ("telemetry/page/page_server.py",),
+    "jinja2": ("telemetry/page/",),
+    "plotly": ("telemetry/page/",),
     "textual": ("telemetry/monitor/screen.py",),
     "transformers": ("trainer/",),
     "datasets": ("trainer/",),
@@ -87,10 +99,18 @@ LAYERS = {
         telemetry.json_files telemetry.logs telemetry.output telemetry.recorded
         telemetry.run_dir telemetry.summary
     """,
-    "telemetry.views": "shared telemetry.journal",
+    "telemetry.views": """
+        shared telemetry.journal telemetry.errors telemetry.recorded telemetry.run_dir
+        telemetry.sessions
+    """,
     "telemetry.monitor": """
         shared telemetry.commands telemetry.journal telemetry.views telemetry.config
         telemetry.datadir telemetry.errors telemetry.run_dir telemetry.summary
+    """,
+    # A process of its own; the sidecar knows of it only how it is started.
+    "telemetry.page": """
+        shared telemetry.journal telemetry.views telemetry.monitor.figures telemetry.datadir
+        telemetry.errors telemetry.run_dir telemetry.setting_values
     """,
     "trainer.model": "",
     "trainer.model.diagnostics": "trainer.model",
@@ -313,7 +333,8 @@ def test_the_sidecar_needs_no_torch_and_loads_a_sink_only_where_it_is_used(modul
     """Its image has none, and each process is a small one."""
     loaded = loaded_with(module)
 
-    assert loaded.isdisjoint({"torch", "trainer", "wandb", "tensorboard", "numpy", "transformers"})
+    heavy = {"torch", "trainer", "wandb", "tensorboard", "numpy", "transformers"}
+    assert loaded.isdisjoint(heavy | {"starlette", "uvicorn", "jinja2", "plotly"})
 
 
 @pytest.mark.parametrize("module", ["shared.emitter", "trainer.training.loop", "trainer.run"])

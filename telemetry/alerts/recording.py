@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from shared.events import AlertChanged, Event
 from shared.ids import SIDECAR
+from telemetry.alerts.standing import lasted_of
 from telemetry.alerts.verdicts import HOST, Active, Key
 
 SAID_MAX: Final = 64
@@ -44,43 +45,56 @@ class Published:
     """The conditions that are active, and those that are known to be over."""
 
     active: Mapping[Key, Active] = field(default_factory=dict)
-    over: frozenset[Key] = frozenset()
+    over: Mapping[Key, float | None] = field(default_factory=dict)
+    """With how long each was active in s, None where that is not known."""
 
 
 def record(
     published: Published,
     runs: Iterable[Run],
     is_of_host: Callable[[Run], bool],
+    wall_s: float,
 ) -> None:
     """Write what has changed into each run that goes on.
 
-    is_of_host: returns True for runs that record what happens to this machine.
+    is_of_host: returns True for runs that record what happens to this machine. wall_s: now.
     """
     left = SAID_MAX
     for run in runs:
         if run.is_ended or not run.is_started:
             continue
         scopes = (run.run_id, HOST) if is_of_host(run) else (run.run_id,)
-        for event in _changes(published, run, scopes):
+        for event in _changes(published, run, scopes, wall_s):
             if not left:
                 return
             left -= 1
             run.say(event)
 
 
-def _changes(published: Published, run: OpenRun, scopes: tuple[str, ...]) -> list[AlertChanged]:
+def _changes(
+    published: Published, run: OpenRun, scopes: tuple[str, ...], wall_s: float
+) -> list[AlertChanged]:
     """Return the events that a run lacks. A condition of the machine may end in any run."""
     own = [alert for alert in run.alerts if alert.get("source") == SIDECAR]
-    standing = {(str(alert.get("name")), str(alert.get("subject"))) for alert in own}
+    standing = {(str(alert.get("name")), str(alert.get("subject"))): alert for alert in own}
     changes = []
     for key, active in published.active.items():
         if key.scope in scopes and (key.name, key.subject) not in standing:
             changes.append(onset_of(key, active))
-    for name, subject in standing:
+    for (name, subject), alert in standing.items():
         keys = Key(run.run_id, name, subject), Key(HOST, name, subject)
-        if any(key in published.over for key in keys):
-            changes.append(AlertChanged(name=name, subject=subject, is_active=False))
+        over = [key for key in keys if key in published.over]
+        if over:
+            # By the monotonic clock where this sidecar saw the onset, else by the wall clock.
+            lasted_s = published.over[over[0]]
+            lasted_s = lasted_of(alert, wall_s) if lasted_s is None else lasted_s
+            changes.append(end_of(name, subject, lasted_s))
     return changes
+
+
+def end_of(name: str, subject: str, lasted_s: float | None) -> AlertChanged:
+    """Return the event that ends a condition."""
+    return AlertChanged(name=name, subject=subject, is_active=False, lasted_s=lasted_s)
 
 
 def onset_of(key: Key, active: Active) -> AlertChanged:

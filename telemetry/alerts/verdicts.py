@@ -51,6 +51,8 @@ class _State:
     since_ns: int
     """When the verdicts began to differ from is_active; 0 while they agree."""
     changed_ns: int | None = None
+    lasted_s: float | None = None
+    """Time from the last onset to its end; None where an earlier sidecar saw that onset."""
     verdict: Verdict | None = None
 
 
@@ -90,9 +92,12 @@ class Conditions:
             if state.is_active and state.verdict is not None
         }
 
-    def over(self) -> frozenset[Key]:
-        """Return the conditions that are known not to be active."""
-        return frozenset(key for key, state in self._states.items() if not state.is_active)
+    def over(self) -> dict[Key, float | None]:
+        """Return the conditions that are known not to be active, with how long they were, in s.
+
+        None where the onset was seen by an earlier sidecar, or there was none.
+        """
+        return {key: s.lasted_s for key, s in self._states.items() if not s.is_active}
 
     def forget(self, scopes: frozenset[str]) -> None:
         """Forget the conditions of all runs but these; those of the machine stay."""
@@ -112,5 +117,8 @@ class Conditions:
         is_rested = state.changed_ns is None or now_ns - state.changed_ns >= REST_S * 1e9
         if now_ns - state.since_ns < wait_s * 1e9 or (verdict.is_bad and not is_rested):
             return
+        if state.is_active:
+            onset_ns = state.changed_ns
+            state.lasted_s = None if onset_ns is None else (now_ns - onset_ns) / 1e9
         state.is_active, state.since_ns, state.changed_ns = verdict.is_bad, 0, now_ns
         state.verdict = verdict

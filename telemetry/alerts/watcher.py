@@ -13,10 +13,9 @@ from collections.abc import Callable
 from typing import Final
 
 from shared.clock import Clock
-from shared.events import AlertChanged
 from shared.ids import SIDECAR
 from telemetry.alerts.evaluator import Evaluator
-from telemetry.alerts.recording import Published, onset_of
+from telemetry.alerts.recording import Published, end_of, onset_of
 from telemetry.alerts.rules import Rules
 from telemetry.alerts.telling import Telling
 from telemetry.alerts.verdicts import HOST, Conditions, Key
@@ -102,7 +101,7 @@ class Watcher:
         """Tell the conditions of the machine while no run can record them."""
         for key in [key for key in self._unrecorded if key in self.published.over]:
             self._unrecorded.discard(key)
-            event = AlertChanged(name=key.name, subject=key.subject, is_active=False)
+            event = end_of(key.name, key.subject, self.published.over[key])
             self._telling.tell("", SIDECAR, event)
         for key, found in self.published.active.items():
             if key.scope == HOST:

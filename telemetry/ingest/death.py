@@ -12,7 +12,7 @@ from typing import Final
 
 from shared.events import AlertChanged, Event, MessageLogged
 from shared.ids import MAIN_SOURCE, SIDECAR
-from telemetry.alerts.standing import Alerts
+from telemetry.alerts.standing import Alerts, lasted_of
 from telemetry.exits import ExitReport
 
 DIED: Final = "trainer_died"
@@ -39,9 +39,10 @@ def has_died(alerts: Alerts) -> bool:
     return any(a.get("name") == DIED and a.get("source") == SIDECAR for a in alerts)
 
 
-def end_of_death() -> AlertChanged:
-    """Return the event that a run gets when its trainer has started again."""
-    return AlertChanged(name=DIED, subject=MAIN_SOURCE, is_active=False)
+def end_of_death(alerts: Alerts, wall_s: float) -> AlertChanged:
+    """Return the event that a run gets when its trainer has started again. wall_s: now."""
+    lasted_s = next((lasted_of(a, wall_s) for a in alerts if a.get("name") == DIED), None)
+    return AlertChanged(name=DIED, subject=MAIN_SOURCE, is_active=False, lasted_s=lasted_s)
 
 
 def sentence(report: ExitReport) -> str:

@@ -107,7 +107,7 @@ class Lifecycle:
             s.is_over(now) or (s.is_main and run.has_finished(s.id.session)) for s in streams
         )
         if run.finish_status is None and has_died(run.alerts):
-            run.say(end_of_death())
+            run.say(end_of_death(run.alerts, self._clock.wall_ns() / 1e9))
         if run.finish_status == FAILED and self._report_death(run, now):
             return
         if run.finish_status is not None and others_over and not run.is_unsynced:

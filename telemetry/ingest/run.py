@@ -21,8 +21,8 @@ from shared.events import Event, MetricsLogged, encode_event, join_events
 from shared.ids import SIDECAR, StreamId
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import write_json
-from telemetry.run_dir import ENDED, RUNNING, RunDir, RunFile
-from telemetry.run_info import Process, RunInfo, lifecycle_events
+from telemetry.run_dir import ENDED, RUNNING, Process, RunDir, RunFile
+from telemetry.run_info import RunInfo, lifecycle_events
 from telemetry.watch.facts import RunFacts
 from telemetry.watch.feed import Fed, Feed
 
@@ -251,10 +251,17 @@ class Run:
         return StreamId(self.run_id, session, source)
 
     def _learn(
-        self, session: str, source: str, event: Event | None, *, is_late: bool = False
+        self,
+        session: str,
+        source: str,
+        event: Event | None,
+        *,
+        is_late: bool = False,
+        wall_ns: int | None = None,
     ) -> None:
+        wall_ns = self._clock.wall_ns() if wall_ns is None else wall_ns
         # Changed also if the values are the same: as_of_row moves past the event.
-        if self._told.learn(session, source, event, is_late=is_late):
+        if self._told.learn(session, source, event, is_late=is_late, wall_ns=wall_ns):
             self._is_changed = True
 
     def _catch_up(self) -> None:
@@ -266,7 +273,13 @@ class Run:
             known = 0
         if known < self.writer.durable_row:
             for row, event in lifecycle_events(self.writer.directory, known):
-                self._learn(row.session, row.source, event, is_late=row.is_late)
+                self._learn(
+                    row.session,
+                    row.source,
+                    event,
+                    is_late=row.is_late,
+                    wall_ns=row.envelope.wall_ns,
+                )
             # Rows behind an end: the run goes on, and another end follows them.
             self.reopen()
         if self._is_changed:

@@ -77,9 +77,9 @@ def append_closed(directory: Path, size: int, streams: dict[int, StreamEntry]) -
     items = list(streams.items())
     parts = [items[at : at + ENTRIES_A_RECORD] for at in range(0, len(items), ENTRIES_A_RECORD)]
     data = b"".join(encode_record(STREAMS, 0, 0, 0, 0, encode_table(dict(p))) for p in parts)
-    path = directory / CLOSED_NAME
-    is_new = not path.exists()
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    fd = os.open(
+        directory / CLOSED_NAME, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644
+    )
     try:
         os.ftruncate(fd, size)
         write_all(fd, data, size)
@@ -90,6 +90,6 @@ def append_closed(directory: Path, size: int, streams: dict[int, StreamEntry]) -
         raise
     finally:
         os.close(fd)
-    if is_new:
+    if size == 0:
         sync_directory(directory)
     return size + len(data)

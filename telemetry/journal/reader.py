@@ -27,6 +27,7 @@ from shared.record import (
 )
 from telemetry.journal.identity import header_of, read_header
 from telemetry.journal.layout import Mark, SegmentFile, read_mark, segments
+from telemetry.journal.place import RecordPlace
 from telemetry.journal.readable import is_written, readable_end
 from telemetry.journal.rows import Row
 from telemetry.journal.scan import CONTENT, HOLE, REST, SEGMENT, TAIL, Damage, Found, scan
@@ -77,6 +78,8 @@ class JournalReader(Closing):
         self._expect_row = 0
         self._closed_segments: int = -1
         self._end = readable_end(directory) if is_recorded else None
+        self.last_record: RecordPlace | None = None
+        """The last record that was read whole; between two reads next_row is behind it."""
         self.is_blind = False
         """True if the journal has a writer but its mark can't be read: then it is unknown
         how much is on disk, and an empty read does not mean the end."""
@@ -147,6 +150,11 @@ class JournalReader(Closing):
             place = at + item.offset, at + item.end, header.row, header.next_row
             self._note(Damage(CONTENT, *place, str(exc)), damage)
         self.next_row = max(self.next_row, header.next_row)
+        if self._segment is not None and header.type == EVENTS:
+            segment, offset = self._segment.first_row, at + item.offset
+            self.last_record = RecordPlace(
+                segment, offset, header.row, header.next_row, header.payload_crc
+            )
 
     def _note(self, found: Damage, damage: list[Damage]) -> None:
         """Report damage, unless all of it lies before the first row to read."""

@@ -60,8 +60,6 @@ class JournalWriter(Closing):
             JournalFault: the disk fails.
             OSError: the directory can't be made, read or written.
         """
-        # The run's directory may exist without its name being on disk yet.
-        make_directory(directory.parent)
         make_directory(directory)
         self.directory = directory
         self.pending_bytes = 0
@@ -143,7 +141,7 @@ class JournalWriter(Closing):
             raise JournalFault(f"{self.directory}: closed after a failed sync")
         if self._pending:
             self._sync_pending()
-            if self._is_segment_full:
+            if self._offset >= self._segment_max_bytes:
                 # If there is no room for a new segment, the old one keeps growing.
                 with contextlib.suppress(JournalFull):
                     self._start_segment()
@@ -218,12 +216,6 @@ class JournalWriter(Closing):
         self._numbers.synced()
         self._is_published = False
 
-    @property
-    def _is_segment_full(self) -> bool:
-        """True if the segment is large enough, and has a row: segments are named by their first."""
-        is_large = self._offset >= self._segment_max_bytes
-        return is_large and self._durable_row > self._segment
-
     def _start_segment(self) -> None:
         """Begin the next segment; its file is durable before anything refers to it."""
         # 1. Save the streams that have ended: the header below does not name them.
@@ -242,7 +234,6 @@ class JournalWriter(Closing):
             os.close(self._fd)
         self._fd, self._segment, self._offset = fd, self._durable_row, len(header)
         self._numbers.begin_segment(closed)
-        self._is_published = False
 
     def _close_ended(self) -> list[int]:
         """Save the streams that have ended to the closed file, and return their numbers."""

@@ -17,7 +17,7 @@ from shared.clock import Clock
 from shared.ids import sanitized_host
 from shared.programs import module_command, module_environ
 from telemetry.hardware.watched import Watched, order_of
-from telemetry.run_info import Process
+from telemetry.run_dir import Process
 
 log = logging.getLogger("telemetry.service")
 

@@ -48,18 +48,26 @@ def _dies_at(calls: int, stories: list[Story], check: Story, seed: str) -> bool:
         root = Path(name).resolve()
         with ForgetfulDisk(root) as disk:
             disk.calls_left = calls
-            has_died = _tell(stories[0], root, promises)
+            has_died = _tell(stories[0], root, promises, disk)
             disk.calls_left = None
             for story in stories[1:]:
-                story(root, promises)
+                _tell(story, root, promises, disk)
             disk.power_cut(random.Random(seed))
             check(root, promises)
     return has_died
 
 
-def _tell(story: Story, root: Path, promises: dict[str, Any]) -> bool:
+def _tell(story: Story, root: Path, promises: dict[str, Any], disk: ForgetfulDisk) -> bool:
+    """Return True if the process died in the story."""
+    opened = _open_descriptors(disk)
     try:
         story(root, promises)
     except Died:
         return True
+    # A process of many days would run out of what a story leaves open.
+    assert _open_descriptors(disk) == opened
     return False
+
+
+def _open_descriptors(disk: ForgetfulDisk) -> int:
+    return len(list(Path("/proc/self/fd").iterdir())) - disk.held_descriptors

@@ -13,7 +13,8 @@ directory that was renamed has one of its two names.
 
 `calls_left` makes the process die at a system call: from then on every one
 that would change something raises Died. That goes for the functions of `os` and
-for files from `open`, each write of which is a call. One process at a time.
+for files from `open`, each write of which is a call, although the file may keep it in its
+buffer: a sync without a flush makes nothing durable. One process at a time.
 """
 
 from __future__ import annotations
@@ -86,6 +87,11 @@ class ForgetfulDisk:
         for name in _CHANGING:
             setattr(os, name, self._real[name])
         self._let_go()
+
+    @property
+    def held_descriptors(self) -> int:
+        """Descriptors that this disk has open for itself."""
+        return len(self._held)
 
     def power_cut(self, dice: random.Random) -> None:
         """Leave what could be left. Nobody may have a file open any more."""
@@ -184,7 +190,6 @@ class _File:
     def _written(self, data: Any) -> int:
         fitting = data if isinstance(data, str) else self._disk._fitting(data)
         size: int = self._real.write(fitting)
-        self._real.flush()
         if len(fitting) < len(data) and not isinstance(self._real, io.RawIOBase):
             raise OSError(errno.ENOSPC, "No space left on device")
         return size

@@ -161,7 +161,8 @@ class Plant:
         command = [sys.executable, "-m", "tests.faults.stalling_sidecar", "serve"]
         command += ["--data-dir", str(self.data_dir)]
         command += ["--sinks", ",".join(SINKS), "--sample-hz", "10", "--no-host-run"]
-        command += ["--http", "off", "--spool-dir", str(self.spool), "--drain-grace-s", "120"]
+        command += ["--http", "off", "--page", "off", "--drain-grace-s", "120"]
+        command += ["--spool-dir", str(self.spool)]
         command += ["--sink-timeout-s", "30", "--host", HOST]
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("TELEMETRY_", "WANDB_"))}
         kept[STALL_FILE] = str(self._stall_file)

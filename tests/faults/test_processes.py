@@ -115,7 +115,7 @@ def test_a_disk_that_freezes_under_journal_and_spool_is_not_noticed(place, monke
         return pwrite(fd, data, at)
 
     config = ServeConfig(
-        data_dir=place / "data", http="off", sinks=(), sample_hz=0.0, drain_grace_s=1.0
+        data_dir=place / "data", http="off", page="off", sinks=(), sample_hz=0.0, drain_grace_s=1.0
     )
     with Service(config) as service:
         thread = threading.Thread(target=service.run)

@@ -78,6 +78,37 @@ def test_a_directory_is_the_old_one_or_the_new_one(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["d"]
 
 
+def test_a_directory_that_cannot_be_filled_says_why(tmp_path: Path) -> None:
+    """The first of its name: there is no older one to put back."""
+
+    def fail(directory: Path) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with pytest.raises(OSError, match="full"):
+        write_directory_atomically(tmp_path / "d", fail)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_older_directory_comes_back_if_the_new_one_cannot_take_its_name(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """It was moved aside already, and must not go with what is cleared away."""
+    target, rename = tmp_path / "d", Path.rename
+    write_directory_atomically(target, lambda d: (d / "a").write_text("1"))
+
+    def failing(path: Path, to: Path) -> Path:
+        if path.suffix == ".tmp":
+            raise OSError(errno.EIO, "broken")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="broken"):
+        write_directory_atomically(target, lambda d: (d / "a").write_text("2"))
+
+    assert (target / "a").read_text() == "1" and list(tmp_path.iterdir()) == [target]
+
+
 def test_every_new_name_on_the_way_to_a_directory_is_synced(tmp_path: Path, monkeypatch) -> None:
     """The parents that were made hold names, too."""
     synced: list[str] = []

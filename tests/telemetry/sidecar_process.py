@@ -16,7 +16,7 @@ from shared.closing import Closing
 from telemetry.datadir import holder_of, is_held
 from tests.telemetry.waiting import wait_until
 
-QUIET = ("--sinks=", "--sample-hz=0", "--no-host-run", "--http=off")
+QUIET = ("--sinks=", "--sample-hz=0", "--no-host-run", "--http=off", "--page=off")
 
 
 def clean_env(**extra: str) -> dict[str, str]:

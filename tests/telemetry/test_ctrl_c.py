@@ -57,7 +57,8 @@ class Terminal:
 
 def test_a_healthy_sidecar_with_nothing_left_ends_with_0(place):
     """With every default: the host's own run among them, and no W&B key."""
-    terminal = Terminal(telemetry("serve", "--data-dir", str(place / "d"), "--http=127.0.0.1:0"))
+    flags = ("--http=127.0.0.1:0", "--page=off")
+    terminal = Terminal(telemetry("serve", "--data-dir", str(place / "d"), *flags))
     wait_until(lambda: holder_of(place / "d")[1])
     wait_until(lambda: (read_json(place / "d/runs" / host_run(place)) or {}).get("name"))
 

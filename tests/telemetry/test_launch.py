@@ -241,7 +241,9 @@ def test_a_signal_is_for_the_command(place, number):
 def test_a_sidecar_that_died_while_the_command_ended_is_there_once_more_to_drain(place):
     """What its sinks had not got yet goes on."""
 
-    config = ServeConfig(data_dir=place / "data", sinks=(), sample_hz=0, http="off", host_run=False)
+    config = ServeConfig(
+        data_dir=place / "data", sinks=(), sample_hz=0, http="off", page="off", host_run=False
+    )
     sidecar = Sidecar(config)
     sidecar.keep()
     first = wait_until(lambda: listening(config.data_dir))

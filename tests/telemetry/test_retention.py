@@ -229,6 +229,14 @@ def test_supervisor_and_retention_ask_the_same_question() -> None:
     assert not sink_is_done(None, run)
 
 
+def test_files_of_before_that_name_no_run_and_no_ending_are_of_this_run() -> None:
+    """They lie in its directory; only another run's name says otherwise."""
+    assert sink_is_done(CursorState(done=True, ending=2), RunState(run_id="r", endings=2))
+    assert sink_is_done(CursorState(run_id="r", done=True, ending=2), RunState(endings=2))
+    assert sink_is_done(CursorState(run_id="r", done=True), RunState(run_id="r", endings=None))
+    assert not sink_is_done(CursorState(run_id="r", done=True, ending=1), RunState(run_id="r"))
+
+
 # --- tombstones
 
 

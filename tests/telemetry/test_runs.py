@@ -196,6 +196,7 @@ FIELDS = {
     "name": [3, [], {}],
     "tags": [3, "x", [3]],
     "process": [3, {"pid": "x"}],
+    "processes": [3, [], {"rank0": 3}, {"rank0": ["h"]}, {"rank0": ["h", "x", 1]}],
     "run_id": [3, "other", None],
     "state": [3, "x", None, []],
     "started_wall_ns": ["x", []],

@@ -381,7 +381,8 @@ def served(service: Service) -> tuple[threading.Thread, list[int]]:
 
 
 def config(place: Path, **changes: object) -> ServeConfig:
-    settings = {"data_dir": place / "data", "http": "off", "sinks": (), "sample_hz": 0.0}
+    settings = {"data_dir": place / "data", "sinks": (), "sample_hz": 0.0}
+    settings |= {"http": "off", "page": "off"}
     return ServeConfig(**settings | {"drain_grace_s": 1.0} | changes)
 
 

@@ -3,9 +3,11 @@
 `python -m tests.tools.mutants telemetry/journal/scan.py tests/telemetry/journal`
 
 In: a module, and the tests that hold it. The first run notes which test runs which line.
-Out: one line for each mutant that no test noticed. Works on a copy; the checkout stays as it is.
-A mutant is run against the tests that reach its line, with few examples a property; one that
-survives is run against all of the tests. Tests of other processes are not traced.
+Out: one line for each mutant that no test noticed; with --record also tests/mutations.json.
+Works on a copy; the checkout stays as it is.
+The tests are collected once. For each mutant this process forks, gives the functions their new
+code, and runs the tests that reach its line, with few examples a property. A line that only
+other processes run is tried with all of the tests.
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import gc
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -23,48 +27,35 @@ import tempfile
 import threading
 import time
 import traceback
-import warnings
-from importlib import import_module
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 import pytest
+from _pytest.runner import runtestprotocol
 from hypothesis import HealthCheck, settings
 
-from tests.tools.mutations import sites
+from tests.tools.mutation_record import Record, read_records, write_record
+from tests.tools.mutations import Mutation, mutations
 
 PRODUCT = ("shared", "telemetry", "trainer")
 COPIED = (*PRODUCT, "tests", "docs", "pyproject.toml", "README.md", "Makefile", "CHANGELOG.md")
 KILLED_BY_TIME = 99
+OUTPUT = os.dup(1)
 
 
-class Selection:
-    """A pytest plugin: the tests to run, and with `trace` the lines that each of them runs."""
+class Noting:
+    """A pytest plugin that notes which lines of a module each test runs, and for how long."""
 
-    def __init__(self, module: Path, only: list[str] | None, is_quick: bool) -> None:
-        self.module, self.only, self.is_quick = str(module), only, is_quick
-        self.lines: dict[str, set[int]] = {}
+    def __init__(self, module: Path) -> None:
+        self.module = str(module)
+        self.lines: dict[str, list[int]] = {}
         self.seconds: dict[str, float] = {}
-
-    def pytest_configure(self) -> None:
-        if self.is_quick:
-            settings.register_profile("quick", max_examples=20, stateful_step_count=15,
-                deadline=None, derandomize=True, database=None,
-                suppress_health_check=list(HealthCheck))  # fmt: skip
-            settings.load_profile("quick")
-
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        if self.only is not None:
-            place = {name: at for at, name in enumerate(self.only)}
-            items[:] = sorted(
-                (i for i in items if i.nodeid in place), key=lambda i: place[i.nodeid]
-            )
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
-        if self.only is not None:
-            return (yield)
-        seen, start = self.lines.setdefault(item.nodeid, set()), time.monotonic()
+        seen, start = set[int](), time.monotonic()
 
         def lines(frame: Any, event: str, _: Any) -> Any:
             seen.add(frame.f_lineno)
@@ -80,7 +71,113 @@ class Selection:
         finally:
             sys.settrace(None)
             threading.settrace(None)
+            self.lines[item.nodeid] = sorted(seen)
             self.seconds[item.nodeid] = time.monotonic() - start
+
+
+class Trying:
+    """A pytest plugin that runs the collected tests once for each mutant, in a fork each."""
+
+    def __init__(self, module: Path, noted: dict[str, Any], args: argparse.Namespace) -> None:
+        self.module, self.noted, self.args = module, noted, args
+        self.source = module.read_text()
+        self.everything = [m.name for m in mutations(ast.parse(self.source))]
+        self.tried: list[str] = []
+        self.survived: list[str] = []
+        self.timed_out: list[str] = []
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        started_s = time.monotonic()
+        for number in self._chosen():
+            if time.monotonic() - started_s > self.args.seconds:
+                print(f"stopped by --seconds; go on with --first {number}")
+                break
+            tree = ast.parse(self.source)
+            mutation = mutations(tree)[number]
+            mutation.act()
+            # The file is for the processes that tests start; in this one the code is replaced.
+            self.module.write_text(ast.unparse(ast.fix_missing_locations(tree)))
+            code = compile(tree, str(self.module), "exec")
+            self._note(number, mutation, self._judge(session, mutation, code))
+        say(f"DONE {self.args.module}: {len(self.tried)} of {len(self.everything)} tried, "
+            f"{len(self.survived)} survived, {len(self.timed_out)} killed by time, "
+            f"{time.monotonic() - started_s:.0f} s")  # fmt: skip
+        return True
+
+    def _chosen(self) -> list[int]:
+        old = read_records().get(self.args.module, Record())
+        numbers = self.args.only or range(self.args.first, len(self.everything), self.args.every)
+        return [
+            number
+            for number in numbers
+            if re.search(self.args.name, self.everything[number])
+            and (not self.args.again or self.everything[number] in old.survived)
+        ]
+
+    def _note(self, number: int, mutation: Mutation, code: int) -> None:
+        self.tried.append(mutation.name)
+        if code == KILLED_BY_TIME:
+            self.timed_out.append(mutation.name)
+        if code == 0:
+            self.survived.append(mutation.name)
+            say(f"SURVIVED {number} {self.args.module}:{mutation.first_line} {mutation.name}")
+
+    def _judge(self, session: pytest.Session, mutation: Mutation, code: CodeType) -> int:
+        """Return 0 if the tests pass with a mutant; first those that are over soon."""
+        seconds, lines = self.noted["seconds"], self.noted["lines"]
+        changed = range(mutation.first_line, mutation.last_line + 1)
+        reaching = [i for i in session.items if not set(changed).isdisjoint(lines[i.nodeid])]
+        # If only another process runs the line, all tests may notice.
+        reaching = reaching or list(session.items)
+        reaching.sort(key=lambda item: float(seconds[item.nodeid]))
+        fast = [item for item in reaching if seconds[item.nodeid] < 0.5]
+        for chosen in (fast, reaching[len(fast) :]):
+            limit_s = 20 + 5 * sum(seconds[item.nodeid] for item in chosen)
+            if chosen and (end := _forked(lambda c=chosen: _run(c, code, changed), limit_s)):
+                return end
+        return 0
+
+
+def _run(items: list[pytest.Item], code: CodeType, changed: range) -> int:
+    """Put the mutant in place, and run tests until one of them fails. Ends this process."""
+    replace_code(code, changed)
+    quiet()
+    for item, after in zip(items, [*items[1:], None], strict=True):
+        reports = runtestprotocol(item, nextitem=after, log=False)
+        if any(report.failed for report in reports):
+            return 1
+    return 0
+
+
+def replace_code(code: CodeType, changed: range) -> None:
+    """Give the functions that run a changed line their new code, wherever they are in use."""
+    new = {(one.co_name, one.co_firstlineno): one for one in _codes(code)}
+    for function in gc.get_objects():
+        if isinstance(function, FunctionType) and function.__code__.co_filename == code.co_filename:
+            old = function.__code__
+            mutant = new.get((old.co_name, old.co_firstlineno))
+            lines = [line for *_, line in old.co_lines() if line is not None]
+            if mutant is not None and lines and min(lines) <= changed[-1]:
+                function.__code__ = mutant
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield constant
+            yield from _codes(constant)
+
+
+def say(text: str) -> None:
+    """Print a line, past the capture of pytest."""
+    os.write(OUTPUT, f"{text}\n".encode())
+
+
+def quiet() -> None:
+    """Send the output of tests nowhere."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
 
 
 def main() -> int:
@@ -94,7 +191,9 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first mutant to try")
     parser.add_argument("--every", type=int, default=1, help="try every n-th only")
     parser.add_argument("--only", type=int, nargs="+", help="numbers of the mutants to try")
-    parser.add_argument("--quick", action="store_true", help="no second look at a survivor")
+    parser.add_argument("--name", default="", help="try those whose names this pattern is found in")
+    parser.add_argument("--again", action="store_true", help="try the recorded survivors only")
+    parser.add_argument("--record", action="store_true", help="note the result in mutations.json")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
         return _try_all(Path(name).resolve(), args)
@@ -102,43 +201,25 @@ def main() -> int:
 
 def _try_all(scratch: Path, args: argparse.Namespace) -> int:
     _copy(scratch)
-    module, started_s = scratch / args.module, time.monotonic()
-    source = module.read_text()
+    here, module = Path.cwd(), scratch / args.module
     # 1. The tests as they are: they have to pass, and say which lines they run.
-    code = _run(scratch, Selection(module, None, True), args.tests, 1800.0)
+    code = _forked(lambda: _note_lines(scratch, module, args.tests), 1800.0)
     if code:
-        print(f"{args.module}: the tests fail without a mutant, exit code {code}")
-        print((scratch / "output").read_text()[-3000:])
+        say(f"{args.module}: the tests fail without a mutant, exit code {code}")
+        say((scratch / "output").read_text()[-3000:])
         return 2
-    noted = json.loads((scratch / "noted.json").read_text())
-    _load_libraries(noted["loaded"])
+    trying = Trying(module, json.loads((scratch / "noted.json").read_text()), args)
     # Compiled code of the module itself would hide its mutants.
     for compiled in (module.parent / "__pycache__").glob(f"{module.stem}.*"):
         compiled.unlink()
-    count = len(list(sites(ast.parse(source))))
-    tried = timed_out = survived = 0
     # 2. One mutant after another.
-    for number in args.only or range(args.first, count, args.every):
-        if time.monotonic() - started_s > args.seconds:
-            print(f"stopped by --seconds; go on with --first {number}")
-            break
-        tree = ast.parse(source)
-        first, last, text, act = list(sites(tree))[number]
-        act()
-        module.write_text(ast.unparse(ast.fix_missing_locations(tree)))
-        code = _judge(scratch, module, noted, range(first, last + 1), args)
-        tried, timed_out = tried + 1, timed_out + (code == KILLED_BY_TIME)
-        if code == 0:
-            survived += 1
-            print(f"SURVIVED {number} {args.module}:{first} {text}", flush=True)
-        elif code not in (1, KILLED_BY_TIME):
-            print(
-                f"ODD {number} {args.module}:{first} {text}: pytest ended with {code}", flush=True
-            )
-    took_s = time.monotonic() - started_s
-    print(f"DONE {args.module}: {tried} of {count} tried, {tried - survived} killed "
-          f"({timed_out} by time), {survived} survived, {took_s:.0f} s", flush=True)  # fmt: skip
-    return 1 if survived else 0
+    _pytest(scratch, args.tests, trying)
+    if args.record:
+        os.chdir(here)
+        old = read_records().get(args.module, Record())
+        tried = trying.tried, trying.survived, trying.timed_out
+        write_record(args.module, old.with_results(args.tests, trying.everything, *tried))
+    return 1 if trying.survived else 0
 
 
 def _copy(scratch: Path) -> None:
@@ -150,89 +231,63 @@ def _copy(scratch: Path) -> None:
     (scratch / ".venv").symlink_to(Path(".venv").resolve())
 
 
-def _judge(
-    scratch: Path, module: Path, noted: dict[str, Any], lines: range, args: argparse.Namespace
-) -> int:
-    """Return the exit code of pytest for the mutant that lies in the copy."""
-    seconds = noted["seconds"]
-    reaching = [name for name, seen in noted["lines"].items() if not set(lines).isdisjoint(seen)]
-    reaching.sort(key=seconds.__getitem__)
-    if reaching:
-        limit_s = 20 + 5 * sum(seconds[name] for name in reaching)
-        files = list(dict.fromkeys(name.split("::")[0] for name in reaching))
-        code = _run(scratch, Selection(module, reaching, True), files, limit_s)
-        if code:
-            return code
-    # Nothing noticed it, or only another process runs the line: all tests, as they are.
-    everything = Selection(module, list(seconds), False)
-    return (
-        0
-        if args.quick and reaching
-        else _run(scratch, everything, args.tests, 60 + 20 * sum(seconds.values()))
-    )
-
-
-def _run(scratch: Path, selection: Selection, tests: list[str], limit_s: float) -> int:
-    """Run pytest in a fork of this process, which has loaded the libraries already."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os._exit(_in_child(scratch, selection, tests))
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(98)
-    if not select.select([os.pidfd_open(pid)], [], [], limit_s)[0]:
-        os.killpg(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        return KILLED_BY_TIME
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def _in_child(scratch: Path, selection: Selection, tests: list[str]) -> int:
-    os.setsid()
-    os.chdir(scratch)
-    is_noting = selection.only is None
-    sys.dont_write_bytecode = not is_noting
-    os.environ |= {"PYTHONPATH": str(scratch), "PYTHONDONTWRITEBYTECODE": "1"}
-    for name in [name for name in sys.modules if _is_ours(name)]:
-        del sys.modules[name]
-    sys.path[0] = str(scratch)
+def _note_lines(scratch: Path, module: Path, tests: list[str]) -> int:
     output = os.open(scratch / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    code = int(
-        pytest.main(
-            [
-                "-x",
-                "-q",
-                "-p",
-                "no:cacheprovider",
-                "-W",
-                "ignore::pytest.PytestAssertRewriteWarning",
-                *tests,
-            ],
-            plugins=[selection],
-        )
-    )
-    if is_noting:
-        lines = {name: sorted(seen) for name, seen in selection.lines.items()}
-        loaded = [n for n, m in list(sys.modules.items()) if not _is_ours(n) and m is not None]
-        noted = {"lines": lines, "seconds": selection.seconds, "loaded": loaded}
-        Path("noted.json").write_text(json.dumps(noted))
+    noting = Noting(module)
+    code = _pytest(scratch, tests, noting)
+    (scratch / "noted.json").write_text(json.dumps(vars(noting)))
     return code
+
+
+def _pytest(scratch: Path, tests: list[str], plugin: object) -> int:
+    """Run pytest in the copy, with few examples a property and always the same."""
+    os.chdir(scratch)
+    os.environ |= {"PYTHONPATH": str(scratch), "PYTHONDONTWRITEBYTECODE": "1"}
+    sys.dont_write_bytecode = True
+    sys.path[0] = str(scratch)
+    for name in [name for name in sys.modules if _is_ours(name)]:
+        del sys.modules[name]
+    settings.register_profile("quick", max_examples=20, stateful_step_count=15,
+        deadline=None, derandomize=True, database=None,
+        suppress_health_check=list(HealthCheck))  # fmt: skip
+    settings.load_profile("quick")
+    options = [
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-W",
+        "ignore::pytest.PytestAssertRewriteWarning",
+    ]
+    return int(pytest.main([*options, *tests], plugins=[plugin]))
 
 
 def _is_ours(name: str) -> bool:
     return name.split(".")[0] in (*PRODUCT, "tests")
 
 
-def _load_libraries(names: list[str]) -> None:
-    """Import what the tests import, once for all mutants; not wandb, which a test looks for."""
-    for name in names:
-        if not name.startswith(("wandb", "torch", "__", "test_", "conftest")):
-            with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
-                import_module(name)
+def _forked(act: Callable[[], int], limit_s: float) -> int:
+    """Act in a fork of this process, and return the exit code."""
+    pid = os.fork()
+    if pid == 0:
+        code = 98
+        try:
+            os.setsid()
+            code = act()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    if not select.select([os.pidfd_open(pid)], [], [], limit_s)[0]:
+        os.killpg(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        return KILLED_BY_TIME
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)  # children that a failed test has left
+    return code
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ Out: where each mutation lies, a description of it, and the change of the tree i
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 FLIPS: dict[type[ast.AST], type[Any]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
@@ -18,12 +19,37 @@ TWINS = {"min": "max", "max": "min", "any": "all", "all": "any"}
 ORDERED = ("sync", "write", "flush", "rename", "replace", "unlink", "truncate", "commit", "append",
            "close", "seek", "lock", "rmtree", "save", "link", "mkdir")  # fmt: skip
 """Parts of names of calls whose order may matter on a disk."""
+FILE_MODES = (0o644, 0o600)
+"""The only numbers that are not changed: the modes of new files."""
+
 Site = tuple[int, int, str, Callable[[], object]]
 """First and last line, a description, and the change itself."""
 
 
-def sites(tree: ast.AST) -> Iterator[Site]:
-    """Yield every mutation of the functions in a tree."""
+class Mutation(NamedTuple):
+    """One change of a tree, with a name that stays when lines above it move."""
+
+    first_line: int
+    last_line: int
+    name: str
+    act: Callable[[], object]
+
+
+def mutations(tree: ast.AST) -> list[Mutation]:
+    """Return every mutation of a tree: named by function and change, in the order of the walk."""
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    counts: Counter[str] = Counter()
+    found = []
+    for first, last, text, act in _sites(tree):
+        around = [f for f in functions if f.lineno <= first <= (f.end_lineno or first)]
+        name = f"{max(around, key=lambda f: f.lineno).name}: {text}"
+        counts[name] += 1
+        number = f" ({counts[name]})" if counts[name] > 1 else ""
+        found.append(Mutation(first, last, name + number, act))
+    return found
+
+
+def _sites(tree: ast.AST) -> Iterator[Site]:
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             for inner in node.body:
@@ -86,7 +112,8 @@ def _inside(root: ast.stmt) -> Iterator[Site]:
             yield _site(node, "twin", lambda n=node: setattr(n.func, "id", TWINS[n.func.id]))
         if isinstance(node, ast.BinOp | ast.Compare | ast.Call | ast.Slice | ast.Return):
             for one in ast.iter_child_nodes(node):
-                if isinstance(one, ast.Constant) and type(one.value) is int:
+                is_number = isinstance(one, ast.Constant) and type(one.value) is int
+                if is_number and one.value not in FILE_MODES:
                     yield _site(
                         node, f"{one.value} + 1", lambda c=one: setattr(c, "value", c.value + 1)
                     )

@@ -116,7 +116,7 @@ def start_sidecar(command: Sequence[str], say: Say) -> Sidecar | None:
 def serve_command(address: str, data_dir: Path, spool_dir: Path) -> list[str]:
     """Return the command of a service for one run.
 
-    The service has no HTTP and no run for the host's hardware, and ends with its standard
+    The service has no HTTP, no page and no run for the host's hardware, and ends with its standard
     input. It also takes in events from the spool: a short run can be over before the
     service is up.
     """
@@ -124,7 +124,7 @@ def serve_command(address: str, data_dir: Path, spool_dir: Path) -> list[str]:
     words += ["--data-dir", str(data_dir), "--spool-dir", str(spool_dir)]
     words += ["--sinks", "tensorboard,wandb"]
     return module_command(
-        "telemetry", *words, "--http", "off", "--no-host-run", "--exit-with-stdin"
+        "telemetry", *words, "--http", "off", "--page", "off", "--no-host-run", "--exit-with-stdin"
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 from shared.events import AlertChanged
 from telemetry.alerts.recording import Published, record
 from telemetry.alerts.telling import Message, Telling
-from telemetry.alerts.verdicts import HOST, Active, Key, Verdict
+from telemetry.alerts.verdicts import CLEAR_S, HOST, Active, Conditions, Key, Verdict
 from telemetry.json_files import read_json
 from telemetry.watch.feed import FedAlert
 from tests.fakes import ManualClock
@@ -42,13 +42,13 @@ def station(tmp_path: Path) -> Iterator[Station]:
     station.killed()
 
 
-def published(*active: Key, over: tuple[Key, ...] = ()) -> Published:
+def published(*active: Key, over: tuple[Key, ...] = (), lasted_s: float | None = None) -> Published:
     found = {key: Active(Verdict(key, True, "bad", 1.5, "error"), 1) for key in active}
-    return Published(found, frozenset(over))
+    return Published(found, dict.fromkeys(over, lasted_s))
 
 
 def turn(station: Station, now: Published, host_runs: tuple[str, ...] = ("r",)) -> None:
-    record(now, station.runs, lambda run: run.run_id in host_runs)
+    record(now, station.runs, lambda run: run.run_id in host_runs, station.clock.wall / 1e9)
     station.ingest.commit()
 
 
@@ -91,6 +91,44 @@ def test_a_restart_writes_no_second_onset_and_keeps_an_end_for_later(station):
 
     assert alerts(again) == [("trainer_silent", True), ("trainer_silent", False)]
     again.killed()
+
+
+def lasted(station: Station, run_id: str = "r") -> list[float | None]:
+    said = [e for e in station.events(run_id) if isinstance(e, AlertChanged)]
+    return [event.lasted_s for event in said if not event.is_active]
+
+
+def test_an_end_says_how_long_the_condition_lasted(station):
+    """As the sidecar that saw both measured it, whatever the wall clock did meanwhile."""
+    begun(station)
+    turn(station, published(SILENT))
+    station.clock.wall -= 3600 * 10**9
+    turn(station, published(over=(SILENT,), lasted_s=12.5))
+
+    assert lasted(station) == [12.5]
+
+
+def test_an_end_after_a_restart_is_measured_by_the_wall_clock(station):
+    """The onset's time is in run.json; a clock that was set back before it tells nothing."""
+    begun(station)
+    turn(station, published(SILENT, DISK))
+    station.wait(90)
+    again = station.restarted()
+    turn(again, published(over=(SILENT,)))
+    again.clock.wall -= 3600 * 10**9
+    turn(again, published(over=(DISK,)))
+
+    assert lasted(again) == [90.0, None]
+    again.killed()
+
+
+def test_a_condition_that_was_active_knows_for_how_long():
+    """From its onset to its end, by the monotonic clock."""
+    conditions = Conditions()
+    for second in range(1, 40):
+        conditions.take([Verdict(DISK, second < 21)], frozenset(), second * 10**9)
+
+    assert conditions.over() == {DISK: 20 + CLEAR_S}
 
 
 def test_an_alert_of_the_machine_is_in_every_active_run_and_ends_in_each(station):
@@ -181,3 +219,5 @@ def test_a_trainer_that_is_killed_fires_once_though_the_sidecar_is_killed_too(tm
     rows = read_rows(tmp_path / "data/runs/r")
     said = [e for row in rows if isinstance(e := row.envelope.event(), AlertChanged)]
     assert [event.is_active for event in said if event.name == "trainer_silent"] == [True, False]
+    (lasted_s,) = [event.lasted_s for event in said if not event.is_active]
+    assert 0 < lasted_s < 120

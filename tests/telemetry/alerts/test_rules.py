@@ -342,7 +342,7 @@ def test_what_an_earlier_sidecar_recorded_goes_on_until_it_is_seen_to_be_over():
     still = KEY in conditions.active()
     conditions.take([Verdict(KEY, False)], frozenset({KEY}), 2 + int(CLEAR_S * 1e9))
 
-    assert unknown == ({}, frozenset()) and still and conditions.over() == {KEY}
+    assert unknown == ({}, {}) and still and set(conditions.over()) == {KEY}
 
 
 def test_conditions_are_bounded_and_those_of_ended_runs_forgotten(monkeypatch):

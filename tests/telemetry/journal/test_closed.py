@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from shared.events import MetricsLogged
 from shared.record import decode_segment_header
-from telemetry.journal.closed import CLOSED_NAME, append_closed, read_closed
+from telemetry.journal.closed import CLOSED_NAME, Closed, append_closed, read_closed
 from telemetry.journal.identity import identify
 from telemetry.journal.layout import segments
 from telemetry.journal.writer import JournalFault, JournalWriter
 from tests.telemetry.journal.helpers import (
     is_whole,
+    open_descriptors,
     read_all,
     stream,
     write,
@@ -211,13 +212,48 @@ def test_a_torn_tail_of_the_list_is_written_over(tmp_path):
     of_workers(tmp_path, 20)
     whole = read_closed(tmp_path)
     with (tmp_path / CLOSED_NAME).open("ab") as file:
-        file.write(b"\\x1e\\x7e\\x02half a record")
+        file.write(b"\x1e\x7e\x02half a record" * 100)
 
     torn = read_closed(tmp_path)
     append_closed(tmp_path, torn.size, {99: next(iter(whole.streams.values()))})
 
     assert torn.streams == whole.streams and torn.size == whole.size and torn.is_damaged
-    assert set(read_closed(tmp_path).streams) == {*whole.streams, 99}
+    mended = read_closed(tmp_path)
+    assert set(mended.streams) == {*whole.streams, 99} and not mended.is_damaged
+
+
+def test_a_list_begins_at_the_first_byte(tmp_path):
+    """Otherwise it reads as damaged, and every opening reads all segments."""
+    of_workers(tmp_path, 20)
+
+    closed = read_closed(tmp_path)
+
+    assert not closed.is_damaged and closed.size == (tmp_path / CLOSED_NAME).stat().st_size
+
+
+def test_a_list_that_cannot_be_read_counts_as_damaged_from_its_first_byte(tmp_path):
+    """What is appended to it then stands at the start, in place of what can't be read."""
+    (tmp_path / CLOSED_NAME).mkdir()
+
+    assert read_closed(tmp_path) == Closed({}, 0, True)
+
+
+def test_a_list_that_could_not_be_written_whole_is_as_it_was(tmp_path, monkeypatch):
+    """Its descriptor is closed as well: the journal's next attempt may be its last one."""
+    of_workers(tmp_path, 20)
+    whole = (tmp_path / CLOSED_NAME).read_bytes()
+    streams = read_closed(tmp_path).streams
+    opened = open_descriptors()
+
+    def failing(fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        append_closed(tmp_path, len(whole), streams)
+
+    assert (tmp_path / CLOSED_NAME).read_bytes() == whole
+    assert open_descriptors() == opened
 
 
 def test_metrics_of_a_closed_worker_read_back(tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -15,17 +14,17 @@ from telemetry.journal.layout import read_mark, segments
 from telemetry.journal.readable import is_written, readable_end
 from telemetry.journal.scan import SEGMENT
 from telemetry.journal.writer import JournalWriter
-from tests.telemetry.journal.helpers import only_segment, read_all, write
+from tests.telemetry.journal.helpers import only_segment, open_descriptors, read_all, write
 
 TIMES = 50
 
 
 def left_open(act: Callable[[], object]) -> int:
     """Act often, and return how many descriptors that has cost."""
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = open_descriptors()
     for _ in range(TIMES):
         act()
-    return len(list(Path("/proc/self/fd").iterdir())) - before
+    return open_descriptors() - before
 
 
 def test_a_journal_that_somebody_else_writes_costs_no_descriptor(tmp_path, monkeypatch):
@@ -38,6 +37,17 @@ def test_a_journal_that_somebody_else_writes_costs_no_descriptor(tmp_path, monke
 
     with JournalWriter(tmp_path):
         assert left_open(refused) == 0
+
+
+def test_a_journal_that_cannot_be_recovered_costs_no_descriptor_and_no_lock(tmp_path):
+    """The sidecar tries again for as long as a producer asks."""
+    (tmp_path / f"{0:020d}.seg").mkdir()
+
+    def refused() -> None:
+        with pytest.raises(IsADirectoryError):
+            JournalWriter(tmp_path)
+
+    assert left_open(refused) == 0
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["synced", "refused"])

@@ -168,9 +168,10 @@ def test_a_zero_filled_tail_is_a_torn_tail(whole, tmp_path, zeros):
     assert saved_tails(directory) == [bytes(zeros)]
 
 
-def test_recovery_is_idempotent(whole, tmp_path):
-    """A crash in the middle of recovery, and recovery again."""
-    directory = copied(whole, tmp_path, with_mark=False)
+@pytest.mark.parametrize("with_mark", [False, True])
+def test_recovery_is_idempotent(whole, tmp_path, with_mark):
+    """A crash in the middle of recovery, and recovery again. A torn tail is no damage."""
+    directory = copied(whole, tmp_path, with_mark=with_mark)
     with only_segment(directory).open("ab") as file:
         file.write(b"torn")
 
@@ -179,6 +180,22 @@ def test_recovery_is_idempotent(whole, tmp_path):
     assert first == second == third
     assert (first.next_row, first.damage) == (12, [])
     assert saved_tails(directory) == [b"torn"]
+
+
+def test_a_damaged_record_is_reported_once(whole, tmp_path):
+    """Also where others before or behind it are damaged too."""
+    directory = copied(whole, tmp_path, with_mark=True)
+    path = only_segment(directory)
+    hit = [place for place in record_places(path) if rows_of(path, place)][0:5:2]
+    content = bytearray(path.read_bytes())
+    for _, end in hit:
+        content[end - 1] ^= 1
+    path.write_bytes(content)
+
+    found = recover(directory)
+
+    assert [(d.offset, d.end) for d in found.damage] == hit
+    assert found.next_row == 12
 
 
 def test_a_tail_that_was_saved_is_never_overwritten(whole, tmp_path):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.ids import StreamId
-from shared.record import PAYLOAD_MAX_BYTES
+from shared.record import PAYLOAD_MAX_BYTES, decode_segment_header
 from telemetry.journal.journal_lock import JournalLocked
 from telemetry.journal.layout import Mark, read_mark, segments
 from telemetry.journal.writer import JournalFault, JournalFull, JournalWriter
@@ -288,6 +288,37 @@ def test_a_segment_that_was_begun_on_a_full_disk_is_taken_away(tmp_path, disk, m
     assert numbers(read_all(tmp_path)[0]) == list(range(90))
 
 
+def test_a_segment_that_could_not_be_begun_nor_taken_away_stops_the_writer(
+    tmp_path, disk, monkeypatch
+):
+    """Recovery would take it for the last one, and what is written to the old one for lost."""
+    fdatasync, unlink = disk.fdatasync, Path.unlink
+
+    def full_for_other_segments(fd: int) -> None:
+        if Path(f"/proc/self/fd/{fd}").readlink().suffix == ".making":
+            raise OSError(errno.ENOSPC, "full")
+        fdatasync(fd)
+
+    def left(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with JournalWriter(tmp_path, SEGMENT_MAX) as writer:
+        monkeypatch.setattr(os, "fdatasync", full_for_other_segments)
+        monkeypatch.setattr(Path, "unlink", left)
+        write(writer, 50)
+        with pytest.raises(JournalFault):
+            writer.sync()
+        durable = writer.durable_row
+        monkeypatch.setattr(os, "fdatasync", fdatasync)
+        monkeypatch.setattr(Path, "unlink", unlink)
+
+        write(writer, 1)
+        with pytest.raises(JournalFault, match="closed after a failed"):
+            writer.sync()
+
+        assert writer.durable_row == durable == 50
+
+
 def test_an_io_error_in_a_rotation_keeps_what_was_durable_and_stops(tmp_path, disk):
     """The sync itself had succeeded: its events may be acknowledged, later ones not."""
     with JournalWriter(tmp_path, SEGMENT_MAX) as writer:
@@ -365,3 +396,29 @@ def test_the_payload_is_kept_byte_for_byte(tmp_path):
 
     assert payload in segments(tmp_path)[0].path.read_bytes()
     assert [row.seq for row in read_all(tmp_path)[0]] == [7, 8, 9]
+
+
+def test_what_comes_from_the_spool_of_a_session_that_is_over_is_marked_as_late(tmp_path):
+    """A late RunStarted must not begin the run anew."""
+    with JournalWriter(tmp_path) as writer:
+        writer.append(KEY, 0, 1, frame(0, 1))
+        writer.append(stream("rank1"), 0, 1, frame(1, 1), is_late=True)
+        writer.sync()
+
+    assert [row.is_late for row in read_all(tmp_path)[0]] == [False, True]
+
+
+def test_every_segment_names_one_journal_also_after_a_restart(tmp_path):
+    """A cursor of another uuid would be refused."""
+    for _ in range(3):
+        with JournalWriter(tmp_path, SEGMENT_MAX) as writer:
+            for _ in range(10):
+                write(writer, 2)
+                writer.sync()
+
+    headers = [
+        decode_segment_header(memoryview(segment.path.read_bytes()))
+        for segment in segments(tmp_path)
+    ]
+
+    assert len(headers) > 3 and len({header.journal_uuid for header in headers}) == 1

@@ -143,6 +143,7 @@ def _until(fd: int, words: str, timeout_s: float = 40.0) -> str:
 def test_with_a_sidecar_at_work_it_shows_that_one(tmp_path):
     """It starts no second one, and leaves the first at work."""
     serve = [sys.executable, "-m", "telemetry", "serve", "--data-dir", str(tmp_path), "--http=off"]
+    serve.append("--page=off")
     with subprocess.Popen(serve, env=clean_env(), stderr=subprocess.PIPE, text=True) as sidecar:
         assert sidecar.stderr is not None and "listening" in sidecar.stderr.readline()
 

@@ -44,6 +44,15 @@ def test_a_line_cut_by_a_crash_counts_for_nothing_and_spoils_no_later_one(path):
         assert [skip.row for skip in read_skips(path)] == [1, 3]
 
 
+def test_the_first_row_is_stepped_over_behind_a_line_of_one_byte(path):
+    """Row 0 is a row, and the first line may be the one that was cut short."""
+    path.write_bytes(b"{")
+
+    Skips(path).add(0, "first")
+
+    assert [skip.row for skip in read_skips(path)] == [0]
+
+
 def test_it_is_on_disk_before_the_sink_goes_on(path, monkeypatch):
     """The file, and where it is new the directory that names it."""
     synced = []
@@ -72,7 +81,14 @@ def test_a_replay_steps_over_what_the_live_sink_stepped_over(path, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", [b"[]", b'{"row": -1}', b'{"row": true, "reason": "", "version": ""}', b"[" * 100_000]
+    "line",
+    [
+        b"[]",
+        b'{"row": -1, "reason": "", "version": ""}',
+        b'{"row": true, "reason": "", "version": ""}',
+        b'{"row": 1}',
+        b"[" * 100_000,
+    ],
 )
 def test_lines_that_are_none_are_passed_over(path, line):
     """Whoever wrote them."""

@@ -216,3 +216,14 @@ def test_what_was_forgotten_hides_nothing(
             loader.read(level, step, placed)
 
     assert left_out.tags == 0
+
+
+def test_a_step_rises_only_above_the_last_one_of_its_tag() -> None:
+    """For a tag that was forgotten, above all that were: its last step may be any of them."""
+    found = Placement([], LeftOut())
+    found.numbers(5, {"a": 1.0})
+
+    assert found.rises("a", 6) and not found.rises("a", 5)
+    assert found.rises("b", 0)
+    found.fold()
+    assert found.rises("b", 6) and not found.rises("b", 5)

@@ -1,0 +1,53 @@
+"""Page command: serves the page of one data directory, until it is told to stop.
+
+In: a data directory, an address, a token.
+Out: the link, once; then answers to browsers.
+Never: writes into the data directory.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Final
+
+from telemetry.errors import CommandError
+from telemetry.page.access import new_token
+from telemetry.page.page_app import PageApp
+from telemetry.page.page_server import bound_socket, link_of, serve
+
+log = logging.getLogger("telemetry.page")
+
+DEFAULT_ADDRESS: Final = "127.0.0.1:9465"
+TOKEN_VARIABLE: Final = "TELEMETRY_PAGE_TOKEN"
+TOKEN_MIN_CHARS: Final = 16
+
+
+def page(
+    data_dir: Path,
+    address: str,
+    hosts: tuple[str, ...] = (),
+    *,
+    exit_with_stdin: bool = False,
+    is_again: bool = False,
+) -> int:
+    """Serve the page; return the exit code.
+
+    hosts: names by which other machines reach it; is_again: the link was printed before.
+
+    Raises:
+        CommandError: the directory is not there, or the address can't be had.
+    """
+    if not data_dir.is_dir():
+        raise CommandError(f"there is no directory {data_dir}")
+    token = os.environ.pop(TOKEN_VARIABLE, "") or new_token()
+    if len(token) < TOKEN_MIN_CHARS:
+        raise CommandError(f"{TOKEN_VARIABLE} must have at least {TOKEN_MIN_CHARS} characters")
+    listening = bound_socket(address, or_any_port=address == DEFAULT_ADDRESS)
+    with listening:
+        port = listening.getsockname()[1]
+        log.info("page: %s", link_of(listening, "" if is_again else token))
+        app = PageApp(data_dir).guarded(token, port, hosts)
+        serve(app, listening, exit_with_stdin=exit_with_stdin)
+    return 0

@@ -1,0 +1,54 @@
+"""Arguments: the commands `page` and `report` on the command line.
+
+In: the parser of all commands.
+Out: the two, each of which imports what it needs when it is called.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from telemetry.errors import CommandError
+
+
+def add_page(commands: Any) -> None:
+    """Add the command `page`."""
+    parser = commands.add_parser(
+        "page", help="the runs of a data directory in a browser", allow_abbrev=False
+    )
+    parser.add_argument("data_dir", type=Path, metavar="DATA_DIR")
+    parser.add_argument(
+        "--page", default="127.0.0.1:9465", metavar="HOST:PORT",
+        help="address to serve at (default: 127.0.0.1:9465, or a free port if that is taken)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--page-host", default="", metavar="NAMES",
+        help="names besides localhost by which browsers reach the page, with commas",
+    )  # fmt: skip
+    parser.add_argument("--exit-with-stdin", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--again", action="store_true", help=argparse.SUPPRESS)
+    parser.set_defaults(act=_page)
+
+
+def _page(args: argparse.Namespace) -> int:
+    from telemetry.setting_values import check_address
+
+    check_address("--page", args.page)
+    _check_installed()
+    from telemetry.page.page_command import page
+
+    hosts = tuple(name.strip() for name in args.page_host.split(",") if name.strip())
+    return page(
+        args.data_dir, args.page, hosts, exit_with_stdin=args.exit_with_stdin, is_again=args.again
+    )
+
+
+def _check_installed() -> None:
+    from telemetry.supervise.page_process import missing_libraries
+
+    if missing := missing_libraries():
+        raise CommandError(
+            f"the page needs {', '.join(missing)}: pip install 'training-telemetry[page]'"
+        )
