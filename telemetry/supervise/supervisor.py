@@ -21,7 +21,7 @@ from shared.clock import Clock
 from shared.programs import module_command
 from telemetry.run_dir import CursorState, RunDir, RunState, sink_is_done
 from telemetry.sinks.surroundings import sink_defaults
-from telemetry.supervise.run_list import RunList
+from telemetry.supervise.due_runs import DueRuns
 from telemetry.supervise.sink_process import SinkProcess
 from telemetry.watch.facts import SinkStatus
 
@@ -62,7 +62,7 @@ class Supervisor:
     ) -> None:
         """Look at the runs below runs_dir from `start` on; open_runs names those of ingest."""
         self._runs_dir = runs_dir
-        self._runs = RunList(runs_dir, open_runs)
+        self._runs = DueRuns(runs_dir, open_runs)
         self._sinks = sinks
         self._clock = clock
         self._max_processes = max_processes

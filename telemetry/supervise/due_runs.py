@@ -1,4 +1,4 @@
-"""Run list: the runs of a data directory that the supervisor has to look at now.
+"""Due runs: the runs of a data directory that the supervisor has to look at now.
 
 In: the directory of the runs, and which of them are open.
 Out: names of runs; typed contents of their files, parsed again only when they change.
@@ -26,7 +26,7 @@ may have one time."""
 _T = TypeVar("_T", bound=msgspec.Struct)
 
 
-class RunList:
+class DueRuns:
     """The runs below one directory, parted into those that may have work and the settled."""
 
     def __init__(self, runs_dir: Path, open_runs: Callable[[], Iterable[str]] = lambda: ()) -> None:

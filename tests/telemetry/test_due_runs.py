@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from telemetry.run_dir import RunState
-from telemetry.supervise.run_list import RELISTED_EACH, SETTLED_EACH_TIME, RunList
+from telemetry.supervise.due_runs import RELISTED_EACH, SETTLED_EACH_TIME, DueRuns
 
 
 def name_of(number: int) -> str:
     return f"20260101-000000-{number:08x}"
 
 
-def settle(runs: RunList, names: list[str]) -> None:
+def settle(runs: DueRuns, names: list[str]) -> None:
     for name in names:
         runs.settle(name)
 
@@ -29,7 +29,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def test_settled_runs_are_looked_at_in_turn_a_few_each_time(place):
-    runs = RunList(place)
+    runs = DueRuns(place)
     first = runs.due()
     settle(runs, first)
     seen: list[str] = []
@@ -42,13 +42,13 @@ def test_settled_runs_are_looked_at_in_turn_a_few_each_time(place):
 
 
 def test_all_are_looked_at_where_that_is_asked(place):
-    runs = RunList(place)
+    runs = DueRuns(place)
     settle(runs, runs.due())
     assert runs.due(everything=True) == sorted(map(name_of, range(100)))
 
 
 def test_a_run_with_work_is_looked_at_each_time(place):
-    runs = RunList(place)
+    runs = DueRuns(place)
     settle(runs, runs.due()[1:])
     for _ in range(30):
         due = runs.due()
@@ -59,7 +59,7 @@ def test_a_run_with_work_is_looked_at_each_time(place):
 def test_a_run_that_is_open_again_is_looked_at_until_the_time_after_it_is_closed(place):
     """What is written last, before it is closed, is read then."""
     is_open = [name_of(99)]
-    runs = RunList(place, lambda: is_open)
+    runs = DueRuns(place, lambda: is_open)
     settle(runs, runs.due())
     settle(runs, runs.due())
     assert name_of(99) in runs.due()
@@ -72,7 +72,7 @@ def test_a_run_that_is_open_again_is_looked_at_until_the_time_after_it_is_closed
 
 
 def test_new_runs_are_found_and_removed_ones_forgotten(place):
-    runs = RunList(place)
+    runs = DueRuns(place)
     settle(runs, runs.due())
     (place / name_of(0)).rmdir()
     (place / name_of(1)).rmdir()
@@ -84,7 +84,7 @@ def test_new_runs_are_found_and_removed_ones_forgotten(place):
 
 def test_a_run_is_found_whose_directory_came_within_one_tick_of_the_clock(place):
     """The time of the parent is then as it was."""
-    runs = RunList(place)
+    runs = DueRuns(place)
     settle(runs, runs.due())
     before = place.stat().st_mtime_ns
     (place / name_of(100)).mkdir()
@@ -94,7 +94,7 @@ def test_a_run_is_found_whose_directory_came_within_one_tick_of_the_clock(place)
 
 
 def test_a_directory_that_is_not_there_has_no_runs(tmp_path):
-    runs = RunList(tmp_path / "runs")
+    runs = DueRuns(tmp_path / "runs")
     assert runs.due() == []
     (tmp_path / "runs" / name_of(1)).mkdir(parents=True)
     assert runs.due() == [name_of(1)]
@@ -102,7 +102,7 @@ def test_a_directory_that_is_not_there_has_no_runs(tmp_path):
 
 def test_a_file_is_read_again_when_it_was_replaced(place):
     """Also by one of the same time, as two writes within a tick of the clock make."""
-    runs = RunList(place)
+    runs = DueRuns(place)
     path = place / name_of(1) / "run.json"
     assert runs.read(name_of(1), path, RunState) is None
     for state in ("running", "ended"):
