@@ -353,6 +353,23 @@ def test_what_is_no_event_file_of_this_sink_is_never_cut(tmp_path: Path, place: 
     assert path.read_text() == "precious"
 
 
+def test_every_file_begins_with_the_version_that_tensorboard_asks_for(tmp_path: Path) -> None:
+    """Once each. What else lies beside the directories is left alone."""
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "notes.txt").write_text("mine")
+    files = EventFiles(tmp_path / "tensorboard", Starts(tmp_path))
+    files.recover(0, {})
+    for directory in ("rank0", "rank1", "rank0"):
+        files.append(directory, 0, 0, b"event")
+    files.sync()
+
+    found = [path.read_bytes() for path in (tmp_path / "tensorboard").glob("*/*.telemetry")]
+
+    assert [data.count(b"brain.Event:2") for data in found] == [1, 1]
+    assert all(data.index(b"brain.Event:2") < data.index(b"event") for data in found)
+    assert (tmp_path / "tensorboard" / "notes.txt").read_text() == "mine"
+
+
 def test_a_long_run_keeps_its_last_steps_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
