@@ -4,6 +4,7 @@ async function showRun(root, run) {
   const { element, number, count, duration, moment } = tools;
   const POLL_MS = 3000, GRID_REST_S = 15, OTHERS_OPEN = 24;
   let overview = await source.overview(run);
+  window.telemetryBoard?.close();
   const board = new Board(root, ["step", "time", "hours"]);
   root.replaceChildren();
   const head = element("div"), bar = element("div"), body = element("div");
@@ -19,7 +20,7 @@ async function showRun(root, run) {
     board.add(parent, title, async (view, box) => {
       const lines = linesOf(entries);
       const found = await source.series(run, entries, board.ask(overview.first_s));
-      await chart.drawLines(box, lines, found, view, overview);
+      await chart.drawLines(box, lines, found, view, overview, isLoss);
       return thinnedText(found);
     }, { wide: isLoss, tall: isLoss, words: entries.map((entry) => entry.name).join(" ") });
   }
