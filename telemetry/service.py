@@ -200,8 +200,9 @@ class Service(Closing):
         # 2. The socket, after the thread that owns it.
         self._reading.close()
         self._gateway.close()
-        # 3. The journals; then the lock on the data directory, so that the next sidecar
-        #    finds no file of it in use.
+        # 3. The processes of trainers, and the journals; then the lock on the data directory,
+        #    so that the next sidecar finds no file of it in use.
+        self._ingest.close()
         self._runs.close()
         self._data_dir.close()
 

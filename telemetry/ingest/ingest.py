@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from shared.clock import Clock
-from shared.events import DecodeError
+from shared.events import DecodeError, RunStarted
 from shared.wire import WHOLE_STREAM, Ack, Data, Fin, FinAck, Hello, Message, Nack, Welcome
 from telemetry.ingest.admission import admit
 from telemetry.ingest.appending import Appender
@@ -134,6 +134,10 @@ class Ingest(Handler):
         """Notice streams that have gone silent, and end the runs that are over. Once a second."""
         self._lifecycle.tick()
 
+    def close(self) -> None:
+        """Let go of the processes of trainers. May be called twice."""
+        self._lifecycle.close()
+
     def declare_abandoned(self, exit_code: int | None = None) -> None:
         """End every run whose producers have not finished it: they are known to be gone.
 
@@ -230,6 +234,8 @@ class Ingest(Handler):
             admitted = admitted.without(base_seq - data.base_seq)
         # 5. Append the rest, and name the events that were refused.
         self._appender.append(stream, base_seq, admitted)
+        if any(isinstance(event, RunStarted) for event in admitted.events):
+            self._lifecycle.note_starts()
         self._news[stream.key] = None
         self.counts["events_total"] += len(admitted.events)
         return self._appender.refuse_events(stream, base_seq, admitted)

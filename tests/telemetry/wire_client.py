@@ -116,6 +116,7 @@ class Station:
         """The end of the process: what was not synced is gone."""
         for run in self.runs:
             run.close()
+        self.ingest.close()
 
     def restarted(self) -> Station:
         self.killed()
