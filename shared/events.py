@@ -37,7 +37,7 @@ LEFT_OUT_MAX: Final = 64
 """Number of names at most in left_out; left_out_count counts all parts left out."""
 
 TRAIN, VAL, QUANT, HARDWARE, CUSTOM = KINDS = ("train", "val", "quant", "hardware", "custom")
-FINISHED, FAILED, PREEMPTED, LOST = STATUSES = ("finished", "failed", "preempted", "lost")
+FINISHED, FAILED, PREEMPTED, LOST = ("finished", "failed", "preempted", "lost")
 SEVERITIES: Final = ("info", "warning", "error", "critical")
 
 
@@ -187,7 +187,10 @@ class Gap(Event, frozen=True, kw_only=True):
 
 
 class RunFinished(PartialEvent, frozen=True, kw_only=True):
-    """Record that a producer has finished its run; status is one of STATUSES."""
+    """Record that a producer has finished its run.
+
+    status: finished, failed, preempted or lost.
+    """
 
     TAG: ClassVar[str] = "run_finished"
 

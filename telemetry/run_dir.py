@@ -11,6 +11,7 @@
         <sink>.skipped           rows that the sink leaves out: sinks/skips.py
         <sink>.slot              the row that the sink is at: sinks/slot.py
       tensorboard/  wandb/  parquet/   the files of those sinks
+      columns/                   kept for pages and queries, may be deleted: views/column_store.py
 
 A replay writes into another directory, with the same places for cursors and the files of
 sinks. Both kinds of files may have been edited or damaged: one with a value of a wrong type
@@ -67,6 +68,10 @@ class RunDir:
     @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
+
+    @property
+    def columns(self) -> Path:
+        return self.path / "columns"
 
     @property
     def wandb(self) -> Path:

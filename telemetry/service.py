@@ -112,6 +112,7 @@ class Service(Closing):
             max_processes=config.max_sink_processes,
             sink_timeout_s=config.sink_timeout_s,
             command=partial(sink_command, per_core=config.per_core),
+            open_runs=self._runs.open_ids,
         )
         # `telemetry run` makes its command spool into the data directory, also where another
         # process started the sidecar.

@@ -86,7 +86,6 @@ class FakeSidecar(Closing):
         self.is_syncing = True
         self.refused: set[str] = set()
         self.rejected_seqs: set[int] = set()
-        self.frames_received = 0
         self.frames_repeated = 0
         self.malformed: list[str] = []
         self.peers: set[bytes] = set()
@@ -173,7 +172,6 @@ class FakeSidecar(Closing):
 
     def _on_data(self, key: Key, data: Data) -> list[Message]:
         events = split_events(data.events)
-        self.frames_received += 1
         known = self._next_seq(key) - data.base_seq
         if known < 0:
             return [Welcome(data.stream, self._next_seq(key), CREDIT_BYTES)]

@@ -19,10 +19,11 @@ from shared.events import Gap, MetricsLogged, RunFinished, RunStarted
 from telemetry.commands.inspect import read_contents
 from telemetry.journal.rows import Row
 from telemetry.json_files import read_json
-from telemetry.sinks.wandb.wandb_file import exit_code, history_rows
+from telemetry.sinks.wandb.wandb_file import exit_code
 from tests.recorded import rows_of
 from tests.telemetry.sidecar_process import clean_env
 from tests.telemetry.waiting import wait_until
+from tests.wandb_contents import history_rows
 
 STEPS = 24
 TRAINER = (

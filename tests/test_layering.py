@@ -97,11 +97,11 @@ LAYERS = {
         telemetry.checks telemetry.journal telemetry.sinks telemetry.sinks.wandb
         telemetry.config telemetry.datadir telemetry.errors telemetry.exits
         telemetry.json_files telemetry.logs telemetry.output telemetry.recorded
-        telemetry.run_dir telemetry.summary
+        telemetry.run_dir telemetry.summary telemetry.supervise telemetry.views
     """,
     "telemetry.views": """
-        shared telemetry.journal telemetry.errors telemetry.recorded telemetry.run_dir
-        telemetry.sessions
+        shared telemetry.journal telemetry.datadir telemetry.errors telemetry.recorded
+        telemetry.run_dir telemetry.sessions
     """,
     "telemetry.monitor": """
         shared telemetry.commands telemetry.journal telemetry.views telemetry.config

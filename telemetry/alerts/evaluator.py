@@ -47,9 +47,7 @@ class Evaluator:
                 watch = self._training.get(fed.run_id)
                 if watch is None or watch.session != fed.session:
                     watch = self._training[fed.run_id] = TrainingWatch(fed.session)
-                trained = sum(event.kind == "train" for event in metrics)
-                for event in metrics:
-                    watch.see(event, now_ns, is_alone=trained == 1)
+                watch.see(metrics, now_ns)
 
     def verdicts(self, situation: Situation, latest: Latest, now_ns: int) -> Iterator[Verdict]:
         """Yield what each rule says now, where it has evidence."""

@@ -16,15 +16,16 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
 
-from shared.events import MetricsLogged
+from shared.events import MetricsLogged, Scalar
 from shared.text import clean
 from telemetry.alerts.rules import Rule, Rules
 from telemetry.alerts.verdicts import SUBJECTS_MAX, Key, Verdict
+from telemetry.watch.latest import is_own
 
 SKIPPED: Final = 3
 """First steps, which compile and warm up."""
@@ -60,19 +61,25 @@ class TrainingWatch:
     _codes: dict[str, dict[str, float]] = field(default_factory=dict)
     """Shares of ternary codes, by layer."""
 
-    def see(self, event: MetricsLogged, now_ns: int, *, is_alone: bool) -> None:
-        """Take in one row. is_alone: no other row came with it, so its time is a step's time."""
-        values = event.values
-        if all(name.startswith("telemetry/") for name in values):
+    def see(self, metrics: Sequence[MetricsLogged], now_ns: int) -> None:
+        """Take in the rows of one frame."""
+        rows = [event for event in metrics if not is_own(event.values)]
+        if not rows:
             return
         if self.at_ns:
             self.longest_gap_ns = max(self.longest_gap_ns, now_ns - self.at_ns)
         self.at_ns = now_ns
-        self._see_step(event, now_ns, is_alone=is_alone)
-        for name in LOSS_NAMES:
-            if (loss := _number(values.get(name))) is not None:
-                self._see_loss(name, loss)
-        for name, value in values.items():
+        # A row that came alone came when it was logged: its time is a step's time.
+        is_alone = sum(event.kind == "train" for event in metrics) == 1
+        newest: dict[str, Scalar] = {}
+        for event in rows:
+            self._see_step(event, now_ns, is_alone=is_alone)
+            values = event.values
+            for name in LOSS_NAMES:
+                if name in values and (loss := _number(values[name])) is not None:
+                    self._see_loss(name, loss)
+            newest.update(values)
+        for name, value in newest.items():
             if name.startswith("quant/") and name.endswith("_ratio"):
                 self._see_codes(name, value)
 

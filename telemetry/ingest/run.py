@@ -24,7 +24,7 @@ from telemetry.json_files import write_json
 from telemetry.run_dir import ENDED, RUNNING, Process, RunDir, RunFile
 from telemetry.run_info import RunInfo, lifecycle_events
 from telemetry.watch.facts import RunFacts
-from telemetry.watch.feed import Fed, Feed
+from telemetry.watch.feed import Feed
 
 log = logging.getLogger("telemetry.ingest.runs")
 
@@ -168,7 +168,7 @@ class Run:
                 self._learn(session, source, event, is_late=is_late)
         if not is_late:
             self._told.goes_on(session, source)
-            self._hand_on(session, source, events, len(payload))
+            self._hand_on(stream, payload, events)
         if self.is_ended:
             self.reopen()
 
@@ -177,10 +177,11 @@ class Run:
         own = self._stream_id(self._session, SIDECAR)
         seq = self.writer.appended_seq(own) + 1
         packed = encode_event(event, self._clock.wall_ns(), self._clock.monotonic_ns())
-        self.writer.append(own, seq, 1, join_events([packed]))
+        payload = join_events([packed])
+        self.writer.append(own, seq, 1, payload)
         self._unsynced.add(self.run_id)
         self._learn(self._session, SIDECAR, event)
-        self._hand_on(self._session, SIDECAR, [event], len(packed))
+        self._hand_on(own, payload, [event])
 
     @property
     def processes(self) -> dict[str, Process]:
@@ -239,9 +240,9 @@ class Run:
     def close(self) -> None:
         self.writer.close()
 
-    def _hand_on(self, session: str, source: str, events: list[Event | None], size: int) -> None:
+    def _hand_on(self, stream: StreamId, payload: bytes, events: list[Event | None]) -> None:
         if self._feed is not None:
-            self._feed.put(Fed(self.run_id, session, source, events, size))
+            self._feed.put(stream, payload, events)
 
     def _stream_id(self, session: str, source: str) -> StreamId:
         """Return the id under which a stream stands in this run's journal.

@@ -62,6 +62,8 @@ def run_lines(run: RunLine, room: Room, height: int = 12) -> list[Line]:
     lines: list[Line] = [facts, [Piece(f"  sinks: {cells['sinks']}", DIM)]]
     if run.gap_events:
         lines.append([Piece(f"  {run.gap_events:,} events are missing", WARN)])
+    if run.damaged_parts:
+        lines.append([Piece(f"  damaged parts of its journal: {run.damaged_parts:,}", WARN)])
     if run.curve and height > 3:
         drawn = curve([run.curve, run.val_curve], room.width, height, is_ascii=room.is_ascii)
         lines += [[Piece(text, GOOD)] for text in drawn]

@@ -41,8 +41,9 @@ class RunLine:
     seconds_left: float | None = None
     steps_per_second: float | None = None
     started_s: float = 0.0
-    last_s: float = 0.0
     gap_events: int = 0
+    damaged_parts: int = 0
+    """Parts of the journal that can't be read."""
     sinks: tuple[SinkLag, ...] = ()
     curve: Sequence[Sample] = ()
     is_thinned: bool = False

@@ -79,6 +79,7 @@ def json_value(snapshot: Snapshot) -> dict[str, Any]:
                 "steps_per_second": _plain(run.steps_per_second),
                 "seconds_left": _plain(run.seconds_left),
                 "missing_events": run.gap_events,
+                "damaged_parts": run.damaged_parts,
                 "sinks": {
                     sink.name: {"rows_behind": sink.rows, "is_done": sink.is_done}
                     for sink in run.sinks

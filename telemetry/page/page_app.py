@@ -4,6 +4,10 @@
     /runs/RUN_ID                    one run
     /compare?run=A&run=B            two to twenty runs, side by side
     /api/runs                       the list, as JSON
+    /api/runs/RUN_ID                all of a run but its series: run_data.overview
+    /api/runs/RUN_ID/series         ?x=step|time&from=&to=&points=&s=SOURCE&n=NAME…
+    /api/runs/RUN_ID/layers         ?metric=: a heat map by layer
+    /api/runs/RUN_ID/histogram      ?name=: a heat map of a histogram
     /static/NAME                    scripts and the style sheet, with Plotly's among them
 
 In: GET requests that `access` has let in.
@@ -17,6 +21,7 @@ import functools
 import gzip
 import hashlib
 import logging
+import math
 from collections.abc import Awaitable, Callable, Collection
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,23 +32,35 @@ import plotly
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from shared.ids import RUN_ID
+from shared.text import clean
+from telemetry.datadir import is_held
 from telemetry.monitor.figures import MISSING, count_text, duration_text, number_text
 from telemetry.page.access import Access
+from telemetry.page.grids import histogram_grid, layer_grid
+from telemetry.page.open_runs import OpenRuns
+from telemetry.page.problems import BadQuery, NotFound, StillReading
+from telemetry.page.run_data import View, overview, series_of
 from telemetry.page.run_list import RunLine, RunList
 
 log = logging.getLogger("telemetry.page")
 
 ASSETS: Final = Path(__file__).parent / "assets"
-SCRIPTS: Final = ("nonce.js", "plotly.min.js", "tools.js", "source.js", "list.js")
+SCRIPTS: Final = (
+    "nonce.js", "plotly.min.js", "tools.js", "source.js", "list.js", "chart.js", "board.js",
+    "plan.js", "run.js", "compare.js", "start.js",
+)  # fmt: skip
 """Scripts of the page, in the order in which they are loaded."""
 STYLE: Final = "page.css"
 TYPES: Final = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+COMPARED_MAX: Final = 20
+SERIES_MAX: Final = 64
 LONG_CACHE: Final = "private, max-age=86400"
 
 
@@ -53,6 +70,7 @@ class PageApp:
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
         self._list = RunList(data_dir)
+        self._open = OpenRuns(data_dir)
         self.templates = templates()
 
     def guarded(self, token: str, port: int, hosts: Collection[str]) -> ASGIApp:
@@ -60,6 +78,12 @@ class PageApp:
         routes = [
             Route("/", self._answering(self._list_page)),
             Route("/api/runs", self._answering(self._api_runs)),
+            Route("/runs/{run_id}", self._answering(self._run_page)),
+            Route("/compare", self._answering(self._compare_page)),
+            Route("/api/runs/{run_id}", self._answering(self._api_overview)),
+            Route("/api/runs/{run_id}/series", self._answering(self._api_series)),
+            Route("/api/runs/{run_id}/layers", self._answering(self._api_layers)),
+            Route("/api/runs/{run_id}/histogram", self._answering(self._api_histogram)),
             Route("/static/{name}", self._answering(self._static)),
         ]
         return Access(Starlette(routes=routes), token, port, hosts)
@@ -74,6 +98,10 @@ class PageApp:
                 return await run_in_threadpool(answer, request)
             except NotFound as exc:
                 return self._problem(request, 404, str(exc))
+            except BadQuery as exc:
+                return self._problem(request, 400, str(exc))
+            except StillReading as exc:
+                return json_answer({"reading": str(exc)}, 202)
             except Exception:
                 log.exception("no answer to %s", request.url.path)
                 return self._problem(request, 500, "the page failed; its log says why")
@@ -102,6 +130,50 @@ class PageApp:
         lines, is_complete = self._list.lines()
         return json_answer({"runs": [_line_json(line) for line in lines], "complete": is_complete})
 
+    def _run_page(self, request: Request) -> Response:
+        run_id = checked_run_id(request.path_params["run_id"])
+        line = self._list.line(run_id)
+        if line is None:
+            raise NotFound(f"there is no run {run_id} in {self._data_dir}")
+        latest = self._list.latest(run_id)
+        values: dict[str, Any] = {"line": line, "latest": latest}
+        values |= {"run_ids": [run_id], "view": "run"}
+        return self._html(request, "run.html", title=line.name, **values)
+
+    def _compare_page(self, request: Request) -> Response:
+        run_ids = [checked_run_id(words) for words in request.query_params.getlist("run")]
+        run_ids = list(dict.fromkeys(run_ids))
+        if not 2 <= len(run_ids) <= COMPARED_MAX:
+            raise BadQuery(f"two to {COMPARED_MAX} runs can be compared, not {len(run_ids)}")
+        lines = [line for run_id in run_ids if (line := self._list.line(run_id))]
+        values: dict[str, Any] = {"lines": lines, "run_ids": run_ids, "view": "compare"}
+        return self._html(request, "compare.html", title="Comparison", **values)
+
+    def _api_overview(self, request: Request) -> Response:
+        with self._open.columns(checked_run_id(request.path_params["run_id"])) as columns:
+            return json_answer(overview(columns, is_served=is_held(self._data_dir)))
+
+    def _api_series(self, request: Request) -> Response:
+        query = request.query_params
+        sources, names = query.getlist("s"), query.getlist("n")
+        if len(sources) != len(names) or len(names) > SERIES_MAX:
+            raise BadQuery(f"as many s= as n= are wanted, at most {SERIES_MAX}")
+        view = View(
+            axis=query.get("x", "step"), low=_number(query, "from"), high=_number(query, "to"),
+            points=int(_number(query, "points") or 1000),
+        )  # fmt: skip
+        with self._open.columns(checked_run_id(request.path_params["run_id"])) as columns:
+            found = series_of(columns, list(zip(sources, names, strict=True)), view)
+            return json_answer({"rows": columns.rows, "series": found})
+
+    def _api_layers(self, request: Request) -> Response:
+        with self._open.columns(checked_run_id(request.path_params["run_id"])) as columns:
+            return json_answer(layer_grid(columns, request.query_params.get("metric", "")))
+
+    def _api_histogram(self, request: Request) -> Response:
+        with self._open.columns(checked_run_id(request.path_params["run_id"])) as columns:
+            return json_answer(histogram_grid(columns, request.query_params.get("name", "")))
+
     def _static(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name not in (*SCRIPTS, STYLE):
@@ -112,10 +184,6 @@ class PageApp:
             headers |= {"Content-Encoding": "gzip"}
             return Response(_packed_plotly(), headers=headers, media_type=media_type)
         return Response(static_file(name), headers=headers, media_type=media_type)
-
-
-class NotFound(Exception):
-    """Error: an address without anything behind it; the message is for a person."""
 
 
 PLOTLY: Final = "plotly.min.js"
@@ -165,6 +233,18 @@ def moment_text(seconds: float | None) -> str:
 def json_answer(value: Any, status: int = 200) -> Response:
     """Return a JSON answer; NaN and infinities become null, which JSON has instead."""
     return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+def _number(query: QueryParams, name: str) -> float | None:
+    """Return a number of a query, None where it is not said."""
+    words = query.get(name, "")
+    try:
+        number = float(words) if words else None
+    except ValueError as exc:
+        raise BadQuery(f"{name}={clean(words, 40)!r} must be a number") from exc
+    if number is not None and not math.isfinite(number):
+        raise BadQuery(f"{name} must be a finite number")
+    return number
 
 
 def _line_json(line: RunLine) -> dict[str, Any]:

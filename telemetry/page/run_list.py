@@ -23,7 +23,7 @@ from shared.ids import host_run_id
 from shared.text import clean
 from telemetry.datadir import is_held
 from telemetry.journal.layout import read_mark
-from telemetry.monitor.figures import loss_name
+from telemetry.monitor.figures import loss_name, number_text
 from telemetry.run_dir import RunDir, RunFile, read, runs_of
 from telemetry.views.follow import as_number, opened
 
@@ -31,6 +31,7 @@ RUNS_MAX: Final = 1000
 SECONDS_MAX: Final = 1.0
 SILENT_S: Final = 120.0
 """A run at work without an event for so long is shown as silent."""
+LATEST_MAX: Final = 2000
 TAG_MAX_CHARS: Final = 60
 TAGS_MAX: Final = 20
 NAME_MAX_CHARS: Final = 200
@@ -99,6 +100,26 @@ class RunList:
                 is_complete = is_complete and is_read
         lines.sort(key=lambda line: (line.is_host, -(line.started_s or 0)))
         return lines, is_complete
+
+    def line(self, run_id: str) -> RunLine | None:
+        """Return the line of one run, None where there is no such run."""
+        path = runs_of(self._data_dir) / run_id
+        if not path.is_dir():
+            return None
+        with self._lock:
+            return self._line(path, is_served=is_held(self._data_dir), may_read=True)[0]
+
+    def latest(self, run_id: str) -> dict[str, str]:
+        """Return the last values of a run by name, cleaned, as read by the last `line`."""
+        with self._lock:
+            last = self._lasts.get(run_id)
+        values = sorted(last.values.items())[:LATEST_MAX] if last else []
+        return {
+            text(name, NAME_MAX_CHARS): number_text(value)
+            if isinstance(value, int | float) and not isinstance(value, bool)
+            else text(value, NAME_MAX_CHARS)
+            for name, value in values
+        }
 
     def _line(self, path: Path, *, is_served: bool, may_read: bool) -> tuple[RunLine, bool]:
         place = RunDir(path)

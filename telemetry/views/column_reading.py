@@ -8,7 +8,6 @@ files do, whatever its mark says.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,9 +21,12 @@ from telemetry.run_dir import RunDir
 from telemetry.views.column_builder import ColumnBuilder
 from telemetry.views.column_chunk import Chunk, merged
 from telemetry.views.column_state import State
+from telemetry.views.column_store import ColumnStore, read_kept
 
 CHUNK_ROWS: Final = 1 << 16
 """Rows of a whole chunk, at least."""
+REST_ROWS_MIN: Final = 1 << 12
+"""Rows that are kept at the end of a run, at least: fewer are read as fast from the journal."""
 SMALL_CHUNKS_MAX: Final = 8
 """Chunks of fewer rows, as the updates of a live run give them, before they are made one."""
 
@@ -34,11 +36,11 @@ _Extent = tuple[Mark | None, int, int]
 class ColumnReading(Closing):
     """The chunks of one run, and the place in its journal where they end. Not thread-safe."""
 
-    def __init__(self, run_dir: Path, kept: Sequence[Chunk] = ()) -> None:
-        """Begin behind the chunks that are kept already."""
-        self._journal = RunDir(run_dir).journal
+    def __init__(self, run_dir: Path, store: ColumnStore | None = None) -> None:
+        """Begin behind the chunks that are kept already. store: keeps further ones."""
+        self._journal, self._store = RunDir(run_dir).journal, store
         self._reader: JournalReader | None = None
-        self._begin(list(kept))
+        self._begin(read_kept(run_dir))
 
     def _begin(self, kept: list[Chunk]) -> None:
         self.chunks = kept
@@ -58,9 +60,18 @@ class ColumnReading(Closing):
         return self._builder.next_row
 
     def forget_kept(self) -> None:
-        """Forget all chunks; the journal is read again from its first row."""
+        """Forget all chunks, some of which are damaged; the journal is read from its first row."""
         self.close()
+        if self._store is not None:
+            self._store.discard()
         self._begin([])
+
+    def keep_rest(self) -> None:
+        """Keep the rows behind the last whole chunk too, of a run that has ended."""
+        rest = self.chunks[self.kept :]
+        if self._store is not None and sum(chunk.rows for chunk in rest) >= REST_ROWS_MIN:
+            self.chunks[self.kept :] = [merged(rest)]
+            self._keep_next()
 
     def read_on(self) -> bool:
         """Read all that is on disk; return True if there was anything new.
@@ -115,12 +126,29 @@ class ColumnReading(Closing):
         return True
 
     def _add(self, chunk: Chunk) -> None:
+        """Add a chunk; make one of small ones, and keep what is whole."""
         self.chunks.append(chunk)
         small = self.chunks[self.kept :]
         while small and small[0].rows >= CHUNK_ROWS:
             small.pop(0)
-        if len(small) > SMALL_CHUNKS_MAX:
+        is_whole = sum(each.rows for each in small) >= CHUNK_ROWS
+        if len(small) > 1 and (is_whole or len(small) > SMALL_CHUNKS_MAX):
             self.chunks[-len(small) :] = [merged(small)]
+        while len(self.chunks) > self.kept and self.chunks[self.kept].rows >= CHUNK_ROWS:
+            if not self._keep_next():
+                break
+
+    def _keep_next(self) -> bool:
+        """Replace the first chunk in memory by a file; return False if it is not kept."""
+        # A file covers all rows up to its end: what could not be read now may be readable later.
+        if self._store is None or self.is_damaged:
+            return False
+        kept = self._store.keep(self.chunks[self.kept])
+        if kept is None:
+            return False
+        self.chunks[self.kept] = kept
+        self.kept += 1
+        return True
 
 
 def _extent(journal: Path) -> _Extent:

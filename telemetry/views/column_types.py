@@ -7,12 +7,16 @@ Never: reads a file.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import re
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from telemetry.views.column_chunk import Floats, Ints
+from telemetry.views.column_state import StreamState
+
+_NUMBERS: Final = re.compile(r"(\d+)")
 
 
 class Series(NamedTuple):
@@ -83,3 +87,32 @@ class Rows(NamedTuple):
     wall_s: Floats
     session: NDArray[np.int32]
     superseded: NDArray[np.bool_]
+
+
+def span_of(state: StreamState, *, is_superseded: bool) -> SessionSpan:
+    """Return a session as it is handed out."""
+    return SessionSpan(
+        source=state.source,
+        session=state.session,
+        first_wall_s=(state.first_wall_ns or 0) / 1e9,
+        last_wall_s=state.last_wall_ns / 1e9,
+        first_step=state.first_step,
+        last_step=state.last_step,
+        started_wall_s=_seconds(state.started_wall_ns),
+        resumed_from_step=state.resumed_from_step,
+        status=state.status,
+        exit_code=state.exit_code,
+        finished_wall_s=_seconds(state.finished_wall_ns),
+        host=state.host,
+        is_late=state.is_late,
+        is_superseded=is_superseded,
+    )
+
+
+def _seconds(wall_ns: int | None) -> float | None:
+    return None if wall_ns is None else wall_ns / 1e9
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Return a key by which layers.2 comes before layers.10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in _NUMBERS.split(name)]

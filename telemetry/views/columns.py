@@ -5,6 +5,7 @@ Out: `RunColumns`: series of values by name, histograms, marks and sessions.
 Never: reads further than what is on disk, or takes a mark beyond the end of a copy for damage.
 
     read_columns(run_dir)   kept columns where they are valid, else the journal; never writes
+    keep_columns(run_dir)   the same, and keeps columns for the next reader
     RunColumns.update()     takes in what was recorded since
 
 Needs numpy, so a program that does without columns does not import this module.
@@ -26,18 +27,26 @@ from telemetry.run_dir import RunDir, RunFile
 from telemetry.views.column_chunk import NO_STEP, Chunk, ChunkDamaged
 from telemetry.views.column_marks import Mark, marks_of
 from telemetry.views.column_reading import ColumnReading
-from telemetry.views.column_state import StreamState, TextChange
-from telemetry.views.column_types import Histogram, LayerGrid, Rows, Series, SessionSpan
+from telemetry.views.column_state import TextChange
+from telemetry.views.column_store import MIN_FREE_BYTES, ColumnStore
+from telemetry.views.column_types import (
+    Histogram,
+    LayerGrid,
+    Rows,
+    Series,
+    SessionSpan,
+    natural,
+    span_of,
+)
 from telemetry.views.restarts import NEVER, superseded_from
 
 __all__ = [
     "Histogram", "LayerGrid", "Mark", "Rows", "RunColumns", "Series", "SessionSpan",
-    "read_columns",
+    "keep_columns", "read_columns",
 ]  # fmt: skip
 
 _T = TypeVar("_T")
 _LAYER: Final = re.compile(r"([^/]+)/(layers\.\d+(?:\.[^/]+)?)/(.+)")
-_NUMBERS: Final = re.compile(r"(\d+)")
 
 
 def read_columns(run_dir: Path) -> RunColumns:
@@ -49,11 +58,22 @@ def read_columns(run_dir: Path) -> RunColumns:
     return RunColumns(run_dir)
 
 
+def keep_columns(run_dir: Path, min_free_bytes: int = MIN_FREE_BYTES) -> RunColumns:
+    """Read a run, and keep columns for the next reader where that is possible and worth it.
+
+    min_free_bytes: bytes of the disk that stay free.
+
+    Raises:
+        CommandError: it is not the directory of a recorded run.
+    """
+    return RunColumns(run_dir, ColumnStore(run_dir, min_free_bytes))
+
+
 class RunColumns(Closing):
     """A run as columns, as of the last update. Not thread-safe."""
 
-    def __init__(self, run_dir: Path) -> None:
-        """Read the run.
+    def __init__(self, run_dir: Path, store: ColumnStore | None = None) -> None:
+        """Read the run. store: keeps columns for the next reader.
 
         Raises:
             CommandError: it is not the directory of a recorded run.
@@ -61,8 +81,9 @@ class RunColumns(Closing):
         self._run_dir = run_dir
         self._told_at = _changed_at(run_dir)
         self._recorded = open_recorded(run_dir)
-        self._reading = ColumnReading(run_dir)
+        self._reading = ColumnReading(run_dir, store)
         self._reading.read_on()
+        self._keep_rest()
 
     @property
     def run_id(self) -> str:
@@ -84,6 +105,7 @@ class RunColumns(Closing):
         told_at = _changed_at(self._run_dir)
         if has_grown or told_at != self._told_at:
             self._told_at, self._recorded = told_at, open_recorded(self._run_dir)
+            self._keep_rest()
             return True
         return False
 
@@ -95,13 +117,13 @@ class RunColumns(Closing):
         """Return the names that have numbers, of one source or of all, sorted for people."""
         keys = {key for chunk in self._chunks for key in chunk.head.series}
         found = {name for each, name in keys if source in (None, each)}
-        return sorted(found, key=_natural)
+        return sorted(found, key=natural)
 
     def sources(self, name: str | None = None) -> list[str]:
         """Return the sources that have numbers of this name, or any; rank 0 first."""
         keys = {key for chunk in self._chunks for key in chunk.head.series}
         found = {source for source, each in keys if name in (None, each)}
-        return sorted(found, key=lambda source: (not source.startswith("rank"), _natural(source)))
+        return sorted(found, key=lambda source: (not source.startswith("rank"), natural(source)))
 
     def series(self, name: str, source: str | None = None) -> Series:
         """Return the values of a name; source: by default the first that has it, rank 0 before all.
@@ -115,7 +137,7 @@ class RunColumns(Closing):
     def layer_metrics(self) -> list[str]:
         """Return the names of metrics that layers have, such as `quant/zero_ratio`."""
         found = {f"{m[1]}/{m[3]}" for name in self.names() if (m := _LAYER.fullmatch(name))}
-        return sorted(found, key=_natural)
+        return sorted(found, key=natural)
 
     def layers(self, metric: str, source: str | None = None) -> dict[str, Series]:
         """Return the series of one metric by layer, in the order of the layers."""
@@ -140,7 +162,7 @@ class RunColumns(Closing):
     def histogram_names(self) -> list[str]:
         """Return the names that have histograms."""
         keys = {key for chunk in self._chunks for key in chunk.head.histograms}
-        return sorted({name for _, name in keys}, key=_natural)
+        return sorted({name for _, name in keys}, key=natural)
 
     def histograms(self, name: str, source: str = MAIN_SOURCE) -> list[Histogram]:
         """Return the histograms of one name, in the order of the journal."""
@@ -171,7 +193,7 @@ class RunColumns(Closing):
         """All sessions of all sources, in the order in which they were first recorded."""
         state = self._reading.state
         return [
-            _span(each, is_superseded=bool(limit != NEVER))
+            span_of(each, is_superseded=bool(limit != NEVER))
             for each, limit in zip(state.streams, superseded_from(state), strict=True)
         ]
 
@@ -187,6 +209,10 @@ class RunColumns(Closing):
         return {name: count for name, count in found.items() if count}
 
     # --- from chunks
+
+    def _keep_rest(self) -> None:
+        if self.info.is_ended:
+            self._reading.keep_rest()
 
     @property
     def _chunks(self) -> list[Chunk]:
@@ -258,37 +284,9 @@ class RunColumns(Closing):
         return found
 
 
-def _span(state: StreamState, *, is_superseded: bool) -> SessionSpan:
-    return SessionSpan(
-        source=state.source,
-        session=state.session,
-        first_wall_s=(state.first_wall_ns or 0) / 1e9,
-        last_wall_s=state.last_wall_ns / 1e9,
-        first_step=state.first_step,
-        last_step=state.last_step,
-        started_wall_s=_seconds(state.started_wall_ns),
-        resumed_from_step=state.resumed_from_step,
-        status=state.status,
-        exit_code=state.exit_code,
-        finished_wall_s=_seconds(state.finished_wall_ns),
-        host=state.host,
-        is_late=state.is_late,
-        is_superseded=is_superseded,
-    )
-
-
 def _changed_at(run_dir: Path) -> int | None:
     """Return the time of the last change of run.json in ns; None where there is none."""
     try:
         return RunDir(run_dir).run_file.stat().st_mtime_ns
     except OSError:
         return None
-
-
-def _seconds(wall_ns: int | None) -> float | None:
-    return None if wall_ns is None else wall_ns / 1e9
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Return a key by which layers.2 comes before layers.10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in _NUMBERS.split(name)]

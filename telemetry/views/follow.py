@@ -110,8 +110,8 @@ class RunView:
         self.step: int | None = None
         self.last_wall_s = 0.0
         self.gap_events = 0
-        self.damaged = 0
-        self.undecodable = 0
+        self.damaged_parts = 0
+        """Damaged parts of the journal, and rows whose event can't be decoded."""
         self._alerts: dict[tuple[str, str, str], Alert] = {}
         self._sessions: dict[str, str] = {}
         self._steps: Window = Window(WINDOW_S)
@@ -137,7 +137,7 @@ class RunView:
             batch = self._reader.read()
             for row in batch.rows:
                 self._take(row)
-            self.damaged += len(batch.damage)
+            self.damaged_parts += len(batch.damage)
             if batch.is_end:
                 return True
         return False
@@ -164,7 +164,7 @@ class RunView:
         try:
             event = row.envelope.event()
         except DecodeError:
-            self.undecodable += 1
+            self.damaged_parts += 1
             return
         self._context = self._context.after(row, event)
         if self._sessions.get(row.source, row.session) != row.session:

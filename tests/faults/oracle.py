@@ -22,8 +22,8 @@ from telemetry.journal.reader import JournalReader
 from telemetry.journal.rows import Row
 from telemetry.sinks.wandb.offline import fragment_paths
 from telemetry.sinks.wandb.selection import Histogram, Policy
-from telemetry.sinks.wandb.wandb_file import history_rows
 from tests.faults.trainer_process import NUMBER, PROCESS, VALUE, WORKERS_FROM, values_of
+from tests.wandb_contents import history_rows
 
 DIRECTORIES_MAX = 16
 """Of TensorBoard, for one session; the workers of a source share theirs."""

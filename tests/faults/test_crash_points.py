@@ -25,7 +25,6 @@ from telemetry.sinks.cursor import Cursor
 from telemetry.sinks.wandb import offline
 from telemetry.sinks.wandb.local import LocalRun, Spot
 from telemetry.sinks.wandb.selection import Selected
-from telemetry.sinks.wandb.wandb_file import history_rows
 from telemetry.supervise.retention import Retention, read_tombstone
 from tests.faults.crash_points import cut_everywhere, kill_everywhere
 from tests.telemetry.journal.helpers import (
@@ -38,6 +37,7 @@ from tests.telemetry.journal.helpers import (
 from tests.telemetry.sinks import helpers_tensorboard
 from tests.telemetry.sinks.helpers_rows import RowMaker
 from tests.telemetry.sinks.wandb_sink.test_wandb_file import framed, history
+from tests.wandb_contents import history_rows
 
 SEGMENT_MAX_BYTES = 500
 Promises = dict[str, Any]

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -94,8 +95,11 @@ def test_a_holder_writes_itself_over_a_longer_one(tmp_path: Path) -> None:
     os.close(fd)
 
 
-def test_a_lock_is_not_waited_for_while_the_process_named_in_it_lives(tmp_path: Path) -> None:
+def test_a_lock_is_not_waited_for_while_the_process_named_in_it_lives(
+    tmp_path: Path, monkeypatch
+) -> None:
     """It may hold it for days."""
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("waited"))
     held, asked = (os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT) for _ in range(2))
     lock(held)
     write_holder(held, f"{os.getpid()}\n")
@@ -133,3 +137,33 @@ def test_an_ending_that_takes_too_long_is_not_waited_for(tmp_path: Path) -> None
         lock_unless_alive(asked, ending_max_s=0.1)
 
     os.close(held), os.close(asked)
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "pid", f"{2**31}", f"{2**32 - 1}"])
+def test_a_lock_with_no_pid_in_it_is_held_by_somebody_who_lives(tmp_path: Path, text) -> None:
+    """Nobody can tell, whatever was written there: it is not waited for, and not taken."""
+    held, asked = (os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT) for _ in range(2))
+    lock(held)
+    write_holder(held, text)
+
+    with pytest.raises(Locked):
+        lock_unless_alive(asked)
+
+    os.close(held), os.close(asked)
+
+
+def test_a_process_that_has_ended_and_is_not_reaped_is_gone(tmp_path: Path, monkeypatch) -> None:
+    """A container's first process may never reap it."""
+    held, asked = (os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT) for _ in range(2))
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    lock(held)
+    write_holder(held, str(pid))
+    monkeypatch.setattr(time, "sleep", lambda _: os.close(held))
+
+    lock_unless_alive(asked)
+
+    os.waitpid(pid, 0)
+    os.close(asked)

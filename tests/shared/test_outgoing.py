@@ -469,3 +469,158 @@ def test_a_hello_says_whether_its_session_is_over(is_late):
     stream = OutgoingStream(2, "run", "session", "rank0", is_late=is_late)
 
     assert stream.hello().late is is_late
+
+
+def test_each_state_says_what_may_be_sent_and_what_is_awaited():
+    """The sender waits, sends or ends by these claims."""
+    stream = OutgoingStream(1, "run", "session", "rank0")
+    claims = []
+
+    def note() -> None:
+        claims.append((stream.state, stream.is_answer_due, stream.can_send_now, stream.is_unused))
+        assert stream.is_done == (stream.state is State.DONE)
+
+    note()
+    assert list(stream.sendable()) == []
+    stream.hello()
+    note()
+    stream.on_welcome(Welcome(1, 0, 100))
+    note()
+    stream.add([b"\x01"], 0)
+    note()
+    assert len(list(stream.sendable())) == 1
+    note()
+    stream.on_ack(Ack(1, 0, 100))
+    stream.finish()
+    note()
+    stream.on_fin_ack(FinAck(1))
+    note()
+
+    assert claims == [
+        (State.CLOSED, True, False, True),
+        (State.ASKED, True, False, True),
+        (State.OPEN, False, True, False),
+        (State.OPEN, False, False, False),
+        (State.OPEN, False, True, False),
+        (State.FINISHING, True, False, False),
+        (State.DONE, False, False, False),
+    ]
+
+
+def test_a_stream_with_an_event_is_in_use_before_any_sidecar_knows_it():
+    """It needs an end, and nothing of it is sent before its WELCOME."""
+    stream = OutgoingStream(1, "run", "session", "rank0")
+    stream.add([b"\x01"], 0)
+
+    stream.hello()
+
+    assert not stream.is_unused and list(stream.sendable()) == []
+
+
+def test_an_ack_lets_go_of_the_frames_up_to_it_and_of_no_other():
+    """The next one may not be on the sidecar's disk."""
+    stream = opened()
+    for count in (2, 1, 1):
+        stream.add([b"\x01"] * count, 0)
+    assert len(list(stream.sendable())) == 3
+
+    stream.on_ack(Ack(1, 1, 10**6))
+
+    assert [frame.base_seq for frame in stream.frames] == [2, 3]
+    assert (stream.acknowledged, stream.unacknowledged_events) == (2, 2)
+    assert stream.unacknowledged == 2
+
+
+def test_events_that_are_lost_are_not_waited_for():
+    """Neither acknowledged nor outstanding."""
+    stream = opened()
+
+    def lost() -> bytes:
+        raise FrameLost
+
+    stream.add([b"\x01"] * 3, 0)
+    stream.moved_to_spool(lost)
+    stream.add([b"\x01"] * 2, 0)
+
+    assert list(stream.sendable()) == []
+    assert (stream.lost_events, stream.unacknowledged_events) == (3, 2)
+
+
+def test_a_frame_in_the_spool_is_sent_from_there():
+    """Its memory is free; what is sent is what the spool holds."""
+    stream = opened()
+    stream.add([b"\x01"], 0)
+
+    stream.moved_to_spool(lambda: b"\x91\x02")
+
+    assert [bytes(message.events) for message in stream.sendable()] == [b"\x91\x02"]
+    assert not stream.frames.in_memory and stream.frames.spooled_events == 1
+
+
+def test_an_ack_may_widen_the_credit():
+    """What waited for it goes at once."""
+    stream = opened(credit=4)
+    for _ in range(6):
+        stream.add([b"\x01"], 0)
+    assert len(list(stream.sendable())) == 2
+
+    stream.on_ack(Ack(1, 0, 8))
+
+    assert len(list(stream.sendable())) == 3
+
+
+def test_a_hello_on_the_way_sends_nothing_again():
+    """An idle stream keeps itself alive with it, under the name that it has now."""
+    stream = opened()
+    stream.add([b"\x01"], 0)
+    assert len(list(stream.sendable())) == 1
+
+    stream.rename("rank0.again")
+    hello = stream.hello()
+
+    assert (hello.source, stream.state) == ("rank0.again", State.OPEN)
+    assert (stream.unacknowledged, list(stream.sendable())) == (1, [])
+
+
+def test_a_fin_that_nobody_answers_is_followed_by_a_hello():
+    """The sidecar may have forgotten the stream: it ends only if it is known again."""
+    stream = opened()
+    stream.finish()
+
+    stream.hello()
+    stream.on_fin_ack(FinAck(1))
+
+    assert stream.state is State.ASKED
+
+
+def test_a_stream_that_the_sidecar_does_not_know_is_opened_anew():
+    """Nothing is sent before it is welcome again, and then all that is not on disk."""
+    stream = opened()
+    for _ in range(2):
+        stream.add([b"\x01"], 0)
+    assert len(list(stream.sendable())) == 2
+
+    stream.on_nack(Nack(1, WHOLE_STREAM, "unknown stream"))
+
+    assert (stream.state, stream.unacknowledged, stream.in_flight_bytes) == (State.CLOSED, 0, 0)
+    assert list(stream.sendable()) == []
+    stream.hello()
+    stream.on_welcome(Welcome(1, 0, 10**6))
+    assert [message.base_seq for message in stream.sendable()] == [0, 1]
+
+
+def test_last_events_that_are_lost_are_told_by_a_hello_before_the_end():
+    """No frame follows that could show the hole."""
+
+    def lost() -> bytes:
+        raise FrameLost
+
+    stream = opened()
+    stream.add([b"\x01"] * 3, 0)
+    stream.moved_to_spool(lost)
+    assert list(stream.sendable()) == []
+
+    assert stream.finish() is None and stream.state is State.CLOSED
+    assert stream.hello().first_seq == 3
+    stream.on_welcome(Welcome(1, 3, 10**6))
+    assert stream.finish() == Fin(1, 3)

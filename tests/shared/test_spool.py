@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.emitter.spool import Spool, SpoolDamaged, SpoolUnavailable, adopt_orphans
-from shared.record import StreamEntry, encode_segment_header
+from shared.record import EVENTS, StreamEntry, encode_record, encode_segment_header
 
 FRAMES = st.lists(st.binary(min_size=1, max_size=60), max_size=8)
 RUN, SESSION, SOURCE = "run", "session", "rank0"
@@ -35,6 +36,10 @@ def content(spool: Spool) -> list[tuple[int, bytes]]:
         except SpoolDamaged:
             continue
     return found
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def the_file(directory):
@@ -60,6 +65,32 @@ def test_what_was_appended_is_adopted_in_order(tmp_path_factory, bodies):
     assert list(directory.iterdir()) == []
 
 
+def test_a_spool_is_made_with_its_directory_and_has_the_layout_of_a_journal(tmp_path):
+    """Whoever reads it: no journal's uuid, one stream of number 0, seqs as rows."""
+    spool = Spool.create(tmp_path / "made" / "for it", RUN, SESSION, SOURCE)
+    spool.append(3, 2, b"two")
+
+    data = spool.path.read_bytes()
+
+    spool.close(delete=True)
+    header = encode_segment_header(bytes(16), 0, {0: StreamEntry(RUN, SESSION, SOURCE, -1)})
+    assert data == header + encode_record(EVENTS, 0, 3, 3, 2, b"two")
+
+
+def test_a_spool_that_goes_away_is_nobody_elses(tmp_path, monkeypatch):
+    """Adopted in that moment, all of it would be sent once more."""
+    spool, adopted, unlink = Spool.create(tmp_path, RUN, SESSION, SOURCE), [], Path.unlink
+
+    def slow(path: Path, missing_ok: bool = False) -> None:
+        adopted.extend(adopt_orphans(tmp_path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", slow)
+    spool.close(delete=True)
+
+    assert adopted == [] and list(tmp_path.iterdir()) == []
+
+
 @given(bodies=FRAMES, cut=st.integers(0, 10**6))
 def test_a_spool_torn_at_any_byte_gives_the_whole_frames_before(tmp_path_factory, bodies, cut):
     """Row 22 of the fault catalogue: the process died in the middle of a write."""
@@ -73,6 +104,7 @@ def test_a_spool_torn_at_any_byte_gives_the_whole_frames_before(tmp_path_factory
 
     (orphan,) = adopt_orphans(directory)
 
+    assert [header.base_seq for header, _ in orphan.frames()] == list(range(whole))
     assert content(orphan) == list(enumerate(bodies[:whole]))
     orphan.close(delete=False)
     assert path.exists()
@@ -132,6 +164,7 @@ def test_a_forked_child_does_not_keep_its_parents_lock(tmp_path):
     inherited = Spool(child_copy, spool.path, spool.entry, 0)
 
     inherited.abandon()
+    inherited.abandon()
     assert adopt_orphans(tmp_path) == []
     spool.close(delete=False)
 
@@ -156,7 +189,14 @@ def test_orphans_come_oldest_first(tmp_path):
 def test_what_is_no_spool_is_not_touched(tmp_path):
     """Whatever somebody put there: garbage, a journal's segment, a link, a directory."""
     entry = StreamEntry(RUN, SESSION, SOURCE, -1)
-    for name, table in {"none": {}, "another": {7: entry}, "two": {0: entry, 1: entry}}.items():
+    elsewhere = StreamEntry("../run", SESSION, SOURCE, -1)
+    tables = {
+        "none": {},
+        "another": {7: entry},
+        "two": {0: entry, 1: entry},
+        "bad": {0: elsewhere},
+    }
+    for name, table in tables.items():
         header = encode_segment_header(bytes(16), 0, table)
         (tmp_path / f"{name}.spool").write_bytes(header)
     (tmp_path / "garbage.spool").write_bytes(b"\xff" * 100)
@@ -166,10 +206,13 @@ def test_what_is_no_spool_is_not_touched(tmp_path):
     os.mkfifo(tmp_path / "fifo.spool")
     before = sorted(tmp_path.iterdir())
 
+    opened = open_descriptors()
+
     assert adopt_orphans(tmp_path) == []
     assert adopt_orphans(tmp_path / "missing") == []
 
     assert sorted(tmp_path.iterdir()) == before
+    assert open_descriptors() == opened
 
 
 def test_clear_forgets_what_is_acknowledged_and_goes_on(tmp_path):
@@ -255,9 +298,11 @@ def test_a_spool_that_could_not_be_made_can_be_made_later(tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)
+    opened = open_descriptors()
     with pytest.raises(SpoolUnavailable):
         Spool.create(tmp_path, RUN, SESSION, SOURCE)
     assert list(tmp_path.iterdir()) == []
+    assert open_descriptors() == opened
     monkeypatch.setattr(os, "pwrite", pwrite)
 
     Spool.create(tmp_path, RUN, SESSION, SOURCE).close(delete=True)

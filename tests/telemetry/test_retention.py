@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-import telemetry.supervise.retention
+import telemetry.supervise.removal
 from shared.wire import Nack
 from telemetry.journal.layout import segments
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import read_json, write_json
 from telemetry.run_dir import CursorState, RunState, sink_is_done
-from telemetry.supervise.retention import REMOVING, Retention, read_tombstone
+from telemetry.supervise.removal import REMOVING
+from telemetry.supervise.retention import Retention, read_tombstone
 from tests.fakes import ManualClock
 from tests.telemetry.journal.helpers import write
 from tests.telemetry.waiting import wait_until
@@ -229,6 +230,14 @@ def test_supervisor_and_retention_ask_the_same_question() -> None:
     assert not sink_is_done(None, run)
 
 
+def test_files_of_before_that_name_no_run_and_no_ending_are_of_this_run() -> None:
+    """They lie in its directory; only another run's name says otherwise."""
+    assert sink_is_done(CursorState(done=True, ending=2), RunState(run_id="r", endings=2))
+    assert sink_is_done(CursorState(run_id="r", done=True, ending=2), RunState(endings=2))
+    assert sink_is_done(CursorState(run_id="r", done=True), RunState(run_id="r", endings=None))
+    assert not sink_is_done(CursorState(run_id="r", done=True, ending=1), RunState(run_id="r"))
+
+
 # --- tombstones
 
 
@@ -366,13 +375,13 @@ def test_half_a_run_never_comes_back(runs: Path, monkeypatch: pytest.MonkeyPatch
     """Its new name is on disk before the first of its bytes goes."""
     make_run(runs, "r", 1)
     order: list[str] = []
-    synced = telemetry.supervise.retention.sync_directory
+    synced = telemetry.supervise.removal.sync_directory
     monkeypatch.setattr(
-        "telemetry.supervise.retention.sync_directory",
+        "telemetry.supervise.removal.sync_directory",
         lambda path: (order.append(f"sync {sorted(left(path))[0][:10]}"), synced(path)),
     )
     monkeypatch.setattr(
-        "telemetry.supervise.retention.shutil.rmtree", lambda path, **_: order.append("remove")
+        "telemetry.supervise.removal.shutil.rmtree", lambda path, **_: order.append("remove")
     )
 
     Retention(runs, SINKS, 1).sweep()

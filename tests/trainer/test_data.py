@@ -16,7 +16,7 @@ from trainer.data.masking import Masking, mask_for_evaluation, mask_for_training
 from trainer.data.token_cache import pack_rows
 from trainer.model.config import NOT_PREDICTED
 
-PAD, UNK, CLS, SEP, MASK = range(5)
+PAD, _, CLS, SEP, MASK = range(5)
 VOCABULARY = 1000
 TOKENS = st.integers(min_value=5, max_value=VOCABULARY - 1)
 

@@ -17,6 +17,12 @@ const tools = (() => {
     return made;
   }
 
+  // A text with its control characters and those that turn the direction of reading as codes.
+  function shown(text) {
+    return String(text).replace(/(?![\u200c\u200d])[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu,
+      (character) => "\\u" + character.codePointAt(0).toString(16).padStart(4, "0"));
+  }
+
   function number(value, digits = 4) {
     if (value === null || value === undefined) return "-";
     if (typeof value !== "number") return String(value);
@@ -75,8 +81,9 @@ const tools = (() => {
     return getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
   }
 
-  const keys = [];
+  const keys = [], GLOBAL_KEYS = 2;
   function key(name, text, act) { keys.push({ name, text, act }); }
+  function forgetKeys() { keys.splice(GLOBAL_KEYS); }
   function showKeys() {
     const dialog = document.getElementById("keys");
     if (dialog.open) { dialog.close(); return; }
@@ -115,6 +122,6 @@ const tools = (() => {
     document.addEventListener("keydown", onKey);
   }
 
-  return { element, number, count, duration, moment, recall, keep, isDark, onTheme, color, key, say, begin };
+  return { element, shown, number, count, duration, moment, recall, keep, isDark, onTheme, color, key, forgetKeys, say, begin };
 })();
 tools.begin();

@@ -17,7 +17,6 @@ record is one FULL chunk, or FIRST, any MIDDLE, and LAST; each is a protobuf
 
 from __future__ import annotations
 
-import json
 import struct
 import zlib
 from collections.abc import Iterator
@@ -141,36 +140,6 @@ def clean_records(path: Path) -> Iterator[Any]:
         return
 
 
-def history_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the history rows, in order: names to values, `_step` among them.
-
-    Nested names, such as a histogram's fields, are joined with dots.
-    """
-    for record in clean_records(path):
-        if record.HasField("history"):
-            yield {_name(item): json.loads(item.value_json) for item in record.history.item}
-
-
-def config(path: Path) -> dict[str, Any]:
-    """Return the final config in the file, without wandb's own part."""
-    merged: dict[str, Any] = {}
-    for record in clean_records(path):
-        update = record.run.config if record.HasField("run") else record.config
-        for item in update.update:
-            merged[_name(item)] = json.loads(item.value_json)
-    merged.pop("_wandb", None)
-    return merged
-
-
-def summary(path: Path) -> dict[str, Any]:
-    """Return the final summary in the file, nested names joined with dots."""
-    merged: dict[str, Any] = {}
-    for record in clean_records(path):
-        for item in record.summary.update:
-            merged[_name(item)] = json.loads(item.value_json)
-    return merged
-
-
 def exit_code(path: Path) -> int | None:
     """Return the exit code that ends the file; None if the run was never finished."""
     code = None
@@ -178,10 +147,6 @@ def exit_code(path: Path) -> int | None:
         if record.HasField("exit"):
             code = record.exit.exit_code
     return code
-
-
-def _name(item: Any) -> str:
-    return item.key or ".".join(item.nested_key)
 
 
 def _record(payload: bytes, end: int) -> Any:

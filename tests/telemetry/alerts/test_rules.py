@@ -34,13 +34,13 @@ class Watched:
         self.now_ns += SECOND_NS
         named = {name.replace("__", "/"): value for name, value in values.items()}
         event = MetricsLogged(kind=kind, step=self.step, values=named)
-        frame = Fed("r", session, "rank0", [event], 10)
+        frame = Fed("r", session, "rank0", [event])
         self.evaluator.see([frame], self.now_ns)
         self.latest.take([frame], self.now_ns)
 
     def hardware(self, values: dict[str, Scalar]) -> None:
         event = MetricsLogged(kind="hardware", step=None, values=values)
-        self.latest.take([Fed("r", "h", "hardware:n1", [event], 10)], self.now_ns)
+        self.latest.take([Fed("r", "h", "hardware:n1", [event])], self.now_ns)
 
     def bad(self, **situation: object) -> set[tuple[str, str]]:
         """Name and subject of each condition that is bad now."""

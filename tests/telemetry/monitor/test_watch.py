@@ -11,6 +11,7 @@ import pytest
 from shared.events import AlertChanged, Gap, MessageLogged, MetricsLogged, RunFinished, RunStarted
 from shared.ids import host_run_id
 from telemetry.monitor.pieces import Room
+from telemetry.monitor.run_panels import run_lines
 from telemetry.monitor.snapshot import Snapshot
 from telemetry.monitor.text import json_value, plain_text
 from telemetry.monitor.watch import Watch, is_run_dir
@@ -195,6 +196,9 @@ def test_damaged_files_cost_what_is_in_them_and_no_more(tmp_path, run_dir, damag
     runs = {run.run_id: run for run in snapshot.runs}
     assert runs["other"].step == 10 and set(runs) == {"r", "other"}
     assert runs["r"].step == (None if damage in ("segment", "no journal") else 10)
+    shown = [piece.text for line in run_lines(runs["r"], Room(120)) for piece in line]
+    assert ("  damaged parts of its journal: 1" in shown) == (damage == "segment")
+    assert json_value(snapshot)["runs"][-1]["damaged_parts"] == (damage == "segment")
 
 
 def test_a_run_that_is_removed_meanwhile_is_gone_from_the_screen(tmp_path, run_dir):

@@ -14,7 +14,8 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from shared.events import AlertChanged, MetricsLogged, Scalar
+from shared.events import AlertChanged, Event, MetricsLogged, Scalar
+from shared.ids import StreamId
 from telemetry.http import Collector, Health
 from telemetry.watch import latest as latest_module
 from telemetry.watch.exposition import SERIES_MAX, TRAINING, families, hardware_name
@@ -24,7 +25,7 @@ from telemetry.watch.latest import HOST_STALE_NS, Latest
 from tests.fakes import ManualClock
 from tests.telemetry.sidecar_process import SidecarProcess, http_get
 from tests.telemetry.waiting import wait_until
-from tests.telemetry.wire_client import Producer, Station, metric, started
+from tests.telemetry.wire_client import Producer, Station, metric, packed, started
 
 RUN = RunFacts("r", name="a run", project="p", is_started=True)
 
@@ -35,7 +36,11 @@ def fed(values: dict[str, Scalar], source: str = "rank0", session: str = "s1", *
         step=more.get("step"),
         values=values,
     )
-    return Fed(more.get("run", "r"), session, source, [event], more.get("size", 100))
+    return Fed(more.get("run", "r"), session, source, [event])
+
+
+def put(feed: Feed, event: Event, source: str = "rank0") -> None:
+    feed.put(StreamId("r", "s", source), packed(event), [event])
 
 
 def taken(*frames: Fed, now_ns: int = 1) -> Latest:
@@ -97,12 +102,12 @@ def test_names_are_bounded_and_what_is_left_out_is_counted(monkeypatch):
 
 def test_a_feed_that_nobody_reads_drops_the_oldest_and_stays_small():
     """A frozen watcher costs latest values, and neither memory nor a wait."""
-    feed = Feed(bytes_max=1000)
+    feed = Feed(bytes_max=10 * len(packed(metric(0))))
     for step in range(100):
-        feed.put(fed({"a": float(step)}, size=100))
+        put(feed, metric(step))
     frames, _ = feed.take()
 
-    assert [frame.events[0].values["a"] for frame in frames] == [float(s) for s in range(90, 100)]
+    assert [frame.events[0].step for frame in frames] == list(range(90, 100))
     assert feed.dropped_frames == 90
 
 
@@ -111,18 +116,18 @@ def test_alerts_are_kept_when_frames_are_dropped():
     feed = Feed(bytes_max=0)
     event = AlertChanged(name="gpu_lost")
     for _ in range(ALERTS_MAX + 5):
-        feed.put(Fed("r", "s", "hardware:n1", [event], 10))
+        put(feed, event, source="hardware:n1")
     _, alerts = feed.take()
 
     assert len(alerts) == ALERTS_MAX and feed.dropped_alerts == 5
 
 
 def test_a_sampler_frame_that_goes_into_many_runs_is_fed_once():
-    """It is the same list in each."""
+    """It is the same payload in each."""
     feed = Feed()
-    one = fed({"x": 1.0}, "hardware:n1")
+    payload = packed(metric(0))
     for run in ("a", "b", "c"):
-        feed.put(one._replace(run_id=run))
+        feed.put(StreamId(run, "s", "hardware:n1"), payload, [metric(0)])
 
     assert len(feed.take()[0]) == 1
 

@@ -2,7 +2,7 @@
 
 In: a number of rows, or no end.
 Out: the rows; the wandb rows that must come of them, in the form in which
-`wandb_file.history_rows` tells of them.
+`wandb_contents.history_rows` tells of them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from shared.events import ConfigUpdated, Gap, HistogramLogged, MessageLogged, Ru
 from telemetry.journal.rows import Row
 from telemetry.sinks.wandb.offline import read_fragments
 from telemetry.sinks.wandb.selection import Histogram, Policy, Selected
-from telemetry.sinks.wandb.wandb_file import history_rows
 from tests.fake_wandb import FakeRun
 from tests.telemetry.sinks.helpers_rows import RowMaker
+from tests.wandb_contents import history_rows
 
 from .surroundings import RUN_ID
 

@@ -18,6 +18,7 @@ from telemetry.json_files import read_json, write_json
 from telemetry.sinks.wandb import server as server_module
 from telemetry.sinks.wandb import wandb_file
 from telemetry.supervise.supervisor import Supervisor
+from tests import wandb_contents
 from tests.fake_wandb import KEY, FakeWandb
 from tests.telemetry.waiting import wait_until
 from tests.telemetry.wire_client import metric
@@ -60,8 +61,8 @@ def check_own(run_dir: Path) -> Path:
     """One whole fragment of this run, under its own id; its file."""
     (path,) = run_dir.glob("wandb/offline-run-*/*.wandb")
     assert path.name == f"run-{RUN_ID}.wandb"
-    assert len(list(wandb_file.history_rows(path))) == COUNT
-    config = wandb_file.config(path)
+    assert len(list(wandb_contents.history_rows(path))) == COUNT
+    config = wandb_contents.config(path)
     assert set(config) == {"telemetry/journal_uuid"}
     run = next(r.run for r in wandb_file.clean_records(path) if r.HasField("run"))
     assert (run.project, run.display_name, run.run_group) == ("tests", "mine", "")

@@ -19,6 +19,7 @@ from telemetry.sinks.wandb.offline import Ledger
 from telemetry.sinks.wandb.run_identity import JOURNAL
 from telemetry.sinks.wandb.run_status import Ending
 from telemetry.sinks.wandb.selection import Alert, Selected
+from tests import wandb_contents
 
 from .surroundings import RUN_ID, PausingClock
 from .test_wandb_file import framed, history
@@ -101,7 +102,7 @@ def write(
 
 
 def rows_in(begun: list[FileClient]) -> list[list[int]]:
-    return [[int(row["_step"]) for row in wandb_file.history_rows(one.file)] for one in begun]
+    return [[int(row["_step"]) for row in wandb_contents.history_rows(one.file)] for one in begun]
 
 
 def opened(

@@ -20,6 +20,7 @@ from telemetry.sinks.wandb import wandb_sink as sink_module
 from telemetry.sinks.wandb.run_identity import GIVEN, JOURNAL, LEFT_OUT
 from telemetry.sinks.wandb.selection import versions_of
 from telemetry.sinks.wandb.values import DEPTH_MAX, TOO_DEEP, exit_code, plain
+from tests import wandb_contents
 from tests.fake_wandb import FakeWandb
 from tests.telemetry.sinks.helpers_rows import RowMaker
 
@@ -84,7 +85,7 @@ def test_names_that_are_wandbs_own_are_left_out_by_name(context: SinkContext) ->
     written = written_history(context.out_dir)
     assert [row["fine"] for row in written] == list(range(len(RESERVED)))
     assert [row["_step"] for row in written] == list(range(len(RESERVED)))
-    told = wandb_file.summary(fragments(context)[0])[LEFT_OUT]
+    told = wandb_contents.summary(fragments(context)[0])[LEFT_OUT]
     assert all(name in told for name in ("_step", "_timestamp", "_runtime", "_wandb", "(empty)"))
 
 
@@ -100,7 +101,7 @@ def test_what_a_producer_had_to_leave_out_is_shown(context: SinkContext) -> None
 
     run_whole(context, rows)
 
-    told = wandb_file.summary(fragments(context)[0])[LEFT_OUT]
+    told = wandb_contents.summary(fragments(context)[0])[LEFT_OUT]
     assert told.startswith("b: None is no number; n0: ") and len(told) <= 8000
 
 
@@ -122,7 +123,7 @@ def test_configs_and_summaries_of_any_shape_arrive(context: SinkContext) -> None
     run_whole(odd_context, rows)
 
     assert written_history(context.out_dir) == expected_history(rows)
-    config = wandb_file.config(fragments(context)[0])
+    config = wandb_contents.config(fragments(context)[0])
     assert (config["nan"], config["(empty)"], config["none"]) == ("nan", 1, None)
     assert json.dumps(config["deep"]).count("{") == DEPTH_MAX - 1
     assert TOO_DEEP in json.dumps(config["deep"])
@@ -141,7 +142,7 @@ def test_an_exit_code_beyond_32_bits_is_a_failure_and_is_told(
 
     (path,) = fragments(context)
     assert wandb_file.exit_code(path) == 1
-    assert wandb_file.summary(path)["telemetry/exit_code"] == code
+    assert wandb_contents.summary(path)["telemetry/exit_code"] == code
 
 
 def test_ordinary_exit_codes_stay() -> None:
@@ -170,7 +171,7 @@ def test_a_run_whose_names_wandb_does_not_take_keeps_them_in_its_config(tmp_path
     (path,) = fragments(context)
     run = next(r.run for r in wandb_file.clean_records(path) if r.HasField("run"))
     assert (run.project, list(run.tags), run.run_group) == ("a-b-c", ["x" * 64], "g\\x0a")
-    given = wandb_file.config(path)[GIVEN]
+    given = wandb_contents.config(path)[GIVEN]
     assert {name: given[name] for name in said} == said
 
 
@@ -257,7 +258,7 @@ def test_rows_of_another_journal_are_refused_by_name_offline(tmp_path: Path) -> 
         sink.open(START)
 
     (path,) = fragments(make_context(tmp_path / "run"))
-    assert wandb_file.config(path)[JOURNAL] == "a" * 32
+    assert wandb_contents.config(path)[JOURNAL] == "a" * 32
 
 
 def test_rows_of_another_journal_are_refused_by_name_online(

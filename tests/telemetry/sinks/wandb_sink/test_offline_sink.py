@@ -20,6 +20,7 @@ from telemetry.sinks.wandb.offline import fragment_paths
 from telemetry.sinks.wandb.run_identity import REFUSED
 from telemetry.sinks.wandb.timeouts import TIMEOUTS, Timeouts
 from telemetry.summary import unsynced_wandb_runs
+from tests import wandb_contents
 
 from .journal import expected_history, mixed_journal, steps, written_history
 from .surroundings import RUN_ID, PausingClock, make_context, teardown_wandb
@@ -79,14 +80,14 @@ def test_what_is_read_back_is_what_the_policy_selects(context: SinkContext) -> N
     assert final.row == 400
     assert written_history(context.out_dir) == expected_history(rows)
     (path,) = fragments(context)
-    assert wandb_file.config(path) == {
+    assert wandb_contents.config(path) == {
         "lr": 0.1,
         "model": {"layers": 2},
         "parameters": 2**40,
         "dims": [1, 2],
         "telemetry/given": {"tags": ["tiny", "t" * 80]},
     }
-    assert wandb_file.summary(path)["val/best"] == 1.5
+    assert wandb_contents.summary(path)["val/best"] == 1.5
     assert wandb_file.exit_code(path) == 0
 
 
@@ -287,7 +288,7 @@ def test_a_run_whose_names_wandb_refuses_goes_there_under_its_id(
     run_whole(context, rows)
 
     assert written_history(context.out_dir) == expected_history(rows)
-    assert "Invalid project" in wandb_file.config(fragments(context)[0])[REFUSED]
+    assert "Invalid project" in wandb_contents.config(fragments(context)[0])[REFUSED]
 
 
 def test_a_run_that_wandb_refuses_altogether_is_rejected(

@@ -21,6 +21,7 @@ from telemetry.sinks.wandb.wandb_file import (
     RecordTail,
     split_records,
 )
+from tests import wandb_contents
 
 GOLDEN = Path(__file__).parent / "golden.wandb"
 
@@ -171,7 +172,7 @@ def test_a_record_longer_than_one_read_is_read_whole(
     long = history(1, text='"' + "x" * 100_000 + '"')
     path.write_bytes(framed([long.SerializeToString(), history(2).SerializeToString()])[0])
 
-    assert [row["_step"] for row in wandb_file.history_rows(path)] == [1, 2]
+    assert [row["_step"] for row in wandb_contents.history_rows(path)] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -183,7 +184,7 @@ def test_what_a_power_cut_leaves_behind_the_last_record_is_not_read(
     path = tmp_path / "run-x.wandb"
     path.write_bytes(framed([history(1).SerializeToString()])[0] + tail)
 
-    assert [row["_step"] for row in wandb_file.history_rows(path)] == [1]
+    assert [row["_step"] for row in wandb_contents.history_rows(path)] == [1]
 
 
 def test_a_live_file_with_damage_says_where(tmp_path: Path) -> None:
@@ -214,13 +215,13 @@ def test_another_file_is_damage_and_a_missing_one_is_empty(tmp_path: Path) -> No
 
 def test_a_file_of_wandb_0_31_is_read_as_ever() -> None:
     """Guards files that exist already: written by wandb 0.31.0, 3 rows, exit code 3."""
-    rows = list(wandb_file.history_rows(GOLDEN))
+    rows = list(wandb_contents.history_rows(GOLDEN))
 
     assert [row["_step"] for row in rows] == [0, 7, 8]
     assert rows[0]["train/loss"] == 0.5
     assert rows[0]["hw/host.a/x"] == 2**53 + 1
     assert rows[1]["note"] == "\u20ac"
     assert rows[2]["w.bins"] == [0, 0.5, 1]
-    assert wandb_file.config(GOLDEN) == {"lr": 0.1, "model": {"layers": 2}}
-    assert wandb_file.summary(GOLDEN)["val/best"] == 1.5
+    assert wandb_contents.config(GOLDEN) == {"lr": 0.1, "model": {"layers": 2}}
+    assert wandb_contents.summary(GOLDEN)["val/best"] == 1.5
     assert wandb_file.exit_code(GOLDEN) == 3
