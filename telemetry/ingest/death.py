@@ -14,8 +14,7 @@ from typing import Final
 from shared.events import AlertChanged, Event, MessageLogged
 from shared.ids import MAIN_SOURCE, SIDECAR
 from telemetry.alerts.standing import Alerts, lasted_of
-from telemetry.exits import ExitReport
-from telemetry.ingest.process_ends import Ending
+from telemetry.exits import Ending, ExitReport
 
 DIED: Final = "trainer_died"
 STDERR: Final = "stderr"

@@ -21,6 +21,7 @@ from typing import Final
 from shared.clock import Clock
 from shared.events import DecodeError, RunStarted
 from shared.wire import WHOLE_STREAM, Ack, Data, Fin, FinAck, Hello, Message, Nack, Welcome
+from telemetry.exits import Ends
 from telemetry.ingest.admission import admit
 from telemetry.ingest.appending import Appender
 from telemetry.ingest.handler import Handler, Reply, unknown_stream
@@ -53,8 +54,9 @@ class Ingest(Handler):
         lost_after_s: float,
         open_runs_max: int = OPEN_RUNS_MAX,
         streams: StreamTable[IncomingStream] | None = None,
+        ends: Ends | None = None,
     ) -> None:
-        """Take messages for these runs; streams: a table with bounds other than the usual."""
+        """Take messages for these runs. streams: a table with bounds other than the usual."""
         super().__init__()
         self.runs = runs
         self.streams = StreamTable() if streams is None else streams
@@ -68,7 +70,8 @@ class Ingest(Handler):
         """Streams that the next commit may have an answer for, in their order."""
         self._appender = Appender(runs, host_run, self.counts)
         self._opening = Opening(runs, self.streams, host_run, self.limits, clock)
-        self._lifecycle = Lifecycle(runs, self.streams, host_run, clock, lost_after_s)
+        ends = ends or Ends()
+        self._lifecycle = Lifecycle(runs, self.streams, host_run, clock, lost_after_s, ends)
 
     @property
     def gaps(self) -> dict[tuple[str, str], int]:
@@ -133,10 +136,6 @@ class Ingest(Handler):
     def tick(self) -> None:
         """Notice streams that have gone silent, and end the runs that are over. Once a second."""
         self._lifecycle.tick()
-
-    def close(self) -> None:
-        """Let go of the processes of trainers. May be called twice."""
-        self._lifecycle.close()
 
     def declare_abandoned(self, exit_code: int | None = None) -> None:
         """End every run whose producers have not finished it: they are known to be gone.

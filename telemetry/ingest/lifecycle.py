@@ -18,17 +18,13 @@ Not thread-safe: the journal thread owns it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Final
 
 from shared.clock import Clock
 from shared.events import FAILED, FINISHED, LOST, Event, Gap, RunFinished
-from telemetry.exits import Exits
-from telemetry.hardware.cgroup import CgroupProbe
-from telemetry.hardware.oom import kills_of_machine
+from telemetry.exits import EXIT_WAIT_S, Ends, Exits
 from telemetry.ingest.death import end_of_death, events_of, events_of_ending, has_died
 from telemetry.ingest.host_run import HostRun
-from telemetry.ingest.process_ends import EXIT_WAIT_S, Kills, ProcessEnds
 from telemetry.ingest.run import Run
 from telemetry.ingest.runs import Runs
 from telemetry.ingest.streams import STREAM_OVER_NS, IncomingStream, StreamTable
@@ -56,6 +52,7 @@ class Lifecycle:
         host_run: HostRun,
         clock: Clock,
         lost_after_s: float,
+        ends: Ends,
     ) -> None:
         self._runs = runs
         self._streams = streams
@@ -63,14 +60,10 @@ class Lifecycle:
         self._clock = clock
         self._lost_after_ns = int(lost_after_s * 1e9)
         self._exits = Exits(runs.directory.parent)
-        self._ends = ProcessEnds(host_run.host, partial(_kills, CgroupProbe(clock)))
+        self._ends = ends
         self._failed_ns: dict[str, int] = {}
         """When a launched run was first seen to have failed, whose command's end is not told."""
         self._is_patient = True
-
-    def close(self) -> None:
-        """Let go of the processes of trainers. May be called twice."""
-        self._ends.close()
 
     def note_starts(self) -> None:
         """Hold the processes of runs that have begun: one may end before the next second."""
@@ -211,10 +204,6 @@ class Lifecycle:
     def _forget_streams(self, streams: list[IncomingStream]) -> None:
         for stream in streams:
             self._streams.remove(stream.key)
-
-
-def _kills(group: CgroupProbe) -> Kills:
-    return Kills(group.oom_kills(), kills_of_machine())
 
 
 def _last_word(exit_code: int | None) -> RunFinished:

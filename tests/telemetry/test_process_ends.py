@@ -15,10 +15,11 @@ import pytest
 
 from shared.events import AlertChanged, MessageLogged, RunFinished
 from telemetry.commands.inspect import inspect
-from telemetry.ingest import process_ends
+from telemetry.exits import Ending, Kills
 from telemetry.ingest.death import events_of_ending, sentence_of
-from telemetry.ingest.process_ends import HELD_MAX, Ending, Kills, ProcessEnds
 from telemetry.run_dir import Process
+from telemetry.supervise import process_ends
+from telemetry.supervise.process_ends import HELD_MAX, ProcessEnds
 from tests.fakes import ManualClock
 from tests.telemetry.sidecar_process import clean_env
 from tests.telemetry.waiting import wait_until
@@ -208,7 +209,7 @@ def test_kills_are_counted_since_the_run_was_first_seen(foreign):
 def test_a_silent_run_whose_process_was_killed_says_so_also_after_a_restart(foreign, tmp_path):
     """By a sidecar that is the parent of nothing, and was itself killed meanwhile."""
     trainer = foreign()
-    station = Station(tmp_path, ManualClock())
+    station = Station(tmp_path, ManualClock(), ends=lambda: ProcessEnds("node1", lambda: NO_KILLS))
     producer = Producer(station)
     producer.hello()
     place = {"host": "node1", "pid": trainer.pid, "process_start_ns": trainer.start_ns}

@@ -21,63 +21,28 @@ import fcntl
 import os
 import select
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
-from shared.closing import Closing
+from shared.clock import Clock
 from shared.ids import MAIN_SOURCE, sanitized_host
+from telemetry.exits import EXIT_WAIT_S, Ending, Ends, Kills, OpenRun
 from telemetry.hardware import proc
+from telemetry.hardware.cgroup import CgroupProbe
+from telemetry.hardware.oom import kills_of_machine
 from telemetry.hardware.watched import START_TOLERANCE_NS
 from telemetry.run_dir import Process
 
 HELD_MAX: Final = 64
 """Runs whose process is held at most: each takes a file descriptor."""
-EXIT_WAIT_S: Final = 0.5
-"""Wait for a process whose end is under way: it closes its pipes before it is over."""
 
 # struct pidfd_info of Linux 6.15: two u64 (mask, cgroupid), eleven u32, and the i32 exit_code.
 _INFO: Final = struct.Struct("=QQ11Ii")
 _EXIT_BIT: Final = 1 << 3
 # _IOWR(0xFF, 11, struct pidfd_info)
 _GET_INFO: Final = 3 << 30 | _INFO.size << 16 | 0xFF << 8 | 11
-
-
-class Run(Protocol):
-    """The part of an open run that names its processes."""
-
-    run_id: str
-
-    @property
-    def is_ended(self) -> bool: ...
-    @property
-    def processes(self) -> Mapping[str, Process]: ...
-
-
-@dataclass(frozen=True)
-class Kills:
-    """Processes that the kernel has killed for want of memory; None where it does not count."""
-
-    group: int | None
-    machine: int | None
-
-    def since(self, before: Kills) -> Kills:
-        return Kills(_added(before.group, self.group), _added(before.machine, self.machine))
-
-
-@dataclass(frozen=True)
-class Ending:
-    """The end of a trainer's process, as far as this machine can tell.
-
-    exit_code: as a shell has it, 128 + n for signal n; None where it is not known.
-    is_alive: the process is still there. kills: since it was first seen.
-    """
-
-    pid: int
-    is_alive: bool
-    exit_code: int | None
-    kills: Kills
 
 
 @dataclass(frozen=True)
@@ -87,7 +52,7 @@ class _Held:
     kills: Kills
 
 
-class ProcessEnds(Closing):
+class ProcessEnds(Ends):
     """The main processes of the open runs. Not thread-safe: the journal thread owns it."""
 
     def __init__(
@@ -98,7 +63,7 @@ class ProcessEnds(Closing):
         self._held: dict[str, _Held] = {}
         self._boot_s = proc.boot_time_s(root)
 
-    def look(self, runs: Iterable[Run]) -> None:
+    def look(self, runs: Iterable[OpenRun]) -> None:
         """Hold the processes of new runs, and let go of those of runs that have ended."""
         wanted = {
             run.run_id: process
@@ -111,7 +76,7 @@ class ProcessEnds(Closing):
             if run_id not in self._held and len(self._held) < HELD_MAX:
                 self._hold(run_id, process)
 
-    def ending_of(self, run: Run, wait_s: float = 0.0) -> Ending | None:
+    def ending_of(self, run: OpenRun, wait_s: float = 0.0) -> Ending | None:
         """Return what is known of the end of a run's process, None if it was never seen here.
 
         wait_s: how long an end that is under way may take; at most EXIT_WAIT_S.
@@ -131,7 +96,7 @@ class ProcessEnds(Closing):
         while self._held:
             os.close(self._held.popitem()[1].fd)
 
-    def _main_process_of(self, run: Run) -> Process | None:
+    def _main_process_of(self, run: OpenRun) -> Process | None:
         process = run.processes.get(MAIN_SOURCE)
         is_here = process is not None and sanitized_host(process.host) == self._host
         return process if is_here else None
@@ -164,6 +129,12 @@ class ProcessEnds(Closing):
         return code if code >= 0 else 128 - code
 
 
+def kill_counter(clock: Clock) -> Callable[[], Kills]:
+    """Return a function that returns how many processes the kernel has killed for memory."""
+    group = CgroupProbe(clock)
+    return lambda: Kills(group.oom_kills(), kills_of_machine())
+
+
 def _status_by_pidfd(fd: int) -> int | None:
     """Return the wait status of a process that was reaped, None where the kernel does not tell."""
     info = bytearray(_INFO.pack(_EXIT_BIT, *[0] * 13))
@@ -172,7 +143,3 @@ def _status_by_pidfd(fd: int) -> int | None:
         mask, *_, status = _INFO.unpack(info)
         return int(status) if mask & _EXIT_BIT else None
     return None
-
-
-def _added(before: int | None, now: int | None) -> int | None:
-    return None if before is None or now is None else max(0, now - before)
