@@ -164,13 +164,21 @@ def test_a_run_that_ended_otherwise_is_finished_once_more(
 
 
 def test_a_run_without_rows_is_begun_to_be_finished(
-    context: SinkContext, clock: PausingClock, started: list[FileClient]
+    context: SinkContext,
+    clock: PausingClock,
+    started: list[FileClient],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """W&B shows it with its exit code."""
-    part = opened(context, clock).finish(Spot(2), Ending("failed", 1))
+    """W&B shows it with its exit code and status. What follows a finish is no second one."""
+    run = opened(context, clock)
+    part = run.finish(Spot(2), Ending("failed", 1))
+    started[0].refuses = True
+    run.close()
 
     assert [wandb_file.exit_code(one.file) for one in started] == [1]
     assert part.spot.row == 2 and part.ledger.count == 0
+    assert started[0].said == ["summary {'telemetry/run_status': 'failed'}"]
+    assert caplog.text == ""
 
 
 def test_a_rows_effects_are_written_before_the_row(
