@@ -170,6 +170,7 @@ def test_a_run_that_the_server_does_not_have_may_begin_anywhere(desk: Desk) -> N
 
 def test_the_position_moves_only_when_the_server_shows_the_rows(desk: Desk) -> None:
     """Sent is not had. The server is asked every half minute."""
+    desk.clock.advance(100)
     desk.started()
     desk.take(0, 1)
     assert desk.commit(2, after_s=1.0) == 0 and desk.server.asked == 0
@@ -214,6 +215,7 @@ def test_a_row_with_an_effect_needs_the_row_behind_it_to_be_shown(
     desk.run.take(5, selected)
     desk.shows(1)
     before = desk.commit(6)
+    assert ("send 5" in desk.client.said) == (selected.history is not None)
     desk.shows(2, last_row=5)
 
     assert [before, desk.commit(6)] == confirmed
@@ -335,6 +337,8 @@ def test_a_finish_without_new_rows_is_held_to_those_that_were_there(desk: Desk) 
     desk.started(View(True, 3, 2))
 
     assert desk.run.finish(Spot(3), FINISHED).row == 3
+    assert desk.server.asked == 1
+    assert desk.client.said == ["summary telemetry/run_status", "finish 0"]
     assert desk.link.value == Link(is_open=False, last_row=2, count=3)
 
 
