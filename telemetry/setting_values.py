@@ -16,7 +16,7 @@ from typing import Any, Final
 from shared.redact import SECRET
 from shared.wandb_variables import MODES
 from telemetry.errors import CommandError
-from telemetry.sinks.registry import SINK_NAMES
+from telemetry.sinks.registry import SINKS
 
 HZ_MIN: Final = 0.05
 """Lowest sampling rate other than 0."""
@@ -78,8 +78,8 @@ def check_sinks(names: tuple[str, ...], flag: str) -> None:
         CommandError: one is unknown; the message names those that exist.
     """
     for sink in names:
-        if sink not in SINK_NAMES:
-            raise CommandError(f"{flag}: unknown sink {sink!r}; known: {', '.join(SINK_NAMES)}")
+        if sink not in SINKS:
+            raise CommandError(f"{flag}: unknown sink {sink!r}; known: {', '.join(SINKS)}")
 
 
 def _is_url(value: str) -> bool:

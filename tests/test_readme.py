@@ -10,7 +10,7 @@ import pytest
 
 from docs import generate
 from telemetry import cli
-from telemetry.sinks.registry import SINK_NAMES
+from telemetry.sinks.registry import SINKS
 from tests.fakes import FakeSidecar
 
 ROOT = Path(__file__).parent.parent
@@ -61,7 +61,7 @@ def test_every_command_and_sink_is_in_the_readme() -> None:
 
     for command in commands.choices:
         assert f"python -m telemetry {command}" in README
-    for sink in SINK_NAMES:
+    for sink in SINKS:
         assert f"`{sink}`" in README
 
 

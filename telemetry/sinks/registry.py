@@ -7,13 +7,13 @@ from typing import Final
 
 from telemetry.sinks.base import Sink, SinkContext
 
-_SINKS: Final = {
+SINKS: Final = {
     "tensorboard": "telemetry.sinks.tensorboard:TensorBoardSink",
     "wandb": "telemetry.sinks.wandb:WandbSink",
     "parquet": "telemetry.sinks.parquet:ParquetSink",
     "console": "telemetry.sinks.console:ConsoleSink",
 }
-SINK_NAMES: Final = tuple(_SINKS)
+"""Module and class of each sink, by its name."""
 
 
 def make_sink(name: str, context: SinkContext) -> Sink:
@@ -23,7 +23,7 @@ def make_sink(name: str, context: SinkContext) -> Sink:
         KeyError: there is no sink of this name.
         ImportError: the library that it needs is not installed.
     """
-    module, _, attribute = _SINKS[name].partition(":")
+    module, _, attribute = SINKS[name].partition(":")
     factory = getattr(importlib.import_module(module), attribute)
     sink: Sink = factory(context)
     return sink

@@ -24,12 +24,11 @@ from shared.ids import RUN_ID
 from shared.programs import module_command
 from telemetry.run_dir import CursorState, RunDir, RunState, read, sink_is_done
 from telemetry.sinks.surroundings import sink_defaults
-from telemetry.supervise.sink_process import SinkProcess
+from telemetry.supervise.sink_process import PAUSES, Pauses, SinkProcess
 from telemetry.watch.facts import SinkStatus
 
 log = logging.getLogger("telemetry.supervise.supervisor")
 
-POLL_S: Final = 0.25
 _T = TypeVar("_T", bound=msgspec.Struct)
 
 PROBE_NS: Final = 30_000_000_000
@@ -62,6 +61,7 @@ class Supervisor:
         max_processes: int,
         sink_timeout_s: float,
         command: Callable[[str, Path], list[str]] = sink_command,
+        pauses: Pauses = PAUSES,
     ) -> None:
         self._runs_dir = runs_dir
         self._sinks = sinks
@@ -69,6 +69,7 @@ class Supervisor:
         self._max_processes = max_processes
         self._sink_timeout_ns = int(sink_timeout_s * 1e9)
         self._command = command
+        self._pauses = pauses
         self._sinks_of: dict[tuple[str, str], SinkProcess] = {}
         self._read_files: dict[Path, tuple[tuple[int, int], msgspec.Struct]] = {}
         self._statuses: list[SinkStatus] = []
@@ -116,7 +117,7 @@ class Supervisor:
         self._look()
 
     def _run(self) -> None:
-        while not self._is_ending.wait(POLL_S):
+        while not self._is_ending.wait(self._pauses.poll_s):
             try:
                 self._poll(is_draining=False)
             except Exception:
@@ -212,7 +213,7 @@ class Supervisor:
 
     def _item(self, key: tuple[str, str]) -> SinkProcess:
         if key not in self._sinks_of:
-            self._sinks_of[key] = SinkProcess(self._runs_dir / key[0], key[1])
+            self._sinks_of[key] = SinkProcess(self._runs_dir / key[0], key[1], self._pauses)
         return self._sinks_of[key]
 
     def _forget_if_idle(self, key: tuple[str, str]) -> None:

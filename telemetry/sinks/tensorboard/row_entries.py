@@ -48,6 +48,7 @@ from telemetry.journal.rows import ELAPSED, STEP, Point, Row, RunContext, point_
 from telemetry.sinks.tensorboard import event_lines, said
 from telemetry.sinks.tensorboard.entries import Entry, Extra, Histogram, Text
 from telemetry.sinks.tensorboard.lasts_file import SessionChange
+from telemetry.sinks.tensorboard.limits import LIMITS, Limits
 from telemetry.sinks.tensorboard.placement import TEXT, LeftOut
 from telemetry.sinks.tensorboard.session_dirs import Stream, Streams, StreamsState
 from telemetry.sinks.tensorboard.units import OWN_PREFIX, shown_hardware
@@ -71,6 +72,7 @@ class Policy:
         lasts: list[SessionChange] | None = None,
         *,
         has_cores: bool = False,
+        limits: Limits = LIMITS,
     ) -> None:
         """Continue from a state and the last steps stored with it.
 
@@ -80,7 +82,7 @@ class Policy:
             ValueError: lasts belong to another state.
         """
         self._context = state.context
-        self._streams = Streams(state.streams, lasts)
+        self._streams = Streams(state.streams, lasts, limits)
         self._has_cores = has_cores
 
     def state(self) -> PolicyState:
