@@ -79,6 +79,7 @@ FORMATS = (
     ("Parquet files", "telemetry/sinks/parquet/__init__.py"),
     ("Kept columns", "telemetry/views/column_chunk.py"),
     ("Spool", "shared/emitter/spool.py"),
+    ("A run as JSON", "telemetry/commands/inspect_json.py"),
     ("Removed runs", "telemetry/supervise/tombstones.py"),
     ("Checkpoint", "trainer/training/checkpoint.py"),
     ("Export", "trainer/evaluation/export.py"),

@@ -75,6 +75,20 @@ def sync_directory(directory: Path) -> None:
         os.close(fd)
 
 
+def bytes_on_disk(directory: Path) -> int:
+    """Return the bytes that a directory takes on disk, without files that vanish meanwhile."""
+    total, left = 0, [os.fspath(directory)]
+    while left:
+        with contextlib.suppress(OSError), os.scandir(left.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    left.append(entry.path)
+                else:
+                    with contextlib.suppress(OSError):
+                        total += entry.stat(follow_symlinks=False).st_blocks * 512
+    return total
+
+
 def make_directory(directory: Path) -> None:
     """Make a directory with its parents, each name of it durable.
 

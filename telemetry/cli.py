@@ -29,8 +29,9 @@ from telemetry.errors import (
     CommandError,
 )
 from telemetry.logs import LINE_MAX_CHARS, configure_logs
+from telemetry.look_cli import add_look_commands
 from telemetry.output import OutputFailed
-from telemetry.page_arguments import add_page
+from telemetry.page_arguments import add_page_and_report
 from telemetry.setting_values import check_sinks
 
 DESCRIPTION = "Telemetry sidecar: records what a training run says, and forwards it."
@@ -94,9 +95,9 @@ def make_parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_sink(commands)
     _add_replay(commands)
-    _add_inspect(commands)
+    add_look_commands(commands, say)
     _add_doctor(commands)
-    add_page(commands)
+    add_page_and_report(commands)
     return parser
 
 
@@ -261,26 +262,6 @@ def _replay(args: argparse.Namespace) -> int:
 
     check_sinks((args.to,), "--to")
     return replay(args.runs, args.to, args.out, args.wandb_mode, per_core=args.per_core)
-
-
-def _add_inspect(commands: Commands) -> None:
-    parser = commands.add_parser("inspect", help="what is in a journal", allow_abbrev=False)
-    parser.add_argument("run", type=Path, metavar="RUN")
-    parser.add_argument(
-        "--repair", action="store_true", help="write a clean copy beside, RUN.repaired"
-    )
-    parser.set_defaults(act=_inspect)
-
-
-def _inspect(args: argparse.Namespace) -> int:
-    from telemetry.commands.inspect import inspect
-    from telemetry.commands.repair import repair
-
-    if args.repair:
-        copy = repair(args.run)
-        say(f"the clean copy is {copy}")
-        return inspect(copy)
-    return inspect(args.run)
 
 
 def _add_doctor(commands: Commands) -> None:

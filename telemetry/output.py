@@ -8,9 +8,12 @@ Never: markup, colours, or control characters from a producer.
 from __future__ import annotations
 
 import io
+import math
 import sys
+from collections.abc import Iterable
 from typing import Any, Final
 
+import msgspec
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -66,3 +69,30 @@ class Page:
             sys.stdout.flush()
         except OSError as exc:
             raise OutputFailed(str(exc)) from exc
+
+
+def print_json(values: Iterable[Any]) -> None:
+    """Write each value as one line of JSON to stdout; NaN and infinity become texts.
+
+    Raises:
+        OutputFailed: nobody takes it.
+    """
+    try:
+        for value in values:
+            sys.stdout.write(msgspec.json.encode(json_value(value)).decode() + "\n")
+        sys.stdout.flush()
+    except OSError as exc:
+        raise OutputFailed(str(exc)) from exc
+
+
+def json_value(value: Any) -> Any:
+    """Return a value that JSON can hold; a number that JSON has no word for becomes a text."""
+    if isinstance(value, msgspec.Struct):
+        value = msgspec.structs.asdict(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(name): json_value(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(item) for item in value]
+    return value

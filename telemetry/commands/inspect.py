@@ -7,31 +7,23 @@ Never: changes anything.
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
-
-import msgspec
 
 from shared.events import DecodeError, Gap, HistogramLogged, MetricsLogged, PartialEvent
 from telemetry.commands.last_words import LastWords
+from telemetry.commands.sink_standing import Standing, sink_standings
 from telemetry.errors import EXIT_DAMAGED, EXIT_OK, CommandError
 from telemetry.journal.layout import read_mark
 from telemetry.journal.reader import JournalReader, NotAJournal
 from telemetry.journal.rows import Row
 from telemetry.journal.scan import TAIL, Damage
-from telemetry.json_files import DamagedFile
 from telemetry.output import Page
 from telemetry.recorded import Recorded, cut_off, open_recorded
-from telemetry.run_dir import CursorFile, RunDir, RunFile, StateFile, load, sink_is_done
-from telemetry.sinks.base import Position, left_out_of
-from telemetry.sinks.skips import read_skips
-from telemetry.sinks.wandb.offline_check import missing_rows
+from telemetry.run_dir import RunDir
 
 LEFT_OUT_SHOWN = 20
-_T = TypeVar("_T", bound=msgspec.Struct)
 TROUBLED = ("unavailable", "rejected", "crashed", "killed")
 """States of a sink that are shown, because they need attention."""
 
@@ -45,6 +37,12 @@ class Tally:
     last_ns: int = 0
     first_step: int | None = None
     last_step: int | None = None
+
+    @property
+    def per_second(self) -> float | None:
+        """Events a second between the first and the last; None where there is no such time."""
+        span_s = (self.last_ns - (self.first_ns or 0)) / 1e9
+        return (self.count - 1) / span_s if span_s > 0 and self.count > 1 else None
 
 
 @dataclass
@@ -70,11 +68,7 @@ def inspect(run_dir: Path) -> int:
         CommandError: there is no journal, or it can't be read.
         OutputFailed: stdout can't be written to.
     """
-    recorded = open_recorded(run_dir)
-    try:
-        contents = read_contents(RunDir(run_dir).journal)
-    except (OSError, NotAJournal) as exc:
-        raise CommandError(f"{run_dir} can't be read: {exc}") from exc
+    recorded, contents = look_into(run_dir)
     page = Page()
     _print_run(page, recorded, contents)
     _print_events(page, contents)
@@ -82,12 +76,26 @@ def inspect(run_dir: Path) -> int:
     _print_left_out(page, contents)
     for line in contents.last_words.lines(recorded.facts.status):
         page.line(line)
-    damaged = [*recorded.damaged, *_print_sinks(page, recorded, contents)]
+    standings = sink_standings(recorded, contents.rows)
+    damaged = [*recorded.damaged, *_print_sinks(page, standings)]
     for line in damaged:
         page.line(f"damaged: {line}")
     is_damaged = _print_damage(page, contents, is_damaged=bool(damaged))
     page.print()
     return EXIT_DAMAGED if is_damaged else EXIT_OK
+
+
+def look_into(run_dir: Path) -> tuple[Recorded, Contents]:
+    """Read a run, its small files and its whole journal.
+
+    Raises:
+        CommandError: there is no journal, or it can't be read.
+    """
+    recorded = open_recorded(run_dir)
+    try:
+        return recorded, read_contents(RunDir(run_dir).journal)
+    except (OSError, NotAJournal) as exc:
+        raise CommandError(f"{run_dir} can't be read: {exc}") from exc
 
 
 def read_contents(journal: Path) -> Contents:
@@ -139,17 +147,29 @@ def _print_run(page: Page, recorded: Recorded, contents: Contents) -> None:
     state = run.status or run.state
     if run.exit_code:
         state = f"{state}, exit code {run.exit_code}"
-    size = sum(path.stat().st_size for path in RunDir(recorded.run_dir).journal.iterdir())
+    size = journal_bytes(recorded)
     page.line(
         f"run {recorded.run_id} ({run.name}): {contents.rows:,} rows, {size / 1e6:.1f} MB, {state}"
     )
 
 
+def journal_bytes(recorded: Recorded) -> int:
+    """Return the bytes of all files of a run's journal."""
+    return sum(path.stat().st_size for path in RunDir(recorded.run_dir).journal.iterdir())
+
+
+def is_broken(contents: Contents) -> bool:
+    """Return True if rows are damaged or gone.
+
+    A torn tail was never acknowledged: it is how a crash looks, not damage.
+    """
+    return any(damage.kind != TAIL for damage in contents.damage)
+
+
 def _print_events(page: Page, contents: Contents) -> None:
     rows = []
     for (source, kind), tally in sorted(contents.tallies.items()):
-        span_s = (tally.last_ns - (tally.first_ns or 0)) / 1e9
-        rate = f"{(tally.count - 1) / span_s:.2f}" if span_s > 0 and tally.count > 1 else ""
+        rate = "" if tally.per_second is None else f"{tally.per_second:.2f}"
         sessions = len(contents.sessions[source])
         shown = source if sessions == 1 else f"{source} ({sessions} sessions)"
         rows.append([shown, kind, f"{tally.count:,}", rate, _steps(tally)])
@@ -186,67 +206,37 @@ def _duration(seconds: float) -> str:
     return f"up to {seconds / 60:,.0f} minutes"
 
 
-def _print_sinks(page: Page, recorded: Recorded, contents: Contents) -> list[str]:
+def _print_sinks(page: Page, standings: list[Standing]) -> list[str]:
     """Print how far each sink is, and return descriptions of damaged sink files."""
-    damaged: list[str] = []
-    place = RunDir(recorded.run_dir)
-    paths = place.cursors.glob("*.*")
-    for sink in sorted({path.stem for path in paths if path.suffix in (".json", ".state")}):
-        cursor, of_cursor = _loaded(place.cursor(sink), CursorFile)
-        told, of_state = _loaded(place.state(sink), StateFile)
-        damaged += [f"sink {sink}: {text}" for text in (*of_cursor, *of_state)]
-        if not of_cursor:
-            skipped = len(read_skips(place.skips(sink)))
-            words = _sink_words(cursor, told, recorded.facts, contents.rows, skipped)
-            if gone := _gone_from(recorded.run_dir, sink):
-                damaged.append(f"sink {sink}: {gone}")
-                words = words.replace("has all of it", gone)
-            page.line(f"sink {sink}: {words}")
-    return damaged
+    for standing in standings:
+        if standing.is_known:
+            page.line(f"sink {standing.sink}: {_sink_words(standing)}")
+    return [text for standing in standings for text in standing.damaged]
 
 
-def _sink_words(cursor: CursorFile, told: StateFile, run: RunFile, rows: int, skipped: int) -> str:
-    """Describe how far a sink is. It has all of a run only if it is done with its last end."""
-    row = cursor.row
-    if sink_is_done(cursor, run) and row >= rows:
-        words = f"at row {row:,}, has all of it"
+def _sink_words(standing: Standing) -> str:
+    """Describe how far a sink is."""
+    words = f"at row {standing.row:,}, "
+    if standing.gone and not standing.rows_behind:
+        words += standing.gone
+    elif standing.has_all:
+        words += "has all of it"
     else:
-        words = f"at row {row:,}, {max(0, rows - row):,} rows behind"
-    if told.restarts:
-        words += f", {told.restarts} restarts"
-    if skipped:
-        words += f", {skipped:,} rows stepped over"
-    if left_out := left_out_of(Position(row, cursor.state)):
-        words += f", {left_out:,} values left out"
-    if told.state in TROUBLED:
-        words += f", {told.state}: {told.detail}"
+        words += f"{standing.rows_behind:,} rows behind"
+    if standing.restarts:
+        words += f", {standing.restarts} restarts"
+    if standing.skipped:
+        words += f", {standing.skipped:,} rows stepped over"
+    if standing.left_out:
+        words += f", {standing.left_out:,} values left out"
+    if standing.state in TROUBLED:
+        words += f", {standing.state}: {standing.detail}"
     return words
 
 
-def _gone_from(run_dir: Path, sink: str) -> str:
-    """Describe rows that a sink had written and that are gone; empty for none, or unknown.
-
-    Only W&B's files are read back here: a sink that is done is not started again.
-    """
-    if sink != "wandb":
-        return ""
-    with contextlib.suppress(ImportError):
-        return missing_rows(run_dir)
-    return ""
-
-
-def _loaded(path: Path, kind: type[_T]) -> tuple[_T, list[str]]:
-    """Return the content of a file, empty if there is none, and a list of what is wrong with it."""
-    try:
-        return load(path, kind) or kind(), []
-    except DamagedFile as exc:
-        return kind(), [str(exc)]
-
-
 def _print_damage(page: Page, contents: Contents, *, is_damaged: bool) -> bool:
+    is_damaged = is_damaged or is_broken(contents)
     for damage in contents.damage:
-        # A torn tail was never acknowledged: it is how a crash looks, not damage.
-        is_damaged = is_damaged or damage.kind != TAIL
         last = "?" if damage.next_row is None else str(damage.next_row - 1)
         page.line(
             f"{damage.kind}: rows {damage.first_row} to {last}, "

@@ -99,6 +99,10 @@ class Runs:
     def __iter__(self) -> Iterator[Run]:
         return iter(list(self._open.values()))
 
+    def open_ids(self) -> list[str]:
+        """Return the ids of the runs that are open now. May be called from any thread."""
+        return list(self._open)
+
     def active(self, but: str) -> list[Run]:
         """Return the runs that have a name and have not ended, without the one of id `but`."""
         return [run for run in self if run.is_started and not run.is_ended and run.run_id != but]

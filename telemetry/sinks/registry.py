@@ -13,7 +13,7 @@ SINKS: Final = {
     "parquet": "telemetry.sinks.parquet:ParquetSink",
     "console": "telemetry.sinks.console:ConsoleSink",
 }
-"""Module and class of each sink, by its name."""
+"""Where the class of each sink is, by the name of the sink."""
 
 
 def make_sink(name: str, context: SinkContext) -> Sink:

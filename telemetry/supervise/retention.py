@@ -6,42 +6,32 @@ Never: removes a part of a run, a run that goes on, one that an enabled sink
 does not have all of yet, one with wandb files that are not uploaded, or one
 whose files are too damaged to tell.
 
-    tombstone written -> renamed aside, under no run's name -> its bytes go
-
-Each step is on disk before the next begins. A crash between the first two leaves
-the run as it was; after a crash behind the second the next start deletes the rest.
-
 Runs on a thread of its own: removing gigabytes takes time.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from shared.files import sync_directory
+from shared.files import bytes_on_disk
 from shared.ids import RUN_ID
-from shared.locks import Locked, lock
+from shared.locks import Locked
 from shared.record import CorruptRecord
 from telemetry.journal.layout import Mark, read_mark
 from telemetry.journal.readable import readable_end
-from telemetry.run_dir import CursorState, RunDir, RunState, read, sink_is_done
-from telemetry.summary import unsynced_wandb_runs
-from telemetry.supervise.tombstones import Tombstone, read_tombstone, write_tombstone
+from telemetry.run_dir import RunDir
+from telemetry.supervise.removal import clear_leftovers, obstacle, remove_run
+from telemetry.supervise.tombstones import Tombstone, read_tombstone
 
 __all__ = ["Retention", "Tombstone", "read_tombstone"]
 
 log = logging.getLogger("telemetry.supervise.retention")
 
 SWEEP_S: Final = 60.0
-REMOVING: Final = ".removing-"
 REASON: Final = "removed by retention to make room; every enabled sink had all of it"
 
 
@@ -66,7 +56,7 @@ class Retention:
     def sweep(self) -> list[str]:
         """Remove the oldest removable runs above the bound, and return their ids."""
         self.clear_leftovers()
-        sizes = {path: _size(path) for path in self._run_dirs()}
+        sizes = {path: bytes_on_disk(path) for path in self._run_dirs()}
         excess = sum(sizes.values()) - self._max_bytes
         removed: list[str] = []
         for path in sorted(sizes, key=_ended_ns):
@@ -80,8 +70,7 @@ class Retention:
 
     def clear_leftovers(self) -> None:
         """Delete the rest of runs that a crash left renamed aside."""
-        for rest in self._runs_dir.glob(f"{REMOVING}*"):
-            shutil.rmtree(rest, ignore_errors=True)
+        clear_leftovers(self._runs_dir)
 
     def _run(self) -> None:
         self._guarded(self.clear_leftovers)
@@ -96,31 +85,21 @@ class Retention:
 
     def _remove(self, path: Path) -> bool:
         """Remove a run that may go and that ingest does not have open; return True if done."""
-        # 1. Look without the lock: taking it would disturb ingest opening the run.
+        # Look without the lock first: taking it would disturb ingest opening the run.
         end = _readable_end(path)
-        if end is None or not self._may_go(path, end):
+        if end is None or obstacle(path, self._sinks, end):
             return False
+
+        def may_go() -> bool:
+            return not obstacle(path, self._sinks, max(end, read_mark(RunDir(path).journal) or end))
+
         try:
-            journal = RunDir(path).journal
-            with _locked(journal):
-                # 2. Look again under the lock: it may have been continued and closed meanwhile.
-                if not self._may_go(path, max(end, read_mark(journal) or end)):
-                    return False
-                # 3. Tombstone first: late events of the run must not begin a new journal.
-                write_tombstone(self._runs_dir, path.name, REASON)
-                away = path.with_name(f"{REMOVING}{path.name}.{time.time_ns()}")
-                path.rename(away)
-                # 4. Sync the rename before a byte is deleted: a power cut must not bring back
-                #    half a run.
-                sync_directory(self._runs_dir)
+            return remove_run(path, REASON, may_go)
         except Locked:
             return False  # ingest has it open
         except (OSError, CorruptRecord) as exc:
             self._tell(path.name, f"can't be removed: {exc}")
             return False
-        # 5. Delete, without the lock: gigabytes take time.
-        shutil.rmtree(away, ignore_errors=True)
-        return True
 
     def _tell(self, run_id: str, text: str) -> None:
         """Log once why a run could not be removed."""
@@ -133,25 +112,6 @@ class Retention:
             if RUN_ID.fullmatch(path.name) and not path.is_symlink() and path.is_dir():
                 yield path
 
-    def _may_go(self, path: Path, end: Mark) -> bool:
-        place = RunDir(path)
-        run = read(place.run_file, RunState)
-        if run is None or not _is_over(path, run, end) or unsynced_wandb_runs(path):
-            return False
-        return all(
-            sink_is_done(read(place.cursor(sink), CursorState), run)
-            for sink in self._sinks
-            if run.wants(sink)
-        )
-
-
-def _is_over(path: Path, run: RunState, end: Mark) -> bool:
-    """Return True if a run has ended, and nothing was journaled behind its end."""
-    if not run.is_ended or run.run_id not in ("", path.name):
-        return False
-    # A run with rows behind its end goes on at the next start, and ends once more.
-    return end.next_row == run.as_of_row
-
 
 def _readable_end(path: Path) -> Mark | None:
     """Return the end of a run's readable journal, None where it can't be read."""
@@ -159,32 +119,6 @@ def _readable_end(path: Path) -> Mark | None:
         return readable_end(RunDir(path).journal)
     except OSError:
         return None
-
-
-@contextlib.contextmanager
-def _locked(journal: Path) -> Iterator[None]:
-    """Hold the writer's own lock: ingest can't open the journal meanwhile.
-
-    Raises:
-        Locked: another process holds it.
-        OSError: there is no such directory, or it can't be locked.
-    """
-    fd = os.open(journal, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        lock(fd)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _size(path: Path) -> int:
-    """Return the bytes that a run takes on disk, without files that vanish meanwhile."""
-    total = 0
-    for directory, _, names in os.walk(path):
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += (Path(directory) / name).lstat().st_blocks * 512
-    return total
 
 
 def _ended_ns(path: Path) -> int:

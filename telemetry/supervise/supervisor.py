@@ -13,23 +13,19 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final, TypeVar
-
-import msgspec
+from typing import Final
 
 from shared.clock import Clock
-from shared.ids import RUN_ID
 from shared.programs import module_command
-from telemetry.run_dir import CursorState, RunDir, RunState, read, sink_is_done
+from telemetry.run_dir import CursorState, RunDir, RunState, sink_is_done
 from telemetry.sinks.surroundings import sink_defaults
+from telemetry.supervise.due_runs import DueRuns
 from telemetry.supervise.sink_process import PAUSES, Pauses, SinkProcess
 from telemetry.watch.facts import SinkStatus
 
 log = logging.getLogger("telemetry.supervise.supervisor")
-
-_T = TypeVar("_T", bound=msgspec.Struct)
 
 PROBE_NS: Final = 30_000_000_000
 """Time between two tries of one sink for ended runs, while it is unavailable."""
@@ -62,8 +58,11 @@ class Supervisor:
         sink_timeout_s: float,
         command: Callable[[str, Path], list[str]] = sink_command,
         pauses: Pauses = PAUSES,
+        open_runs: Callable[[], Iterable[str]] = lambda: (),
     ) -> None:
+        """Look at the runs below runs_dir from `start` on; open_runs names those of ingest."""
         self._runs_dir = runs_dir
+        self._runs = DueRuns(runs_dir, open_runs)
         self._sinks = sinks
         self._clock = clock
         self._max_processes = max_processes
@@ -71,7 +70,6 @@ class Supervisor:
         self._command = command
         self._pauses = pauses
         self._sinks_of: dict[tuple[str, str], SinkProcess] = {}
-        self._read_files: dict[Path, tuple[tuple[int, int], msgspec.Struct]] = {}
         self._statuses: list[SinkStatus] = []
         self._backlog: set[tuple[str, str]] = set()
         self._probed_ns: dict[str, int] = {}
@@ -114,7 +112,7 @@ class Supervisor:
             if item.is_at_work:
                 item.kill("did not finish in time", self._clock.monotonic_ns())
         # 4. Find the backlog again, from the cursors as the sinks left them.
-        self._look()
+        self._look(everything=True)
 
     def _run(self) -> None:
         while not self._is_ending.wait(self._pauses.poll_s):
@@ -164,62 +162,45 @@ class Supervisor:
             for item in self._sinks_of.values()
         )
 
-    def _look(self) -> list[tuple[tuple[str, str], bool]]:
+    def _look(self, *, everything: bool = False) -> list[tuple[tuple[str, str], bool]]:
         """Return the (run, sink) pairs with work to do, each with True if its run goes on.
 
         Runs that go on come first: there may be fewer processes than pairs. Publishes
         the backlog.
         """
         wanted: list[tuple[tuple[str, str], bool]] = []
-        for run_dir in self._run_dirs():
-            place = RunDir(run_dir)
-            run = self._read(place.run_file, RunState)
+        for name in self._runs.due(everything=everything):
+            place = RunDir(self._runs_dir / name)
+            run = self._runs.read(name, place.run_file, RunState)
             if run is None or not run.is_shown:
                 continue
+            has_work = not run.is_ended
             for sink in self._sinks:
                 if not _is_for(sink, run):
                     continue
-                cursor = self._read(place.cursor(sink), CursorState)
+                cursor = self._runs.read(name, place.cursor(sink), CursorState)
                 if not run.is_ended or not sink_is_done(cursor, run):
-                    wanted.append(((run_dir.name, sink), not run.is_ended))
+                    wanted.append(((name, sink), not run.is_ended))
+                    has_work = True
                 else:
-                    self._forget_if_idle((run_dir.name, sink))
+                    has_work |= not self._forget_if_idle((name, sink))
+            if not has_work:
+                self._runs.settle(name)
         self._backlog = {key for key, _ in wanted}
         return sorted(wanted, key=lambda pair: not pair[1])
-
-    def _run_dirs(self) -> Iterator[Path]:
-        if self._runs_dir.is_dir():
-            # Other names, such as that of a repaired copy, are no runs of this sidecar.
-            names = (path.name for path in self._runs_dir.iterdir())
-            yield from (self._runs_dir / name for name in sorted(filter(RUN_ID.fullmatch, names)))
-
-    def _read(self, path: Path, kind: type[_T]) -> _T | None:
-        """Return the fields of a JSON file that matter here, parsed again when it has changed.
-
-        A file that can't be read is as one that is not there, and is looked at again.
-        """
-        try:
-            status = path.stat()
-        except OSError:
-            return None
-        # With the inode: a file may be replaced twice within the resolution of its mtime.
-        version = status.st_mtime_ns, status.st_ino
-        known = self._read_files.get(path)
-        if known is not None and known[0] == version and isinstance(known[1], kind):
-            return known[1]
-        if (value := read(path, kind)) is not None:
-            self._read_files[path] = version, value
-        return value
 
     def _item(self, key: tuple[str, str]) -> SinkProcess:
         if key not in self._sinks_of:
             self._sinks_of[key] = SinkProcess(self._runs_dir / key[0], key[1], self._pauses)
         return self._sinks_of[key]
 
-    def _forget_if_idle(self, key: tuple[str, str]) -> None:
+    def _forget_if_idle(self, key: tuple[str, str]) -> bool:
+        """Forget a sink that has all of its run; return False while its process is there."""
         item = self._sinks_of.get(key)
-        if item is not None and not item.is_at_work:
-            del self._sinks_of[key]
+        if item is not None and item.is_at_work:
+            return False
+        self._sinks_of.pop(key, None)
+        return True
 
     # --- one process
 

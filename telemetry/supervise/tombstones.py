@@ -1,4 +1,4 @@
-"""Tombstones: files that keep the identity of each run that retention has removed.
+"""Tombstones: files that keep the identity of each run that was removed.
 
 In: the journal of a run that is about to go, and why.
 Out: DATA_DIR/removed/<run_id>.json, on disk before anything of the run goes.

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-import telemetry.supervise.retention
+import telemetry.supervise.removal
 from shared.wire import Nack
 from telemetry.journal.layout import segments
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import read_json, write_json
 from telemetry.run_dir import CursorState, RunState, sink_is_done
-from telemetry.supervise.retention import REMOVING, Retention, read_tombstone
+from telemetry.supervise.removal import REMOVING
+from telemetry.supervise.retention import Retention, read_tombstone
 from tests.fakes import ManualClock
 from tests.telemetry.journal.helpers import write
 from tests.telemetry.waiting import wait_until
@@ -374,13 +375,13 @@ def test_half_a_run_never_comes_back(runs: Path, monkeypatch: pytest.MonkeyPatch
     """Its new name is on disk before the first of its bytes goes."""
     make_run(runs, "r", 1)
     order: list[str] = []
-    synced = telemetry.supervise.retention.sync_directory
+    synced = telemetry.supervise.removal.sync_directory
     monkeypatch.setattr(
-        "telemetry.supervise.retention.sync_directory",
+        "telemetry.supervise.removal.sync_directory",
         lambda path: (order.append(f"sync {sorted(left(path))[0][:10]}"), synced(path)),
     )
     monkeypatch.setattr(
-        "telemetry.supervise.retention.shutil.rmtree", lambda path, **_: order.append("remove")
+        "telemetry.supervise.removal.shutil.rmtree", lambda path, **_: order.append("remove")
     )
 
     Retention(runs, SINKS, 1).sweep()

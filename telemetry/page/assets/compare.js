@@ -7,6 +7,7 @@ async function showComparison(root, runs) {
     tools.say(failure.message);
     return null;
   })))).filter(Boolean);
+  window.telemetryBoard?.close();
   const board = new Board(root, ["step", "hours", "time"]);
   root.replaceChildren();
 
