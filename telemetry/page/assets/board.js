@@ -47,6 +47,7 @@ class Board {
     this.hasLooked = true;
     for (const entry of seen) entry.target.card.isSeen = entry.isIntersecting;
     this.work();
+    chart.load().catch((failure) => tools.say(failure.message));
   }
 
   refresh(isForced = false) {

@@ -154,10 +154,24 @@ const chart = (() => {
     modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
   };
 
+  // Plotly comes last: its script is long, and holds up all else while the browser reads it. The
+  // first values are asked for before. A report has it inline, at its end.
+  let loading = null;
+  function load() {
+    loading ||= new Promise((done, fail) => {
+      const link = document.getElementById("plotly");
+      if (window.Plotly) done();
+      else if (!link) addEventListener("load", done);
+      else document.head.append(tools.element("script", { src: link.href, onload: done, onerror: () => fail(new Error("the charts' script can't be loaded")) }));
+    });
+    return loading;
+  }
+
   async function drawLines(box, lines, found, view, overview, hasStageNames = false) {
     const restarts = overview ? overview.marks.filter((mark) => mark.kind === "restart").map((mark) => mark.wall_s) : [];
     const traces = lines.flatMap((line, i) => lineTraces(line, found[i], view, restarts));
     const shapes = overview ? shapesOf(overview, view, hasStageNames) : [];
+    await load();
     await Plotly.react(box, traces, layoutOf(view, { shapes, showlegend: traces.length > 1 }), CONFIG);
   }
 
@@ -174,8 +188,9 @@ const chart = (() => {
     if (isHistogram) trace.reversescale = tools.isDark();
     const layout = layoutOf({ ...view, log: false }, { hovermode: "closest", showlegend: false });
     if (!isHistogram) Object.assign(layout.yaxis, { type: "category", autorange: "reversed", tickfont: { size: 10 } });
+    await load();
     await Plotly.react(box, [trace], layout, CONFIG);
   }
 
-  return { COLORS, drawLines, drawGrid, secondsOf, plain };
+  return { load, COLORS, drawLines, drawGrid, secondsOf, plain };
 })();

@@ -294,9 +294,19 @@ def test_a_middle_segment_with_a_damaged_header_is_read_all_the_same(rotated, tm
     )
 
 
-def test_two_last_segments_with_damaged_headers_are_taken_in_in_their_order(rotated, tmp_path):
-    """The later one counts on from the earlier one."""
-    directory = copied(rotated, tmp_path, with_mark=False)
+def test_two_last_segments_with_damaged_headers_are_taken_in_in_their_order(tmp_path):
+    """The later one counts on from the earlier one, and a stream of that one is not forgotten."""
+    directory = tmp_path / "journal"
+    with JournalWriter(directory, 600) as writer:
+        for source in ("rank0", "rank0", "rank1"):
+            count = len(segments(directory))
+            write(writer, 2, source)
+            while len(segments(directory)) == count:
+                writer.sync()
+                write(writer, 2)
+        write(writer, 2)
+        writer.sync()
+        next_row = writer.next_row
     hit = segments(directory)[-2:]
     for segment in hit:
         content = bytearray(segment.path.read_bytes())
@@ -305,9 +315,10 @@ def test_two_last_segments_with_damaged_headers_are_taken_in_in_their_order(rota
 
     found = recover(directory)
 
-    assert found.next_row == 40 and found.streams[0].durable_seq == 39
-    assert [(d.kind, d.first_row) for d in reversed(found.damage)] == [
-        (SEGMENT, segment.first_row) for segment in hit
+    last = {entry.source: entry.durable_seq for entry in found.streams.values()}
+    assert found.next_row == next_row and last == {"rank0": next_row - 3, "rank1": 1}
+    assert [d[:5] for d in reversed(found.damage)] == [
+        (SEGMENT, 0, segment.path.stat().st_size, segment.first_row, None) for segment in hit
     ]
 
 
@@ -361,6 +372,8 @@ def test_a_crash_while_a_segment_was_created_leaves_no_trace(rotated, tmp_path, 
     assert numbers(rows) == list(range(60)) and damage == []
     assert is_whole(directory)
     assert saved_tails(directory) == ([torn] if torn else [])
+    names = [path.name for path in directory.parent.glob("quarantine/*")]
+    assert names == ([f"{40:020d}.seg.0.tail"] if torn else [])
     for first_row in (40, 41, 45, 59):
         assert numbers(read_all(directory, first_row)[0]) == list(range(first_row, 60))
 
