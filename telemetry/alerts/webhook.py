@@ -204,8 +204,8 @@ def _alert(message: Message) -> dict[str, Any]:
     }
 
 
-def apprise(urls: tuple[str, ...]) -> Sender:
-    """Return the sender for addresses of the library apprise: mail, Telegram and many more.
+def apprise_of(urls: tuple[str, ...]) -> Any:
+    """Return the receiver of the library apprise for some addresses.
 
     Raises:
         ImportError: it is not installed.
@@ -219,6 +219,16 @@ def apprise(urls: tuple[str, ...]) -> Sender:
     for place, url in enumerate(urls):
         if not receiver.add(url):
             raise ValueError(f"address {place + 1} is of no service that apprise knows")
+    return receiver
+
+
+def apprise(urls: tuple[str, ...]) -> Sender:
+    """Return the sender for addresses of the library apprise: mail, Telegram and many more.
+
+    Raises:
+        ImportError, ValueError: as apprise_of says.
+    """
+    receiver = apprise_of(urls)
 
     def send(messages: list[Message]) -> None:
         if not receiver.notify(title="training telemetry", body=text_of(messages)):

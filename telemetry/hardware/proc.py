@@ -50,6 +50,16 @@ def stat_of(root: Path, pid: int) -> Stat | None:
     )
 
 
+def exit_status_of(root: Path, pid: int) -> int | None:
+    """Return the wait status of a process that has ended, and whose parent has not taken note."""
+    text = _text(f"{root}/{pid}/stat")
+    fields = text.rpartition(")")[2].split() if text else []
+    # Field 52, since Linux 3.5. It is 0 for whom the kernel does not let see it.
+    if len(fields) < 50 or fields[0] != "Z" or fields[49] == "0":
+        return None
+    return int(fields[49])
+
+
 def io_of(root: Path, pid: int) -> Io | None:
     """Return the I/O of a process; None where we may not see it."""
     counts = dict(_pairs(_text(f"{root}/{pid}/io") or ""))
