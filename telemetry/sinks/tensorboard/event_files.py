@@ -38,7 +38,7 @@ from typing import Final
 import google_crc32c
 
 from shared.files import cut, make_directory, sync_directory, write_all
-from telemetry.sinks.tensorboard.limits import LIMITS
+from telemetry.sinks.tensorboard.bounds import BOUNDS
 from telemetry.sinks.tensorboard.starts import Starts
 from telemetry.sinks.tensorboard.summaries import version_event
 
@@ -72,7 +72,7 @@ class EventFiles:
     """
 
     def __init__(
-        self, root: Path, starts: Starts, buffer_max_bytes: int = LIMITS.buffer_bytes
+        self, root: Path, starts: Starts, buffer_max_bytes: int = BOUNDS.buffer_bytes
     ) -> None:
         self._buffer_max_bytes = buffer_max_bytes
         self._root = root

@@ -38,7 +38,7 @@ import msgspec
 
 from shared.files import make_directory, sync_directory, write_all
 from telemetry.run_dir import RunDir
-from telemetry.sinks.tensorboard.limits import LIMITS
+from telemetry.sinks.tensorboard.bounds import BOUNDS
 from telemetry.sinks.tensorboard.placement import Change
 
 _NAME: Final = re.compile(r"tensorboard\.lasts\.\d{6,}\.\d{6,}")
@@ -63,7 +63,7 @@ class LastsCommit(msgspec.Struct, array_like=True, frozen=True):
 class LastsFile:
     """The current lasts file of one run, in out_dir/cursors. Not thread-safe."""
 
-    def __init__(self, out_dir: Path, min_bytes: int = LIMITS.lasts_bytes) -> None:
+    def __init__(self, out_dir: Path, min_bytes: int = BOUNDS.lasts_bytes) -> None:
         """min_bytes: a file that is shorter is not begun anew."""
         self._min_bytes = min_bytes
         self._directory = RunDir(out_dir).cursors

@@ -28,7 +28,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from telemetry.sinks.tensorboard.limits import LIMITS, Limits
+from telemetry.sinks.tensorboard.bounds import BOUNDS, Bounds
 
 NO_STEP: Final = -(2**63)
 TEXT: Final = "text:"
@@ -88,9 +88,9 @@ class Placement:
     """Levels of one session, and the last step of each tag in them. Not thread-safe."""
 
     def __init__(
-        self, levels: list[LevelState], left_out: LeftOut, limits: Limits = LIMITS
+        self, levels: list[LevelState], left_out: LeftOut, bounds: Bounds = BOUNDS
     ) -> None:
-        self._limits = limits
+        self._bounds = bounds
         self._levels = [_Level(state) for state in levels or [LevelState()]]
         self._left_out = left_out
         self.tags = 0
@@ -108,7 +108,7 @@ class Placement:
         is_sampled: the numbers are readings, which are written even if they repeat.
         """
         first = self._levels[0]
-        if step > first.state.highest and len(first.lasts) + len(values) <= self._limits.tags:
+        if step > first.state.highest and len(first.lasts) + len(values) <= self._bounds.tags:
             # Fast path for most rows: the step is above that of every tag.
             before = len(first.lasts)
             first.lasts.update(zip(values, zip(repeat(step), values.values())))  # noqa: B905
@@ -142,7 +142,7 @@ class Placement:
         """
         first = self._levels[0]
         if tag not in first.lasts:
-            if len(first.lasts) >= self._limits.tags:
+            if len(first.lasts) >= self._bounds.tags:
                 self._left_out.tags += 1
                 return False
             self._remember(first, tag, NO_STEP, value)
@@ -208,12 +208,12 @@ class Placement:
                 continue
             if last is not None and not is_sampled and _is_told(last, step, value):
                 return None
-            if last is None and len(level.lasts) >= self._limits.tags:
+            if last is None and len(level.lasts) >= self._bounds.tags:
                 self._left_out.tags += 1
                 return None
             self._remember(level, tag, step, value)
             return number
-        if len(self._levels) >= self._limits.levels:
+        if len(self._levels) >= self._bounds.levels:
             self._left_out.levels += 1
             return None
         self._levels.append(_Level(LevelState()))

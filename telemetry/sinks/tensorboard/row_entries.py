@@ -46,9 +46,9 @@ from shared.events import (
 from telemetry.alerts.words import level_of, words_of
 from telemetry.journal.rows import ELAPSED, STEP, Point, Row, RunContext, point_of
 from telemetry.sinks.tensorboard import event_lines, said
+from telemetry.sinks.tensorboard.bounds import BOUNDS, Bounds
 from telemetry.sinks.tensorboard.entries import Entry, Extra, Histogram, Text
 from telemetry.sinks.tensorboard.lasts_file import SessionChange
-from telemetry.sinks.tensorboard.limits import LIMITS, Limits
 from telemetry.sinks.tensorboard.placement import TEXT, LeftOut
 from telemetry.sinks.tensorboard.session_dirs import Stream, Streams, StreamsState
 from telemetry.sinks.tensorboard.units import OWN_PREFIX, shown_hardware
@@ -72,7 +72,7 @@ class Policy:
         lasts: list[SessionChange] | None = None,
         *,
         has_cores: bool = False,
-        limits: Limits = LIMITS,
+        bounds: Bounds = BOUNDS,
     ) -> None:
         """Continue from a state and the last steps stored with it.
 
@@ -82,7 +82,7 @@ class Policy:
             ValueError: lasts belong to another state.
         """
         self._context = state.context
-        self._streams = Streams(state.streams, lasts, limits)
+        self._streams = Streams(state.streams, lasts, bounds)
         self._has_cores = has_cores
 
     def state(self) -> PolicyState:

@@ -12,8 +12,8 @@ import pytest
 from telemetry.run_dir import RunFile
 from telemetry.sinks.base import START, Position, SinkContext, SinkUnavailable
 from telemetry.sinks.tensorboard import TensorBoardSink
+from telemetry.sinks.tensorboard.bounds import Bounds
 from telemetry.sinks.tensorboard.event_files import DamagedFiles, EventFiles
-from telemetry.sinks.tensorboard.limits import Limits
 from telemetry.sinks.tensorboard.starts import Starts
 from tests.telemetry.sinks.helpers_rows import RowMaker
 from tests.telemetry.sinks.helpers_tensorboard import (
@@ -372,7 +372,7 @@ def test_a_long_run_keeps_its_last_steps_short(tmp_path: Path) -> None:
     journal = RowMaker()
     for step in range(300):
         journal.metrics(step, {"train/loss": float(step)})
-    sink = sink_in(tmp_path, Limits(lasts_bytes=1000))
+    sink = sink_in(tmp_path, Bounds(lasts_bytes=1000))
     sink.open(START)
     for row in journal.rows:
         sink.write([row])

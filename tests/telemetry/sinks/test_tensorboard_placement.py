@@ -10,7 +10,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from telemetry.sinks.tensorboard.limits import LIMITS, Limits
+from telemetry.sinks.tensorboard.bounds import BOUNDS, Bounds
 from telemetry.sinks.tensorboard.placement import (
     TEXT,
     Change,
@@ -71,7 +71,7 @@ def test_every_step_is_shown_with_the_last_value_said_of_it(
         assert {(tag, step) for tag, step, _ in shown} == set(last)
         for (tag, step), value in last.items():
             assert (tag, step, repr(as_float32(value) + 0.0)) in shown
-    assert len(found.levels) <= LIMITS.levels
+    assert len(found.levels) <= BOUNDS.levels
 
 
 @given(said=st.lists(SAID, max_size=40), cut=st.integers(0, 40))
@@ -136,7 +136,7 @@ def test_a_text_is_written_where_it_changes_and_a_histogram_once_a_step() -> Non
 def test_beyond_the_levels_points_are_left_out_and_counted() -> None:
     """And those that fit one of them go on being placed."""
     left_out = LeftOut()
-    found = Placement([], left_out, Limits(levels=3))
+    found = Placement([], left_out, Bounds(levels=3))
 
     levels = [list(found.numbers(step, {"a": 1.0})) for step in (9, 8, 7, 6, 7, 8, 9, 10, 5)]
 
@@ -147,7 +147,7 @@ def test_beyond_the_levels_points_are_left_out_and_counted() -> None:
 def test_beyond_the_tags_new_ones_are_left_out_and_known_ones_go_on() -> None:
     """Also where a text is the one too many, or a message."""
     left_out = LeftOut()
-    found = Placement([], left_out, Limits(tags=3))
+    found = Placement([], left_out, Bounds(tags=3))
 
     assert found.numbers(1, {"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0})[0].keys() == {"a", "b", "c"}
     assert found.other("t", 1, f"{TEXT}x") is None
@@ -159,7 +159,7 @@ def test_beyond_the_tags_new_ones_are_left_out_and_known_ones_go_on() -> None:
 
 def test_near_the_bound_of_tags_no_step_falls() -> None:
     """There the short way is taken by some rows and not by others."""
-    found = Placement([], LeftOut(), Limits(tags=3))
+    found = Placement([], LeftOut(), Bounds(tags=3))
     found.numbers(1, {"a": 1.0, "b": 1.0})
     found.numbers(5, {"a": 5.0, "b": 5.0})
 

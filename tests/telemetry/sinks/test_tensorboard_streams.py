@@ -11,7 +11,7 @@ import pytest
 from shared.events import MessageLogged, MetricsLogged, RunStarted, decode_envelope, encode_event
 from telemetry.journal.rows import Row
 from telemetry.sinks.tensorboard import session_dirs as streams
-from telemetry.sinks.tensorboard.limits import Limits
+from telemetry.sinks.tensorboard.bounds import Bounds
 from telemetry.sinks.tensorboard.row_entries import Policy, PolicyState
 from tests.telemetry.sinks.helpers_rows import RowMaker
 from tests.telemetry.sinks.helpers_tensorboard import by_tag, read_all, write_all
@@ -180,7 +180,7 @@ def test_names_beyond_the_bound_are_left_out_and_counted(journal: RowMaker) -> N
     """Of a name that is there every point is, and of one too many none."""
     for step in range(10):
         journal.metrics(step, {f"x{i}": 1.0 for i in range(12)}, kind="custom")
-    policy = Policy(PolicyState(), limits=Limits(tags=8))
+    policy = Policy(PolicyState(), bounds=Bounds(tags=8))
 
     curves = curves_of(policy, journal.rows)
 
@@ -215,7 +215,7 @@ def test_what_is_remembered_of_many_sessions_stays_bounded_and_hides_nothing(
             values = {f"x{(step * 7 + i) % 23}": 1.0 for i in range(5)}
             journal.metrics(step, values, source, kind="custom")
             journal.metrics(step // 2, {"val/loss": float(step)}, source, kind="val")
-    policy = Policy(PolicyState(), limits=Limits(tags_in_all=40))
+    policy = Policy(PolicyState(), bounds=Bounds(tags_in_all=40))
 
     curves = curves_of(policy, journal.rows)
 

@@ -1,11 +1,11 @@
-"""Limits of the TensorBoard sink. Tests lower them."""
+"""Bounds of the TensorBoard sink. Tests lower them."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 
-class Limits(NamedTuple):
+class Bounds(NamedTuple):
     """The bounds on what is remembered and buffered for one run.
 
     levels: subdirectories of a session. tags: tags of a level. tags_in_all: tags of all
@@ -20,4 +20,4 @@ class Limits(NamedTuple):
     lasts_bytes: int = 1024 * 1024
 
 
-LIMITS = Limits()
+BOUNDS = Bounds()
