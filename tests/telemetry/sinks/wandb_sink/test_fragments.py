@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from telemetry.sinks.base import SinkUnavailable
 from telemetry.sinks.wandb import offline
 from telemetry.sinks.wandb.offline import Confirmation, Fragment, Ledger, wait_for_writers
+from telemetry.sinks.wandb.run_identity import JOURNAL
 
 from .surroundings import PausingClock
 from .test_local import write_ended
@@ -202,6 +203,35 @@ def test_what_is_whole_is_not_cut_and_a_file_without_a_header_neither(tmp_path: 
     offline.cut_torn(Fragment(headless, array("q"), 0))
 
     assert {path: path.read_bytes() for path in tmp_path.glob("*run*")} == before
+
+
+def test_a_file_of_which_only_the_header_is_whole_is_cut_behind_it(tmp_path: Path) -> None:
+    """wandb-core was killed in its first record."""
+    path = tmp_path / "run-x.wandb"
+    write(path, [])
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes() + b"torn")
+
+    offline.cut_torn(Fragment(path, array("q"), size))
+
+    assert path.stat().st_size == size
+    assert path.with_suffix(f".torn-at-{size}").read_bytes() == b"torn"
+
+
+def test_the_journal_of_a_fragment_is_the_one_that_its_run_began_with(tmp_path: Path) -> None:
+    """A later record of the run may say nothing of it."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    first, later = Record(num=1), Record(num=2)
+    first.run.run_id = later.run.run_id = "x"
+    first.run.config.update.add(key=JOURNAL, value_json='"its uuid"')
+    path = tmp_path / "offline-run-20260101_000000-x" / "run-x.wandb"
+    path.parent.mkdir()
+    path.write_bytes(framed([first.SerializeToString(), later.SerializeToString()])[0])
+
+    (fragment,) = offline.read_fragments(tmp_path, "x")
+
+    assert (fragment.journal, fragment.names_run) == ("its uuid", True)
 
 
 def test_a_disk_that_refuses_a_cut_or_a_move_makes_the_sink_unavailable(
