@@ -13,7 +13,7 @@ async function showRun(root, run) {
 
   const linesOf = (entries) => entries.map((entry, i) => ({
     ...entry, run, label: entry.source === "rank0" || entry.source.startsWith("hardware:") ? entry.name : `${entry.name} (${entry.source})`,
-    color: chart.COLORS[i % chart.COLORS.length], startS: overview.first_s,
+    color: chart.COLORS[i % chart.COLORS.length], startS: overview.first_s, restarts: chart.restartsOf(overview),
   }));
 
   function addLines(parent, { title, entries, isLoss }) {
