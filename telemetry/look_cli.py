@@ -135,7 +135,10 @@ def _query(args: argparse.Namespace) -> int:
     try:
         from telemetry.query.query_command import CSV, JSON, TABLE, check_limits, query
     except ImportError as exc:
-        raise CommandError(f"query: {exc}") from exc
+        raise CommandError(
+            f"query needs {exc.name or 'DuckDB'}; install it with: "
+            "pip install 'training-telemetry[query]'"
+        ) from exc
 
     form = JSON if args.json else CSV if args.csv else TABLE
     limits = check_limits(args.memory_mb, args.threads)
