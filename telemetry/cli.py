@@ -31,7 +31,7 @@ from telemetry.errors import (
 from telemetry.logs import LINE_MAX_CHARS, configure_logs
 from telemetry.look_cli import add_look_commands
 from telemetry.output import OutputFailed
-from telemetry.page_arguments import add_page
+from telemetry.page_arguments import add_page_and_report
 from telemetry.setting_values import check_sinks
 
 DESCRIPTION = "Telemetry sidecar: records what a training run says, and forwards it."
@@ -97,7 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_replay(commands)
     add_look_commands(commands, say)
     _add_doctor(commands)
-    add_page(commands)
+    add_page_and_report(commands)
     return parser
 
 

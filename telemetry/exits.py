@@ -13,15 +13,21 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Protocol
 
 import msgspec
 
+from shared.closing import Closing
 from shared.ids import SESSION
 from telemetry.json_files import read_json, write_json
+from telemetry.run_dir import Process
 
 STDERR_MAX_CHARS: Final = 16_000
+EXIT_WAIT_S: Final = 0.5
+"""Wait for a process whose end is under way: it closes its pipes before it is over."""
 KEPT_S: Final = 7 * 86_400.0
 """Age at which a file is removed, in seconds."""
 
@@ -37,6 +43,67 @@ class ExitReport(msgspec.Struct, frozen=True):
     exit_code: Annotated[int, msgspec.Meta(ge=0, le=255)]
     oom_kills: Annotated[int, msgspec.Meta(ge=0)] | None = None
     stderr: Annotated[str, msgspec.Meta(max_length=STDERR_MAX_CHARS)] = ""
+
+
+@dataclass(frozen=True)
+class Kills:
+    """Processes that the kernel has killed for want of memory; None where it does not count.
+
+    group: those of this container. machine: those of the whole machine.
+    """
+
+    group: int | None
+    machine: int | None
+
+    def since(self, before: Kills) -> Kills:
+        """Return the kills that came after the counts of before."""
+        return Kills(_added(before.group, self.group), _added(before.machine, self.machine))
+
+
+def _added(before: int | None, now: int | None) -> int | None:
+    return None if before is None or now is None else max(0, now - before)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The end of a trainer's process, as far as this machine can tell.
+
+    exit_code: as a shell has it, 128 + n for signal n; None where it is not known.
+    is_alive: the process is still there. kills: since it was first seen.
+    """
+
+    pid: int
+    is_alive: bool
+    exit_code: int | None
+    kills: Kills
+
+
+class OpenRun(Protocol):
+    """The part of an open run that names its processes."""
+
+    run_id: str
+
+    @property
+    def is_ended(self) -> bool: ...
+    @property
+    def processes(self) -> dict[str, Process]: ...
+
+
+class Ends(Closing):
+    """The ends of processes that are nobody's children here; this one knows of none."""
+
+    def look(self, runs: Iterable[OpenRun]) -> None:
+        """Hold the processes of new runs, and let go of those of runs that have ended."""
+
+    def ending_of(self, run: OpenRun, wait_s: float = 0.0) -> Ending | None:
+        """Return what is known of the end of a run's process, None if it was never seen here.
+
+        wait_s: how long an end that is under way may take; at most EXIT_WAIT_S.
+        """
+        return None
+
+    def close(self) -> None:
+        """Let go of all processes. May be called twice."""
 
 
 def tell_exit(data_dir: Path, launch_id: str, report: ExitReport) -> None:

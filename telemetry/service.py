@@ -46,6 +46,7 @@ from telemetry.journal.writer import JournalFault
 from telemetry.journal_loop import JournalLoop
 from telemetry.room import Room
 from telemetry.supervise.page_process import PageProcess
+from telemetry.supervise.process_ends import ProcessEnds, kill_counter
 from telemetry.supervise.retention import Retention
 from telemetry.supervise.sampler_process import SamplerProcess, processes_on
 from telemetry.supervise.supervisor import Supervisor, sink_command
@@ -100,8 +101,14 @@ class Service(Closing):
         self._feed = Feed()
         self._runs = Runs(config.data_dir, new_session(), self._clock, self._feed)
         self._host_run = HostRun(self._host, config.wandb_mode, is_enabled=config.host_run)
+        self._ends = ProcessEnds(self._host, kill_counter(self._clock))
         self._ingest = Ingest(
-            self._runs, self._clock, self._host_run, config.lost_after_s, self._shares.runs
+            self._runs,
+            self._clock,
+            self._host_run,
+            config.lost_after_s,
+            self._shares.runs,
+            ends=self._ends,
         )
         self._inbox = Inbox()
         self._reading = Reading(self._gateway, self._inbox, self._clock)
@@ -201,8 +208,9 @@ class Service(Closing):
         # 2. The socket, after the thread that owns it.
         self._reading.close()
         self._gateway.close()
-        # 3. The journals; then the lock on the data directory, so that the next sidecar
-        #    finds no file of it in use.
+        # 3. The processes of trainers, and the journals; then the lock on the data directory,
+        #    so that the next sidecar finds no file of it in use.
+        self._ends.close()
         self._runs.close()
         self._data_dir.close()
 

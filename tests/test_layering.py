@@ -85,12 +85,12 @@ LAYERS = {
     # The supervisor knows of sinks what it needs to start and watch their processes.
     "telemetry.supervise": """
         shared telemetry.journal telemetry.sinks.slot telemetry.sinks.surroundings
-        telemetry.sinks.reporter telemetry.hardware.watched telemetry.watch telemetry.errors
+        telemetry.sinks.reporter telemetry.hardware telemetry.watch telemetry.errors telemetry.exits
         telemetry.run_dir telemetry.run_info telemetry.summary
     """,
     "telemetry.checks": """
-        shared telemetry.hardware telemetry.journal telemetry.sinks telemetry.sinks.wandb
-        telemetry.config telemetry.datadir telemetry.descriptors
+        shared telemetry.alerts telemetry.hardware telemetry.journal telemetry.sinks
+        telemetry.sinks.wandb telemetry.config telemetry.datadir telemetry.descriptors
     """,
     "telemetry.commands": """
         shared telemetry.alerts telemetry.hardware.cgroup telemetry.ingest.death
@@ -108,8 +108,8 @@ LAYERS = {
         telemetry.output telemetry.run_dir
     """,
     "telemetry.monitor": """
-        shared telemetry.commands telemetry.journal telemetry.views telemetry.config
-        telemetry.datadir telemetry.errors telemetry.run_dir telemetry.summary
+        shared telemetry.commands telemetry.hardware telemetry.journal telemetry.views
+        telemetry.config telemetry.datadir telemetry.errors telemetry.run_dir telemetry.summary
     """,
     # A process of its own; the sidecar knows of it only how it is started.
     "telemetry.page": """

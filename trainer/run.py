@@ -24,6 +24,7 @@ from trainer.training.device import allow_tf32, use_device
 from trainer.training.evaluate import evaluate
 from trainer.training.failures import explain
 from trainer.training.loop import Training
+from trainer.training.phases import EVALUATION
 from trainer.training.stop import StopRequest
 
 
@@ -97,13 +98,15 @@ def summarize(training: Training) -> dict[str, Any]:
 
 def test_summary(prepared: Prepared, training: Training, stop: StopRequest) -> dict[str, float]:
     """Evaluate the test split once, after the last step; empty if a stop is requested."""
-    found = evaluate(
-        training.model,
-        held_out_batches(prepared, "test"),
-        training.device,
-        stop.is_requested,
-        prepared.processes,
-    )
+    with training.spans.of(EVALUATION, training.step):
+        found = evaluate(
+            training.model,
+            held_out_batches(prepared, "test"),
+            training.device,
+            stop.is_requested,
+            prepared.processes,
+        )
+    training.reporter.spans(training.spans.arrived(wait=True))
     if found is None:
         return {}
     return {"test_loss": found.loss.item(), "test_accuracy": found.accuracy.item()}

@@ -17,7 +17,7 @@ from typing import Final
 
 from shared.redact import redacted_text
 from shared.text import clean
-from telemetry.checks import disk, machine, sockets, wandb
+from telemetry.checks import alerts, disk, machine, sockets, wandb
 from telemetry.checks.check import ABSENT, DOUBTFUL, FAILS, WORKS, Check, Finding, run_checks
 from telemetry.config import ServeConfig
 from telemetry.errors import EXIT_OK
@@ -59,7 +59,13 @@ def checks_of(config: ServeConfig, environ: Mapping[str, str], *, is_asked: bool
         Check("GPU", partial(machine.look_at_gpus, environ)),
         Check("clock", machine.look_at_clock),
         Check("sinks", partial(machine.look_at_sinks, config.sinks, is_asked=is_asked)),
+        Check(alerts.RULES, partial(alerts.look_at_rules, config.alerts)),
     ]
+    if config.alert_webhook:
+        look_at = partial(alerts.look_at_webhook, config.alert_webhook, NETWORK_TIMEOUT_S)
+        checks.append(Check(alerts.WEBHOOK, look_at))
+    if config.alert_apprise:
+        checks.append(Check(alerts.APPRISE, partial(alerts.look_at_apprise, config.alert_apprise)))
     if "wandb" in config.sinks:
         look = partial(
             wandb.look_at_server,

@@ -76,6 +76,8 @@ def inspect(run_dir: Path) -> int:
     _print_left_out(page, contents)
     for line in contents.last_words.lines(recorded.facts.status):
         page.line(line)
+    for line in _time_lines(run_dir):
+        page.line(line)
     standings = sink_standings(recorded, contents.rows)
     damaged = [*recorded.damaged, *_print_sinks(page, standings)]
     for line in damaged:
@@ -83,6 +85,15 @@ def inspect(run_dir: Path) -> int:
     is_damaged = _print_damage(page, contents, is_damaged=bool(damaged))
     page.print()
     return EXIT_DAMAGED if is_damaged else EXIT_OK
+
+
+def _time_lines(run_dir: Path) -> list[str]:
+    """Return the lines that tell where the time of the run went."""
+    # Imported here: they need numpy, which no other part of a sidecar loads.
+    from telemetry.views.goodput import goodput_of_run
+    from telemetry.views.goodput_lines import goodput_lines
+
+    return goodput_lines(goodput_of_run(run_dir))
 
 
 def look_into(run_dir: Path) -> tuple[Recorded, Contents]:

@@ -20,6 +20,8 @@ what is not known. With several runs there is one object a line.
     unknown_ms   float   time in which further events may be missing, uncounted
     left_out     list    parts of events that could not be recorded: name, reason, count
     left_out_count  int  how many there are in all
+    goodput      object  where the time of the run went: total_s, seconds and ratios by cause,
+                         goodput_ratio, sessions, steps, lost_steps, step_times; docs/VIEWS.md
     last_words   list    lines on the end of a run that failed or was lost
     sinks        list    one object for each: sink, row, rows_behind, has_all, restarts, skipped,
                          left_out, state, detail
@@ -48,6 +50,9 @@ VERSION = 1
 
 def run_object(recorded: Recorded, contents: Contents) -> dict[str, Any]:
     """Return what `inspect --json` prints of one run."""
+    # Imported here: it needs numpy, which no other part of a sidecar loads.
+    from telemetry.views.goodput import goodput_of_run
+
     run = recorded.facts
     standings = sink_standings(recorded, contents.rows)
     damaged = [*recorded.damaged, *(text for each in standings for text in each.damaged)]
@@ -80,6 +85,7 @@ def run_object(recorded: Recorded, contents: Contents) -> dict[str, Any]:
             for (name, reason), count in contents.left_out.most_common()
         ],
         "left_out_count": contents.left_out_count,
+        "goodput": msgspec.to_builtins(goodput_of_run(recorded.run_dir)),
         "last_words": list(contents.last_words.lines(run.status)),
         "sinks": [_sink_object(each) for each in standings if each.is_known],
         "damaged": damaged,

@@ -36,7 +36,7 @@ class OomProbe:
     def read(self) -> Values:
         values: Values = {}
         for name, where, count in (
-            ("memory/oom_kills_total", "this machine", self._machine()),
+            ("memory/oom_kills_total", "this machine", kills_of_machine(self._vmstat)),
             ("cgroup/oom_kills_total", "this container", self._group_kills()),
         ):
             if count is None:
@@ -56,10 +56,12 @@ class OomProbe:
                 "oom_kill", subject, text, quiet_s=QUIET_S, severity="error", value=count
             )
 
-    def _machine(self) -> int | None:
-        try:
-            lines = self._vmstat.read_text().splitlines()
-        except OSError:
-            return None
-        counts = dict(line.split() for line in lines if line.startswith("oom_kill "))
-        return int(counts["oom_kill"]) if "oom_kill" in counts else None
+
+def kills_of_machine(vmstat: Path = Path("/proc/vmstat")) -> int | None:
+    """Return how many processes the kernel has killed for memory, None if it does not count."""
+    try:
+        lines = vmstat.read_text().splitlines()
+    except OSError:
+        return None
+    counts = dict(line.split() for line in lines if line.startswith("oom_kill "))
+    return int(counts["oom_kill"]) if "oom_kill" in counts else None

@@ -25,6 +25,7 @@ class Stat(NamedTuple):
     threads: int
     start_ticks: int
     rss_bytes: int
+    name: str = ""
 
 
 class Io(NamedTuple):
@@ -47,7 +48,18 @@ def stat_of(root: Path, pid: int) -> Stat | None:
         threads=int(fields[17]),
         start_ticks=int(fields[19]),
         rss_bytes=int(fields[21]) * PAGE_BYTES,
+        name=(text or "").partition("(")[2].rpartition(")")[0],
     )
+
+
+def exit_status_of(root: Path, pid: int) -> int | None:
+    """Return the wait status of a process that has ended, and whose parent has not taken note."""
+    text = _text(f"{root}/{pid}/stat")
+    fields = text.rpartition(")")[2].split() if text else []
+    # Field 52, since Linux 3.5. It is 0 for whom the kernel does not let see it.
+    if len(fields) < 50 or fields[0] != "Z" or fields[49] == "0":
+        return None
+    return int(fields[49])
 
 
 def io_of(root: Path, pid: int) -> Io | None:

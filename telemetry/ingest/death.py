@@ -1,6 +1,7 @@
 """Death: the sentence on a trainer that ended badly, from what its parent could see.
 
-In: what `telemetry run` wrote of the command's end: exit code, OOM kills, standard error.
+In: what `telemetry run` wrote of the command's end: exit code, OOM kills, standard error; or
+what this machine can tell of a process that is no child of ours.
 Out: the events that say so in the run.
 """
 
@@ -13,7 +14,7 @@ from typing import Final
 from shared.events import AlertChanged, Event, MessageLogged
 from shared.ids import MAIN_SOURCE, SIDECAR
 from telemetry.alerts.standing import Alerts, lasted_of
-from telemetry.exits import ExitReport
+from telemetry.exits import Ending, ExitReport
 
 DIED: Final = "trainer_died"
 STDERR: Final = "stderr"
@@ -32,6 +33,36 @@ def events_of(report: ExitReport) -> Iterator[Event]:
     )
     if report.stderr:
         yield MessageLogged(level=STDERR, text=report.stderr)
+
+
+def events_of_ending(ending: Ending) -> Iterator[Event]:
+    """Yield the event that a run gets whose trainer went away without a word."""
+    if ending.is_alive:
+        yield MessageLogged(level="warning", text=sentence_of(ending))
+    elif ending.exit_code != 0:
+        yield AlertChanged(
+            name=DIED,
+            subject=MAIN_SOURCE,
+            severity="error",
+            text=sentence_of(ending),
+            value=ending.exit_code,
+        )
+
+
+def sentence_of(ending: Ending) -> str:
+    """Return what is known of the end of a process, in one sentence."""
+    if ending.is_alive:
+        return f"process {ending.pid} is still there, but says nothing: it may hang"
+    group, machine = ending.kills.group, ending.kills.machine
+    if ending.exit_code is not None:
+        text = sentence(ExitReport(ending.exit_code & 0xFF, group))
+    else:
+        text = f"process {ending.pid} is gone, and the kernel does not tell by what"
+        if group:
+            text += f"; meanwhile it killed {group} processes of this container, for want of memory"
+    if machine and not group:
+        text += f"; meanwhile the kernel killed {machine} processes of this machine for memory"
+    return text
 
 
 def has_died(alerts: Alerts) -> bool:

@@ -19,8 +19,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from shared.clock import Clock
-from shared.events import DecodeError
+from shared.events import DecodeError, RunStarted
 from shared.wire import WHOLE_STREAM, Ack, Data, Fin, FinAck, Hello, Message, Nack, Welcome
+from telemetry.exits import Ends
 from telemetry.ingest.admission import admit
 from telemetry.ingest.appending import Appender
 from telemetry.ingest.handler import Handler, Reply, unknown_stream
@@ -53,8 +54,9 @@ class Ingest(Handler):
         lost_after_s: float,
         open_runs_max: int = OPEN_RUNS_MAX,
         streams: StreamTable[IncomingStream] | None = None,
+        ends: Ends | None = None,
     ) -> None:
-        """Take messages for these runs; streams: a table with bounds other than the usual."""
+        """Take messages for these runs. streams: a table with bounds other than the usual."""
         super().__init__()
         self.runs = runs
         self.streams = StreamTable() if streams is None else streams
@@ -68,7 +70,8 @@ class Ingest(Handler):
         """Streams that the next commit may have an answer for, in their order."""
         self._appender = Appender(runs, host_run, self.counts)
         self._opening = Opening(runs, self.streams, host_run, self.limits, clock)
-        self._lifecycle = Lifecycle(runs, self.streams, host_run, clock, lost_after_s)
+        ends = ends or Ends()
+        self._lifecycle = Lifecycle(runs, self.streams, host_run, clock, lost_after_s, ends)
 
     @property
     def gaps(self) -> dict[tuple[str, str], int]:
@@ -230,6 +233,8 @@ class Ingest(Handler):
             admitted = admitted.without(base_seq - data.base_seq)
         # 5. Append the rest, and name the events that were refused.
         self._appender.append(stream, base_seq, admitted)
+        if any(isinstance(event, RunStarted) for event in admitted.events):
+            self._lifecycle.note_starts()
         self._news[stream.key] = None
         self.counts["events_total"] += len(admitted.events)
         return self._appender.refuse_events(stream, base_seq, admitted)

@@ -17,12 +17,13 @@ Not thread-safe: the journal thread owns it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from shared.clock import Clock
-from shared.events import FAILED, FINISHED, LOST, Gap, RunFinished
-from telemetry.exits import Exits
-from telemetry.ingest.death import end_of_death, events_of, has_died
+from shared.events import FAILED, FINISHED, LOST, Event, Gap, RunFinished
+from telemetry.exits import EXIT_WAIT_S, Ends, Exits
+from telemetry.ingest.death import end_of_death, events_of, events_of_ending, has_died
 from telemetry.ingest.host_run import HostRun
 from telemetry.ingest.run import Run
 from telemetry.ingest.runs import Runs
@@ -51,6 +52,7 @@ class Lifecycle:
         host_run: HostRun,
         clock: Clock,
         lost_after_s: float,
+        ends: Ends,
     ) -> None:
         self._runs = runs
         self._streams = streams
@@ -58,15 +60,21 @@ class Lifecycle:
         self._clock = clock
         self._lost_after_ns = int(lost_after_s * 1e9)
         self._exits = Exits(runs.directory.parent)
+        self._ends = ends
         self._failed_ns: dict[str, int] = {}
         """When a launched run was first seen to have failed, whose command's end is not told."""
         self._is_patient = True
+
+    def note_starts(self) -> None:
+        """Hold the processes of runs that have begun: one may end before the next second."""
+        self._ends.look(self._runs)
 
     def tick(self) -> None:
         """Forget streams that have gone silent, and end the runs that are over."""
         now = self._clock.monotonic_ns()
         # 1. Exit codes first: a run whose command has ended gets them, and not "lost".
         self._exits.look()
+        self.note_starts()
         # 2. Forget streams that are silent for good, so that they keep no run from ending.
         for stream in self._streams:
             if now - stream.heard_ns > max(self._lost_after_ns, 2 * STREAM_OVER_NS):
@@ -160,13 +168,25 @@ class Lifecycle:
             if not self._is_told(run):
                 text = "the trainer went away without a word"
                 run.say(Gap(count=0, reason=text, unknown_ms=silent_ns / 1e6))
-            report = self._exits.report_of(run.launch_id)
-            if report is not None and report.exit_code and not has_died(run.alerts):
-                for event in events_of(report):
-                    run.say(event)
-            run.say(_last_word(exit_code))
+            run.say(_last_word(self._say_cause(run, exit_code)))
         elif not run.is_unsynced:
             run.end()
+
+    def _say_cause(self, run: Run, exit_code: int | None) -> int | None:
+        """Say what the trainer died of, and return its exit code, None if nobody knows it."""
+        report = self._exits.report_of(run.launch_id)
+        ending = None
+        if report is None and exit_code is None:
+            ending = self._ends.ending_of(run, 0.0 if self._is_patient else EXIT_WAIT_S)
+        events: Iterator[Event] = iter(())
+        if report is not None and report.exit_code:
+            events = events_of(report)
+        elif ending is not None:
+            events, exit_code = events_of_ending(ending), ending.exit_code
+        if not has_died(run.alerts):
+            for event in events:
+                run.say(event)
+        return exit_code
 
     def _is_told(self, run: Run) -> bool:
         """Return True if every producer of the run has closed its stream: no event is missing."""

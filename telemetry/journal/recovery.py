@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from shared.files import make_directory, sync_directory, write_atomically
+from shared.files import make_directory, write_atomically
 from shared.record import (
     SEGMENT_HEADER_BYTES,
     CorruptRecord,
@@ -126,11 +126,10 @@ def _set_aside(directory: Path, segment: SegmentFile, data: bytes) -> None:
     """Move a segment away whose creation was cut short by a crash.
 
     Nothing in it was ever acknowledged, and under its name it would hide rows of the
-    segment before it.
+    segment before it. If a power cut brings it back, it is moved away again.
     """
     _save_tail(directory, segment, data, 0)
     segment.path.unlink()
-    sync_directory(directory)
 
 
 def _cut(directory: Path, segment: SegmentFile, data: bytes, end: int) -> None:

@@ -24,7 +24,7 @@ from typing import Final
 from telemetry.errors import CommandError
 from telemetry.page.problems import NotFound, StillReading
 from telemetry.run_dir import runs_of
-from telemetry.views.columns import RunColumns, read_columns
+from telemetry.views.columns import RunColumns, keep_columns
 
 log = logging.getLogger("telemetry.page")
 
@@ -52,7 +52,7 @@ class _Open:
 class OpenRuns:
     """The runs of a data directory that are open. Thread-safe."""
 
-    def __init__(self, data_dir: Path, read: Callable[[Path], RunColumns] = read_columns) -> None:
+    def __init__(self, data_dir: Path, read: Callable[[Path], RunColumns] = keep_columns) -> None:
         """Open no run yet. read: reads the columns of a run's directory."""
         self._data_dir, self._read = data_dir, read
         self._lock = threading.Lock()

@@ -12,7 +12,7 @@
 
 In: GET requests that `access` has let in.
 Out: HTML that is readable without scripts, and JSON for the scripts.
-Never: writes; puts a producer's text into markup unescaped.
+Never: touches what is recorded; puts a producer's text into markup unescaped.
 """
 
 from __future__ import annotations
@@ -52,11 +52,13 @@ from telemetry.page.run_list import RunLine, RunList
 log = logging.getLogger("telemetry.page")
 
 ASSETS: Final = Path(__file__).parent / "assets"
+PLOTLY: Final = "plotly.min.js"
 SCRIPTS: Final = (
-    "nonce.js", "plotly.min.js", "tools.js", "source.js", "list.js", "chart.js", "board.js",
-    "plan.js", "run.js", "compare.js", "start.js",
+    "nonce.js", "tools.js", "source.js", "list.js", "chart.js", "board.js", "plan.js", "run.js",
+    "compare.js", "start.js", PLOTLY,
 )  # fmt: skip
-"""Scripts of the page, in the order in which they are loaded."""
+"""Scripts of the page, in the order in which they are loaded. Plotly's 4.8 MB take a browser half
+a second to read: it is added by `chart.js`, when the first values have been asked for."""
 STYLE: Final = "page.css"
 TYPES: Final = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 COMPARED_MAX: Final = 20
@@ -116,7 +118,8 @@ class PageApp:
     def _html(self, request: Request, name: str, status: int = 200, **values: Any) -> Response:
         values |= {
             "nonce": request.state.nonce,
-            "scripts": SCRIPTS,
+            "scripts": [name for name in SCRIPTS if name != PLOTLY],
+            "plotly": PLOTLY if "view" in values else "",
             "version": static_version(),
             "data_dir": str(self._data_dir),
         }
@@ -184,9 +187,6 @@ class PageApp:
             headers |= {"Content-Encoding": "gzip"}
             return Response(_packed_plotly(), headers=headers, media_type=media_type)
         return Response(static_file(name), headers=headers, media_type=media_type)
-
-
-PLOTLY: Final = "plotly.min.js"
 
 
 def static_file(name: str) -> bytes:

@@ -2,11 +2,12 @@
 
 In: a data directory, an address, a token.
 Out: the link, once; then answers to browsers.
-Never: writes into the data directory.
+Never: touches what is recorded. Beside a journal it keeps columns, which may be deleted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -16,11 +17,13 @@ from telemetry.errors import CommandError
 from telemetry.page.access import new_token
 from telemetry.page.page_app import PageApp
 from telemetry.page.page_server import bound_socket, link_of, serve
+from telemetry.page.warming import Warming
 
 log = logging.getLogger("telemetry.page")
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:9465"
 TOKEN_VARIABLE: Final = "TELEMETRY_PAGE_TOKEN"
+NICE: Final = 5
 TOKEN_MIN_CHARS: Final = 16
 
 
@@ -49,5 +52,13 @@ def page(
         port = listening.getsockname()[1]
         log.info("page: %s", link_of(listening, "" if is_again else token))
         app = PageApp(data_dir).guarded(token, port, hosts)
+        _give_way()
+        Warming(data_dir).start()
         serve(app, listening, exit_with_stdin=exit_with_stdin)
     return 0
+
+
+def _give_way() -> None:
+    """Let training and recording go first where processors are short."""
+    with contextlib.suppress(OSError):
+        os.nice(NICE)

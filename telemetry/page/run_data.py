@@ -28,6 +28,8 @@ POINTS_MAX: Final = 5000
 MARKS_MAX: Final = 2000
 NAMES_MAX: Final = 8192
 CONFIG_MAX: Final = 500
+Clock = tuple[np.ndarray, np.ndarray]
+"""Wall times in s, ascending, and the step that rank 0 was at. Shapes: (n,) each."""
 AXES: Final = ("step", "time")
 TOTAL_STEPS: Final = ("total_steps", "max_steps")
 
@@ -116,14 +118,18 @@ def series_of(
     columns: RunColumns, wanted: list[tuple[str, str]], view: View
 ) -> list[dict[str, Any]]:
     """Return the series of each (source, name), thinned to the points of a view."""
-    clock = step_clock(columns)
-    return [
-        {"source": source, "name": name, **_thinned(columns.series(name, source), view, clock)}
-        for source, name in wanted
-    ]
+    clock: Clock | None = None
+    found = []
+    for source, name in wanted:
+        series = columns.series(name, source)
+        # Only where it is needed: on a long run it is the larger part of the work.
+        if clock is None and (series.step < 0).any():
+            clock = step_clock(columns)
+        found.append({"source": source, "name": name, **_thinned(series, view, clock)})
+    return found
 
 
-def step_clock(columns: RunColumns) -> tuple[np.ndarray, np.ndarray]:
+def step_clock(columns: RunColumns) -> Clock:
     """Return wall times in s, ascending, and the step that rank 0 was at."""
     name = next(iter(columns.names(MAIN_SOURCE)), "")
     loss = loss_name(columns.names(MAIN_SOURCE)) or name
@@ -134,11 +140,11 @@ def step_clock(columns: RunColumns) -> tuple[np.ndarray, np.ndarray]:
     return wall_s[order], step[order].astype(float)
 
 
-def _thinned(series: Series, view: View, clock: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+def _thinned(series: Series, view: View, clock: Clock | None) -> dict[str, Any]:
     """Return the points of a view: those that hold, and those that a restart wrote again."""
     step = series.step.astype(float)
     missing = series.step < 0
-    if missing.any():
+    if clock is not None and missing.any():
         wall_s, at = clock
         step[missing] = np.interp(series.wall_s[missing], wall_s, at) if len(at) else np.nan
     axis = step if view.axis == "step" else series.wall_s

@@ -89,7 +89,7 @@ class RunList:
         """Return the line of each run, and False if values of some are still to be read."""
         with self._lock:
             deadline_s = time.monotonic() + SECONDS_MAX
-            found = _run_dirs(runs_of(self._data_dir))
+            found = run_dirs(runs_of(self._data_dir))
             self._lasts = {path.name: v for path in found if (v := self._lasts.get(path.name))}
             is_served = is_held(self._data_dir)
             lines, is_complete = [], True
@@ -133,7 +133,7 @@ class RunList:
         return _line_of(path, info, rows, last, is_served=is_served), is_read
 
 
-def _run_dirs(runs_dir: Path) -> list[Path]:
+def run_dirs(runs_dir: Path) -> list[Path]:
     """Return the directories of the newest runs; by name, which begins with the time of start."""
     try:
         found = [path for path in runs_dir.iterdir() if path.is_dir()]

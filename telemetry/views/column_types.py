@@ -46,7 +46,8 @@ class SessionSpan(NamedTuple):
     """One session of one source. Times are Unix times in s; steps are None where it has none.
 
     started_wall_s: time of its RunStarted. status: that of its RunFinished, None without one.
-    is_superseded: True if a later session of this rank began.
+    superseded_from: the first of its steps that a later session did again; None for none, and
+    for the newest. is_superseded: True if there is such a step.
     """
 
     source: str
@@ -62,6 +63,7 @@ class SessionSpan(NamedTuple):
     finished_wall_s: float | None
     host: str
     is_late: bool
+    superseded_from: int | None
     is_superseded: bool
 
 
@@ -89,7 +91,7 @@ class Rows(NamedTuple):
     superseded: NDArray[np.bool_]
 
 
-def span_of(state: StreamState, *, is_superseded: bool) -> SessionSpan:
+def span_of(state: StreamState, superseded_from: int | None) -> SessionSpan:
     """Return a session as it is handed out."""
     return SessionSpan(
         source=state.source,
@@ -105,7 +107,8 @@ def span_of(state: StreamState, *, is_superseded: bool) -> SessionSpan:
         finished_wall_s=_seconds(state.finished_wall_ns),
         host=state.host,
         is_late=state.is_late,
-        is_superseded=is_superseded,
+        superseded_from=superseded_from,
+        is_superseded=superseded_from is not None,
     )
 
 

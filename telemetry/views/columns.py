@@ -193,7 +193,7 @@ class RunColumns(Closing):
         """All sessions of all sources, in the order in which they were first recorded."""
         state = self._reading.state
         return [
-            span_of(each, is_superseded=bool(limit != NEVER))
+            span_of(each, None if limit == NEVER else int(limit))
             for each, limit in zip(state.streams, superseded_from(state), strict=True)
         ]
 

@@ -10,7 +10,7 @@ from unittest import mock
 
 from shared.files import sync_directory, sync_file
 from telemetry.journal.closed import CLOSED_NAME
-from telemetry.journal.layout import segments
+from telemetry.journal.layout import segment_path, segments
 from telemetry.journal.writer import JournalWriter
 from tests.faults.crash_points import cut_everywhere
 from tests.telemetry.journal.helpers import RUN, read_all, stream, write
@@ -95,3 +95,29 @@ def fail_to_rotate(root: Path, promises: Promises) -> None:
 def test_a_segment_that_was_taken_away_does_not_come_back() -> None:
     """Its header would hide the rows that the old one has got since."""
     assert cut_everywhere(fail_to_rotate, check_numbers, throws=8) > 30
+
+
+def set_aside(root: Path, promises: Promises) -> None:
+    """A segment whose creation was cut short lies in the way, durably; the old one goes on."""
+    with JournalWriter(journal_of(root)) as writer:
+        fill(writer, promises)
+        torn = segment_path(journal_of(root), writer.durable_row)
+    torn.write_bytes(b"TELJRNL")
+    sync_file(torn)
+    sync_directory(torn.parent)
+    promises["torn"] = True
+    with JournalWriter(journal_of(root)) as writer:
+        fill(writer, promises)
+
+
+def check_set_aside(root: Path, promises: Promises) -> None:
+    check_numbers(root, promises)
+    saved = [path.read_bytes() for path in (root / RUN).glob("quarantine/*.tail")]
+    assert b"TELJRNL" in saved or not promises.get("torn")
+
+
+def test_a_segment_that_was_cut_short_is_saved_and_hides_no_row() -> None:
+    """First it is saved, then it goes. If it comes back, over the rows written since, it goes
+    again: opening for the check does that.
+    """
+    assert cut_everywhere(set_aside, check_set_aside, throws=8) > 30

@@ -12,7 +12,10 @@ from telemetry.run_dir import RunDir
 from telemetry.sinks.cursor import Cursor
 from telemetry.sinks.skips import Skips, read_skips
 from telemetry.sinks.wandb.link import Link, LinkFile
+from telemetry.sinks.wandb.offline import Confirmation
 from tests.faults.crash_points import cut_everywhere, kill_everywhere
+from tests.telemetry.sinks.wandb_sink.surroundings import PausingClock
+from tests.telemetry.sinks.wandb_sink.test_local import write_ended
 
 
 def step_over(root: Path, promises: dict[str, Any]) -> None:
@@ -71,3 +74,37 @@ def test_rows_on_their_way_to_a_server_are_not_forgotten_by_a_power_cut() -> Non
     """Forgotten, they would be written offline, too, and synced a second time. The name of
     the directory, which this file is the first in, is part of it."""
     assert cut_everywhere(open_link, check_link, throws=8) > 10
+
+
+def fragment(root: Path) -> Path:
+    return root / "run" / "wandb" / "offline-run-20260101_000000-r" / "run-r.wandb"
+
+
+def end_a_fragment(root: Path, promises: dict[str, Any]) -> None:
+    """wandb-core writes the last records, and does not sync."""
+    path = fragment(root)
+    make_directory(path.parent)
+    write_ended(path, range(3))
+    whole = path.read_bytes()
+    path.write_bytes(b"")
+    confirmation = Confirmation(path)
+    for row in range(3):
+        confirmation.sent(row)
+    for end in (len(whole) // 2, len(whole) - 4, len(whole)):
+        with path.open("ab") as file:
+            file.write(whole[path.stat().st_size : end])
+        confirmation.read_back()
+    promises["whole"] = whole
+    clock = PausingClock()
+    confirmation.wait_for_end(clock, clock.pause)
+    promises["is_ended"] = True
+
+
+def check_ended(root: Path, promises: dict[str, Any]) -> None:
+    if promises.get("is_ended"):
+        assert fragment(root).read_bytes() == promises["whole"]
+
+
+def test_a_fragment_that_was_waited_for_is_on_disk_to_its_end() -> None:
+    """Its last row was synced when it was read back; what follows it was not."""
+    assert cut_everywhere(end_a_fragment, check_ended, throws=8) > 8

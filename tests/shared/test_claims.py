@@ -13,6 +13,10 @@ import pytest
 from shared.emitter.claims import Claim, ClaimTaken, claim_worker, holder
 
 
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def test_a_name_is_held_by_one_and_free_again_after_release(tmp_path):
     """No file is left behind."""
     first = Claim(tmp_path / "spool", "r.rank0")
@@ -71,7 +75,9 @@ def test_a_claim_that_was_released_between_open_and_lock_is_taken_anew(tmp_path,
         flock(fd, how)
 
     monkeypatch.setattr(fcntl, "flock", late)
+    before = open_descriptors()
     claim = Claim(tmp_path, "n")
+    assert open_descriptors() == before  # one was released, and one taken
     monkeypatch.undo()
 
     with pytest.raises(ClaimTaken):
@@ -79,12 +85,8 @@ def test_a_claim_that_was_released_between_open_and_lock_is_taken_anew(tmp_path,
     claim.release()
 
 
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 def test_a_name_that_cannot_be_had_costs_no_descriptor(tmp_path, monkeypatch):
-    """Held by another one, or on a file system without locks, or released at that moment."""
+    """Held by another one, or on a file system without locks."""
     held, flock = Claim(tmp_path, "n"), fcntl.flock
     before = open_descriptors()
 

@@ -150,3 +150,20 @@ def test_a_lock_with_no_pid_in_it_is_held_by_somebody_who_lives(tmp_path: Path, 
         lock_unless_alive(asked)
 
     os.close(held), os.close(asked)
+
+
+def test_a_process_that_has_ended_and_is_not_reaped_is_gone(tmp_path: Path, monkeypatch) -> None:
+    """A container's first process may never reap it."""
+    held, asked = (os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT) for _ in range(2))
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    lock(held)
+    write_holder(held, str(pid))
+    monkeypatch.setattr(time, "sleep", lambda _: os.close(held))
+
+    lock_unless_alive(asked)
+
+    os.waitpid(pid, 0)
+    os.close(asked)

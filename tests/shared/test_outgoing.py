@@ -591,3 +591,36 @@ def test_a_fin_that_nobody_answers_is_followed_by_a_hello():
     stream.on_fin_ack(FinAck(1))
 
     assert stream.state is State.ASKED
+
+
+def test_a_stream_that_the_sidecar_does_not_know_is_opened_anew():
+    """Nothing is sent before it is welcome again, and then all that is not on disk."""
+    stream = opened()
+    for _ in range(2):
+        stream.add([b"\x01"], 0)
+    assert len(list(stream.sendable())) == 2
+
+    stream.on_nack(Nack(1, WHOLE_STREAM, "unknown stream"))
+
+    assert (stream.state, stream.unacknowledged, stream.in_flight_bytes) == (State.CLOSED, 0, 0)
+    assert list(stream.sendable()) == []
+    stream.hello()
+    stream.on_welcome(Welcome(1, 0, 10**6))
+    assert [message.base_seq for message in stream.sendable()] == [0, 1]
+
+
+def test_last_events_that_are_lost_are_told_by_a_hello_before_the_end():
+    """No frame follows that could show the hole."""
+
+    def lost() -> bytes:
+        raise FrameLost
+
+    stream = opened()
+    stream.add([b"\x01"] * 3, 0)
+    stream.moved_to_spool(lost)
+    assert list(stream.sendable()) == []
+
+    assert stream.finish() is None and stream.state is State.CLOSED
+    assert stream.hello().first_seq == 3
+    stream.on_welcome(Welcome(1, 3, 10**6))
+    assert stream.finish() == Fin(1, 3)

@@ -38,6 +38,10 @@ def content(spool: Spool) -> list[tuple[int, bytes]]:
     return found
 
 
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def the_file(directory):
     (path,) = directory.iterdir()
     return path
@@ -160,6 +164,7 @@ def test_a_forked_child_does_not_keep_its_parents_lock(tmp_path):
     inherited = Spool(child_copy, spool.path, spool.entry, 0)
 
     inherited.abandon()
+    inherited.abandon()
     assert adopt_orphans(tmp_path) == []
     spool.close(delete=False)
 
@@ -201,10 +206,13 @@ def test_what_is_no_spool_is_not_touched(tmp_path):
     os.mkfifo(tmp_path / "fifo.spool")
     before = sorted(tmp_path.iterdir())
 
+    opened = open_descriptors()
+
     assert adopt_orphans(tmp_path) == []
     assert adopt_orphans(tmp_path / "missing") == []
 
     assert sorted(tmp_path.iterdir()) == before
+    assert open_descriptors() == opened
 
 
 def test_clear_forgets_what_is_acknowledged_and_goes_on(tmp_path):
@@ -290,9 +298,11 @@ def test_a_spool_that_could_not_be_made_can_be_made_later(tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)
+    opened = open_descriptors()
     with pytest.raises(SpoolUnavailable):
         Spool.create(tmp_path, RUN, SESSION, SOURCE)
     assert list(tmp_path.iterdir()) == []
+    assert open_descriptors() == opened
     monkeypatch.setattr(os, "pwrite", pwrite)
 
     Spool.create(tmp_path, RUN, SESSION, SOURCE).close(delete=True)

@@ -37,7 +37,7 @@ from tests.telemetry.waiting import wait_until
 FIELDS = {
     "version", "run", "path", "name", "project", "host", "group", "tags", "state", "status",
     "exit_code", "started_s", "rows", "bytes", "events", "missing", "unknown_ms", "left_out",
-    "left_out_count", "last_words", "sinks", "damaged", "damage", "is_damaged",
+    "left_out_count", "goodput", "last_words", "sinks", "damaged", "damage", "is_damaged",
 }  # fmt: skip
 
 

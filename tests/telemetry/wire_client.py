@@ -22,6 +22,7 @@ from shared.events import (
     join_events,
 )
 from shared.wire import SCHEMA, Ack, Data, Fin, FinAck, Hello, Message, Nack, Welcome
+from telemetry.exits import Ends
 from telemetry.ingest.host_run import HostRun
 from telemetry.ingest.ingest import Ingest
 from telemetry.ingest.runs import Runs
@@ -99,6 +100,7 @@ class Station:
         host_run: bool = True,
         open_runs_max: int = 4_000,
         streams: StreamTable[IncomingStream] | None = None,
+        ends: Callable[[], Ends] = Ends,
     ) -> None:
         self.path = path
         self.clock = clock
@@ -107,7 +109,10 @@ class Station:
         session = f"sidecar-{clock.mono}"
         self.runs = Runs(path, session, clock, open_journal=self.journals.open)
         self.host_run = HostRun("node1", "offline", is_enabled=host_run)
-        self.ingest = Ingest(self.runs, clock, self.host_run, LOST_AFTER_S, open_runs_max, streams)
+        self.make_ends, self.ends = ends, ends()
+        self.ingest = Ingest(
+            self.runs, clock, self.host_run, LOST_AFTER_S, open_runs_max, streams, self.ends
+        )
         self.runs.note_unfinished()
         while self.runs.open_noted(10):
             pass
@@ -116,11 +121,14 @@ class Station:
         """The end of the process: what was not synced is gone."""
         for run in self.runs:
             run.close()
+        self.ends.close()
 
     def restarted(self) -> Station:
         self.killed()
         self.clock.mono += 1
-        return Station(self.path, self.clock, host_run=self.is_host_run_enabled)
+        return Station(
+            self.path, self.clock, host_run=self.is_host_run_enabled, ends=self.make_ends
+        )
 
     def wait(self, seconds: float) -> None:
         """Time passes, a tick each half second at most of which nobody says anything."""

@@ -42,7 +42,14 @@ from tests.tools.mutations import Mutation, mutations
 PRODUCT = ("shared", "telemetry", "trainer")
 COPIED = (*PRODUCT, "tests", "docs", "pyproject.toml", "README.md", "Makefile", "CHANGELOG.md")
 KILLED_BY_TIME = 99
+UNFITTING = 97
+"""A mutant that can't be put in place of its function; counted as a survivor."""
+
 OUTPUT = os.dup(1)
+
+
+class Unfitting(Exception):
+    """Error: new code uses other variables of its surroundings, such as no super() any more."""
 
 
 class Noting:
@@ -118,9 +125,10 @@ class Trying:
         self.tried.append(mutation.name)
         if code == KILLED_BY_TIME:
             self.timed_out.append(mutation.name)
-        if code == 0:
+        if code in (0, UNFITTING):
             self.survived.append(mutation.name)
-            say(f"SURVIVED {number} {self.args.module}:{mutation.first_line} {mutation.name}")
+            word = "UNFITTING" if code else "SURVIVED"
+            say(f"{word} {number} {self.args.module}:{mutation.first_line} {mutation.name}")
 
     def _judge(self, session: pytest.Session, mutation: Mutation, code: CodeType) -> int:
         """Return 0 if the tests pass with a mutant; first those that are over soon."""
@@ -140,7 +148,10 @@ class Trying:
 
 def _run(items: list[pytest.Item], code: CodeType, changed: range) -> int:
     """Put the mutant in place, and run tests until one of them fails. Ends this process."""
-    replace_code(code, changed)
+    try:
+        replace_code(code, changed)
+    except Unfitting:
+        return UNFITTING
     quiet()
     for item, after in zip(items, [*items[1:], None], strict=True):
         reports = runtestprotocol(item, nextitem=after, log=False)
@@ -157,8 +168,11 @@ def replace_code(code: CodeType, changed: range) -> None:
             old = function.__code__
             mutant = new.get((old.co_name, old.co_firstlineno))
             lines = [line for *_, line in old.co_lines() if line is not None]
-            if mutant is not None and lines and min(lines) <= changed[-1]:
-                function.__code__ = mutant
+            if mutant is None or not lines or min(lines) > changed[-1]:
+                continue
+            if old.co_freevars != mutant.co_freevars:
+                raise Unfitting
+            function.__code__ = mutant
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

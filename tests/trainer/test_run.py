@@ -33,7 +33,12 @@ TRAIN_NAMES = {
     "train/grad_norm",
     "train/tokens_per_second",
     "train/step_seconds",
+    "train/input_seconds",
+    "train/forward_seconds",
+    "train/backward_seconds",
+    "train/optimizer_seconds",
 }
+PHASES = {"time/evaluation_seconds", "time/checkpoint_seconds"}
 
 
 def out(small_run: list[str]) -> Path:
@@ -67,6 +72,13 @@ def test_a_run_tells_everything_that_happened(small_run, recorder):
     assert list(recorder.metrics("val", "val/loss")) == [2, 4]
     assert all(value > 1 for value in recorder.metrics("val", "val/perplexity").values())
     assert [e.step for e in recorder.of(MetricsLogged) if e.kind == "quant"] == [2, 4]
+    phases = [e for e in recorder.of(MetricsLogged) if e.values.keys() & PHASES]
+    assert {(e.kind, e.step, *e.values) for e in phases} == {
+        ("custom", 2, "time/evaluation_seconds"),
+        ("custom", 4, "time/evaluation_seconds"),
+        ("custom", 4, "time/checkpoint_seconds"),
+    }
+    assert len(phases) == 4  # the test split is evaluated behind step 4 too
     stages = [e.text for e in recorder.of(MessageLogged) if e.text.startswith("Stage")]
     assert [text.split()[1] for text in stages] == ["partial_ternary", "full_ternary"]
     assert isinstance(finished, RunFinished)
@@ -167,7 +179,9 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
 ):
     """The run says that it was preempted, and latest goes on from there to the same end."""
     recorder.on_event = lambda event: (
-        signal.raise_signal(number) if getattr(event, "step", None) == 2 else None
+        signal.raise_signal(number)
+        if getattr(event, "kind", "") == "train" and event.step == 2
+        else None
     )
 
     code = main([*small_run, "--eval_interval", "100", "--quant_interval", "0"])

@@ -16,6 +16,15 @@ from trainer.reporting.progress import Progress
 from trainer.reporting.reports import Reading, Reporter
 from trainer.training.block_profile import BlockProfile
 from trainer.training.failures import explain_out_of_memory
+from trainer.training.phases import (
+    BACKWARD,
+    EVALUATION,
+    FORWARD,
+    INPUT,
+    OPTIMIZER,
+    Spans,
+    StepParts,
+)
 from trainer.training.scalar_copies import ScalarCopies
 from trainer.training.work_clock import WorkClock
 
@@ -222,3 +231,56 @@ def test_an_alarm_is_told_once_when_it_begins_and_once_when_it_is_over():
     assert len(layers) == 6
     assert layers[-1].text == "Step 3: and 4 more like this."
     assert first.text in stream.getvalue()
+
+
+def test_the_parts_of_a_step_are_means_of_the_steps_that_are_known():
+    """Micro batches add up; a step whose end the device has not passed waits for its turn."""
+    parts = StepParts(CPU)
+    none = parts.take()
+
+    class At:
+        is_past = True
+
+        def __init__(self, ms):
+            self.ms = ms
+
+        def query(self):
+            return self.is_past
+
+        def elapsed_time(self, other):
+            return other.ms - self.ms
+
+    def step(*ended):
+        names = ("", INPUT, FORWARD, BACKWARD, FORWARD, BACKWARD, OPTIMIZER)
+        return list(zip(names, map(At, ended), strict=True))
+
+    late = step(0, 9, 9, 9, 9, 9, 9)
+    parts._steps.extend([step(0, 1, 3, 6, 8, 11, 12), step(0, 3, 5, 8, 10, 13, 16), late])
+    late[-1][1].is_past = False
+
+    assert none == {}
+    assert parts.take() == {
+        INPUT: pytest.approx(0.002),
+        FORWARD: pytest.approx(0.004),
+        BACKWARD: pytest.approx(0.006),
+        OPTIMIZER: pytest.approx(0.002),
+    }
+    assert parts.take() == {}
+
+
+def test_spans_are_told_when_they_are_past_and_not_where_they_fail():
+    """By the first process alone."""
+    spans = Spans(CPU)
+    with spans.of(EVALUATION, 3):
+        pass
+    with pytest.raises(OSError), spans.of(EVALUATION, 4):
+        raise OSError
+
+    [span] = spans.arrived()
+    for rank in (0, 1):
+        reporter, told, _ = reporter_of(rank)
+        reporter.spans([span])
+        assert [(e.kind, e.step, list(e.values)) for e in told.events] == (
+            [("custom", 3, [EVALUATION])] if rank == 0 else []
+        )
+    assert spans.arrived(wait=True) == []

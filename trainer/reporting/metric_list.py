@@ -25,6 +25,14 @@ TRAINING: Final = MetricList(
         Metric("train/global_step", "steps", "every `--log_interval`"),
         Metric("train/tokens_per_second", "tokens of all processes/s", "every `--log_interval`"),
         Metric("train/step_seconds", "s", "every `--log_interval`"),
+        Metric("train/input_seconds", "s of a step, waiting for data", "every `--log_interval`"),
+        Metric("train/forward_seconds", "s of a step, all micro batches", "every `--log_interval`"),
+        Metric(
+            "train/backward_seconds",
+            "s of a step, with the wait for other ranks",
+            "every `--log_interval`",
+        ),
+        Metric("train/optimizer_seconds", "s of a step", "every `--log_interval`"),
         Metric("torch_gpu_memory_allocated", "GB", "every `--log_interval`, on a GPU"),
         Metric("torch_gpu_memory_reserved", "GB", "every `--log_interval`, on a GPU"),
         Metric(
@@ -42,6 +50,11 @@ TRAINING: Final = MetricList(
             "every `--log_interval`, by every rank, under `torchrun`",
         ),
         Metric(
+            "rank/<n>/input_seconds",
+            "s, of which waiting for data",
+            "every `--log_interval`, by every rank, under `torchrun`",
+        ),
+        Metric(
             "train/straggler_ratio",
             "largest / median of `work_seconds`",
             "every `--log_interval`, under `torchrun`",
@@ -56,6 +69,8 @@ TRAINING: Final = MetricList(
             "s",
             "every `--log_interval`, with `--profile_blocks`",
         ),
+        Metric("time/evaluation_seconds", "s", "every evaluation, when it has ended"),
+        Metric("time/checkpoint_seconds", "s", "every checkpoint, when it is written"),
         Metric("val/loss", "nats", "every `--eval_interval`"),
         Metric("val/perplexity", "exp(loss)", "every `--eval_interval`"),
         Metric(

@@ -8,7 +8,7 @@ Never: repeats a report in several processes of one run: only the first makes it
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +69,12 @@ class Reporter:
                 counts = numbers[f"{title}/counts"]
                 self._observer.histogram(reading.kind, reading.step, title, numbers[name], counts)
 
+    def spans(self, spans: Iterable[tuple[str, int, float]]) -> None:
+        """Report phases outside of steps that have ended, as (metric name, step, seconds)."""
+        for name, step, seconds in spans:
+            if self._is_first:
+                self._observer.metrics("custom", step, {name: seconds})
+
     def work(self, step: int, values: dict[str, Any], work_seconds: Sequence[float]) -> None:
         """Report step and work time of this rank; the first adds them to `values` instead.
 
@@ -81,6 +87,8 @@ class Reporter:
             f"rank/{self._rank}/step_seconds": values["train/step_seconds"],
             f"rank/{self._rank}/work_seconds": work_seconds[self._rank],
         }
+        if "train/input_seconds" in values:
+            own[f"rank/{self._rank}/input_seconds"] = values["train/input_seconds"]
         if not self._is_first:
             self._observer.metrics("train", step, own)
             return

@@ -30,6 +30,7 @@ from trainer.training.checkpoint import Checkpoint
 from trainer.training.checkpoint_writer import CheckpointWriter
 from trainer.training.distillation import Distillation
 from trainer.training.evaluate import evaluate
+from trainer.training.phases import CHECKPOINT, EVALUATION, INPUT, OPTIMIZER, Spans
 from trainer.training.resume import Position, has_finite_state
 from trainer.training.scalar_copies import Numbers, ScalarCopies
 from trainer.training.step import Stepper, leave_out_a_ruinous_step
@@ -70,6 +71,7 @@ class Training:
         self.copies: ScalarCopies[Reading] = ScalarCopies(self.device)
         self.profile = BlockProfile(self.model.blocks if plan.profile_blocks else (), self.device)
         self.window = Window(torch.zeros((), device=self.device))
+        self.spans = Spans(self.device)
         self.step = self.position = 0
         self.stage: str | None = None
         self.is_stopping = False
@@ -103,6 +105,7 @@ class Training:
         if self.writer.saved_step != self.step:
             self.save()
         self._report(self.copies.wait())
+        self.reporter.spans(self.spans.arrived(wait=True))
         self.reporter.advance_to_end(self.profile.arrived())
 
     def _take_step(self, batches: Iterator[Batch]) -> None:
@@ -111,13 +114,14 @@ class Training:
         is_quant_due = _is_due(plan.quant_interval, number)
         is_log_due = _is_due(plan.log_interval, number)
         # The schedule of this step, and the readings to be taken in it.
-        stepper.work.begin()
+        stepper.begin()
         schedule = self._apply_schedule()
         rate = self._set_learning_rate(schedule)
         self._prepare_readings(number, is_quant_due)
 
         # Batches, forward, backward.
         micro_batches = [next(batches) for _ in range(plan.accumulation)]
+        stepper.parts.mark(INPUT)
         with self.profile.step(number) if is_log_due else nullcontext():
             loss = stepper.accumulate_gradients(micro_batches)
         stepper.scaler.unscale_(self.optimizer)
@@ -130,6 +134,7 @@ class Training:
         stepper.update(self.optimizer)
         self.step, self.position = number, self.position + plan.rows_per_step
         self.distillation.end_step(self.step)
+        stepper.parts.end(OPTIMIZER)
 
         # Observe, validate, save; report the numbers that have arrived by now.
         tokens = sum(b.tokens + b.tokens_elsewhere for b in micro_batches)
@@ -141,6 +146,7 @@ class Training:
         if _is_due(plan.save_interval, self.step):
             self.window.pause(self.save)
         self._report(self.copies.arrived())
+        self.reporter.spans(self.spans.arrived())
         self.reporter.advance(self.profile.arrived())
 
     def evaluate(self) -> None:
@@ -150,9 +156,10 @@ class Training:
         of training as such.
         """
         self.model.apply_schedule(last_trained(self.step), self.plan.total_steps)
-        found = evaluate(
-            self.model, self.validation(), self.device, self.stop.is_requested, self.processes
-        )
+        with self.spans.of(EVALUATION, self.step):
+            found = evaluate(
+                self.model, self.validation(), self.device, self.stop.is_requested, self.processes
+            )
         if found is not None:
             self.evaluated_step = self.step
             values = {
@@ -173,7 +180,8 @@ class Training:
         loss_sum = self.processes.sum_(self.window.loss_sum.clone()).item()
         if not math.isfinite(loss_sum) or not has_finite_state(self.model):
             raise self._diverged(self.step)
-        self.writer.write(self._position(loss_sum, self.window.steps))
+        with self.spans.of(CHECKPOINT, self.step):
+            self.writer.write(self._position(loss_sum, self.window.steps))
 
     def load(self, checkpoint: Checkpoint, path: Path | None = None) -> None:
         """Go on from a checkpoint of a run with the same identity."""
@@ -243,6 +251,7 @@ class Training:
             "train/epoch": self.position / self.plan.rows_per_epoch,
             "train/global_step": self.step,
             **self.window.speed(),
+            **self.stepper.parts.take(),
         }
         if self.device.type == "cuda":
             values["torch_gpu_memory_allocated"] = torch.cuda.memory_allocated(self.device) / 1e9

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from trainer.data.masking import Batch
 from trainer.model.weight_cache import quantized_once
 from trainer.processes import Processes
+from trainer.training.phases import BACKWARD, FORWARD, StepParts
 from trainer.training.work_clock import WorkClock
 
 
@@ -42,8 +43,13 @@ class Stepper:
         self.network = processes.wrap(model)
         # bfloat16 has the exponents of float32 and needs no scaling.
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
-        self.work = WorkClock(device)
+        self.work, self.parts = WorkClock(device), StepParts(device)
         self.is_empty = False
+
+    def begin(self) -> None:
+        """Begin a step, before it waits for data."""
+        self.work.begin()
+        self.parts.begin()
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context of forward passes, which sets their precision."""
@@ -76,9 +82,11 @@ class Stepper:
                 with nullcontext() if is_last else self.processes.no_sync(self.network):
                     with self.autocast():
                         loss = self.network(*batch.inputs).loss
+                    self.parts.mark(FORWARD)
                     if is_last:
                         self.work.end()
                     self.scaler.scale(loss * share * world_size).backward()
+                    self.parts.mark(BACKWARD)
                 part += loss.detach() * share
         return part
 

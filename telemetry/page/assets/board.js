@@ -12,8 +12,17 @@ class Board {
     };
     this.cards = [];
     this.atWork = 0;
+    this.hasLooked = false;
     this.observer = new IntersectionObserver((seen) => this.look(seen), { rootMargin: "300px" });
     tools.onTheme(() => this.refresh(true));
+  }
+
+  // The view of a report may be changed for another.
+  close() {
+    this.observer.disconnect();
+    for (const card of this.cards) Plotly.purge(card.box);
+    this.cards.length = 0;
+    tools.forgetKeys();
   }
 
   // One chart. draw(view, box) draws it and returns what is to be said below it.
@@ -35,8 +44,10 @@ class Board {
   }
 
   look(seen) {
+    this.hasLooked = true;
     for (const entry of seen) entry.target.card.isSeen = entry.isIntersecting;
     this.work();
+    chart.load().catch((failure) => tools.say(failure.message));
   }
 
   refresh(isForced = false) {
@@ -64,7 +75,7 @@ class Board {
   }
 
   get isIdle() {
-    return this.atWork === 0 && !this.cards.some((card) => card.isSeen && card.isStale && !card.element.hidden);
+    return this.hasLooked && this.atWork === 0 && !this.cards.some((card) => card.isSeen && card.isStale && !card.element.hidden);
   }
 
   async drawOne(card) {

@@ -4,7 +4,7 @@ const chart = (() => {
   const COLORS = ["#2f7ed8", "#e4572e", "#2ca05a", "#9467bd", "#d99a00", "#17a2b8", "#e377c2",
     "#8c6d46", "#6b7a8f", "#a3b81f", "#4361c2", "#c2185b", "#00796b", "#f06292", "#7e57c2",
     "#5d9cec", "#bf5b17", "#33a089", "#b39700", "#999999"];
-  const SHAPES_MAX = 200;
+  const SHAPES_MAX = 200, LABEL_MAX = 48;
   const isTouch = matchMedia("(pointer: coarse)").matches;
 
   // Plotly reads a little markup in names, titles and labels: a producer's text must have none.
@@ -29,10 +29,31 @@ const chart = (() => {
     return (step, wall) => (wall === null ? null : (wall - startS) / 3600);
   }
 
-  function lineTraces(line, found, view) {
+  // Over time a line ends where a process ended: between that and the restart there is nothing.
+  function broken(part, restarts) {
+    if (!restarts.length || !part.wall_s.length) return part;
+    const found = { step: [], wall_s: [], value: [], odd: [], count: part.count };
+    const moved = [];
+    let next = 0;
+    part.wall_s.forEach((wall, i) => {
+      while (next < restarts.length && restarts[next] <= part.wall_s[0]) next += 1;
+      if (next < restarts.length && wall >= restarts[next]) {
+        while (next < restarts.length && wall >= restarts[next]) next += 1;
+        found.step.push(part.step[i]); found.wall_s.push(wall); found.value.push(null);
+      }
+      moved.push(found.value.length);
+      found.step.push(part.step[i]); found.wall_s.push(wall); found.value.push(part.value[i]);
+    });
+    found.odd = part.odd.map(([at, word]) => [moved[at], word]);
+    found.former = part.former;
+    return found;
+  }
+
+  function lineTraces(line, whole, view) {
     const place = placeOf(view.axis, line.startS);
+    const found = view.axis === "step" || line.source?.startsWith("hardware:") ? whole : broken(whole, line.restarts);
     const points = (part) => part.step.map((step, i) => place(step, part.wall_s[i]));
-    const x = points(found), name = plain(line.label), traces = [];
+    const x = points(found), name = plain(cut(line.label)), traces = [];
     const few = found.value.length < 40;
     traces.push({
       x, y: found.value, name, type: "scatter", mode: few ? "lines+markers" : "lines",
@@ -61,12 +82,16 @@ const chart = (() => {
     return traces;
   }
 
+  function cut(label) {
+    return label.length > LABEL_MAX ? label.slice(0, LABEL_MAX) + "…" : label;
+  }
+
   function oddOf(part, x) {
     return part.odd.map(([at, word]) => ({ x: x[at], word }));
   }
 
   // Stages as bands; restarts, gaps and alerts as lines and bands.
-  function shapesOf(overview, view) {
+  function shapesOf(overview, view, hasStageNames) {
     const place = placeOf(view.axis, overview.first_s);
     const dark = tools.isDark();
     const shapes = [];
@@ -85,7 +110,7 @@ const chart = (() => {
         type: "rect", xref: "x", yref: "paper", x0: xOf(mark), x1: next ? xOf(next) : end, y0: 0, y1: 1,
         layer: "below", line: { width: 0 },
         fillcolor: i % 2 ? (dark ? "#ffffff10" : "#00000008") : (dark ? "#7db4ff1c" : "#0a58ca12"),
-        label: { text: plain(mark.text), textposition: "top left", font: { size: 10, color: tools.color("dim") } },
+        label: { text: hasStageNames ? plain(mark.text) : "", textposition: "top left", font: { size: 10, color: tools.color("dim") } },
       });
     });
     for (const mark of overview.marks) {
@@ -125,13 +150,31 @@ const chart = (() => {
   }
 
   const CONFIG = {
-    displaylogo: false, responsive: true, doubleClick: "reset",
+    displaylogo: false, responsive: true, displayModeBar: isTouch ? false : "hover", doubleClick: "reset",
     modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
   };
 
-  async function drawLines(box, lines, found, view, overview) {
+  // Plotly comes last: its script is long, and holds up all else while the browser reads it. The
+  // first values are asked for before. A report has it inline, at its end.
+  let loading = null;
+  function load() {
+    loading ||= new Promise((done, fail) => {
+      const link = document.getElementById("plotly");
+      if (window.Plotly) done();
+      else if (!link) addEventListener("load", done);
+      else document.head.append(tools.element("script", { src: link.href, onload: done, onerror: () => fail(new Error("the charts' script can't be loaded")) }));
+    });
+    return loading;
+  }
+
+  function restartsOf(overview) {
+    return overview.marks.filter((mark) => mark.kind === "restart").map((mark) => mark.wall_s);
+  }
+
+  async function drawLines(box, lines, found, view, overview, hasStageNames = false) {
     const traces = lines.flatMap((line, i) => lineTraces(line, found[i], view));
-    const shapes = overview ? shapesOf(overview, view) : [];
+    const shapes = overview ? shapesOf(overview, view, hasStageNames) : [];
+    await load();
     await Plotly.react(box, traces, layoutOf(view, { shapes, showlegend: traces.length > 1 }), CONFIG);
   }
 
@@ -140,16 +183,16 @@ const chart = (() => {
     const x = grid.step.map((step, i) => place(step, grid.wall_s[i]));
     const y = isHistogram ? grid.y : grid.y.map(plain);
     const trace = {
-      type: "heatmap", x, y, z: grid.z, colorscale: isHistogram ? "Blues" : "Viridis",
-      reversescale: isHistogram && !tools.isDark(), hoverongaps: false, zsmooth: false,
+      type: "heatmap", x, y, z: grid.z,
+      colorscale: isHistogram ? [[0, tools.color("panel")], [1, tools.color("link")]] : "Viridis", hoverongaps: false, zsmooth: false,
       colorbar: { thickness: 10, outlinewidth: 0, tickfont: { size: 10 } },
       hovertemplate: "%{x}<br>%{y}<br>%{z:.5g}<extra></extra>",
     };
-    if (isHistogram) trace.reversescale = tools.isDark();
     const layout = layoutOf({ ...view, log: false }, { hovermode: "closest", showlegend: false });
     if (!isHistogram) Object.assign(layout.yaxis, { type: "category", autorange: "reversed", tickfont: { size: 10 } });
+    await load();
     await Plotly.react(box, [trace], layout, CONFIG);
   }
 
-  return { COLORS, drawLines, drawGrid, secondsOf, plain };
+  return { load, restartsOf, COLORS, drawLines, drawGrid, secondsOf, plain };
 })();

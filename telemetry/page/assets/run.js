@@ -4,7 +4,8 @@ async function showRun(root, run) {
   const { element, number, count, duration, moment } = tools;
   const POLL_MS = 3000, GRID_REST_S = 15, OTHERS_OPEN = 24;
   let overview = await source.overview(run);
-  const board = new Board(root, ["step", "time", "hours"]);
+  window.telemetryBoard?.close();
+  const board = new Board(root, overview.step === null ? ["time", "hours"] : ["step", "time", "hours"]);
   root.replaceChildren();
   const head = element("div"), bar = element("div"), body = element("div");
   root.append(head, bar, body);
@@ -12,14 +13,14 @@ async function showRun(root, run) {
 
   const linesOf = (entries) => entries.map((entry, i) => ({
     ...entry, run, label: entry.source === "rank0" || entry.source.startsWith("hardware:") ? entry.name : `${entry.name} (${entry.source})`,
-    color: chart.COLORS[i % chart.COLORS.length], startS: overview.first_s,
+    color: chart.COLORS[i % chart.COLORS.length], startS: overview.first_s, restarts: chart.restartsOf(overview),
   }));
 
   function addLines(parent, { title, entries, isLoss }) {
     board.add(parent, title, async (view, box) => {
       const lines = linesOf(entries);
       const found = await source.series(run, entries, board.ask(overview.first_s));
-      await chart.drawLines(box, lines, found, view, overview);
+      await chart.drawLines(box, lines, found, view, overview, isLoss);
       return thinnedText(found);
     }, { wide: isLoss, tall: isLoss, words: entries.map((entry) => entry.name).join(" ") });
   }
@@ -69,11 +70,16 @@ async function showRun(root, run) {
     return element("li", {}, element("b", {}, value), element("span", {}, text));
   }
 
-  async function drawHead() {
-    const end = overview.state === "running" ? overview.now_s : overview.last_s;
+  let latest = [];
+  async function readLatest() {
     const wanted = [overview.loss_name, "val/loss", "train/tokens_per_second"].filter(Boolean).map((name) => ({ source: "rank0", name }));
-    const found = await source.series(run, wanted, { x: "step", from: null, to: null, points: 8 });
-    const last = (name) => found.find((one) => one.name === name)?.value.filter((value) => value !== null).at(-1);
+    latest = await source.series(run, wanted, { x: "step", from: null, to: null, points: 8 });
+    drawHead();
+  }
+
+  function drawHead() {
+    const end = overview.state === "running" ? overview.now_s : overview.last_s;
+    const last = (name) => latest.find((one) => one.name === name)?.value.filter((value) => value !== null).at(-1);
     const steps = overview.total_steps ? `step of ${count(overview.total_steps)}` : "step";
     const facts = [["Run", run], ["Project", overview.project], ["Host", overview.host], ["Started", moment(overview.first_s)],
       ["Sessions", String(overview.sessions.filter((one) => one.source === "rank0").length)], ["Notes", overview.notes]];
@@ -102,9 +108,10 @@ async function showRun(root, run) {
     return made;
   }
 
-  await drawHead();
+  drawHead();
   addCharts();
-  board.work();
+  const firstLatest = readLatest();
+  await firstLatest;
   if (source.isReport) return board;
 
   let isPaused = false, timer = 0;
@@ -117,7 +124,7 @@ async function showRun(root, run) {
         const names = namesOf(), has = fresh.rows !== overview.rows || fresh.state !== overview.state;
         overview = fresh;
         if (has) {
-          await drawHead();
+          await readLatest();
           if (names !== namesOf()) addCharts();
           else document.getElementById("log")?.replaceWith(logOf());
           board.refresh();

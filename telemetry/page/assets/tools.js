@@ -81,8 +81,9 @@ const tools = (() => {
     return getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
   }
 
-  const keys = [];
+  const keys = [], GLOBAL_KEYS = 2;
   function key(name, text, act) { keys.push({ name, text, act }); }
+  function forgetKeys() { keys.splice(GLOBAL_KEYS); }
   function showKeys() {
     const dialog = document.getElementById("keys");
     if (dialog.open) { dialog.close(); return; }
@@ -121,6 +122,6 @@ const tools = (() => {
     document.addEventListener("keydown", onKey);
   }
 
-  return { element, shown, number, count, duration, moment, recall, keep, isDark, onTheme, color, key, say, begin };
+  return { element, shown, number, count, duration, moment, recall, keep, isDark, onTheme, color, key, forgetKeys, say, begin };
 })();
 tools.begin();

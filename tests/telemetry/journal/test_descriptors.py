@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +50,25 @@ def test_a_journal_that_cannot_be_recovered_costs_no_descriptor_and_no_lock(tmp_
             JournalWriter(tmp_path)
 
     assert left_open(refused) == 0
+
+
+def test_a_segment_that_finds_no_room_costs_no_descriptor(tmp_path, monkeypatch):
+    """It is tried at every sync for as long as the disk is full."""
+    fdatasync = os.fdatasync
+
+    def full_for_other_segments(fd: int) -> None:
+        if Path(f"/proc/self/fd/{fd}").readlink().suffix == ".making":
+            raise OSError(errno.ENOSPC, "full")
+        fdatasync(fd)
+
+    with JournalWriter(tmp_path, 100) as writer:
+        monkeypatch.setattr(os, "fdatasync", full_for_other_segments)
+
+        def act() -> None:
+            write(writer, 2)
+            writer.sync()
+
+        assert left_open(act) == 0 and len(segments(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["synced", "refused"])

@@ -23,7 +23,7 @@ from telemetry.journal.layout import (
 )
 from telemetry.journal.reader import JournalReader
 from telemetry.journal.recovery import recover
-from telemetry.journal.scan import HOLE, SEGMENT
+from telemetry.journal.scan import HOLE, SEGMENT, Damage
 from telemetry.journal.writer import JournalWriter
 from tests.telemetry.journal.helpers import (
     frame,
@@ -294,6 +294,64 @@ def test_a_middle_segment_with_a_damaged_header_is_read_all_the_same(rotated, tm
     )
 
 
+def test_two_last_segments_with_damaged_headers_are_taken_in_in_their_order(tmp_path):
+    """The later one counts on from the earlier one, and a stream of that one is not forgotten."""
+    directory = tmp_path / "journal"
+    with JournalWriter(directory, 600) as writer:
+        for source in ("rank0", "rank0", "rank1"):
+            count = len(segments(directory))
+            write(writer, 2, source)
+            while len(segments(directory)) == count:
+                writer.sync()
+                write(writer, 2)
+        write(writer, 2)
+        writer.sync()
+        next_row = writer.next_row
+    hit = segments(directory)[-2:]
+    for segment in hit:
+        content = bytearray(segment.path.read_bytes())
+        content[30] ^= 1
+        segment.path.write_bytes(content)
+
+    found = recover(directory)
+
+    last = {entry.source: entry.durable_seq for entry in found.streams.values()}
+    assert found.next_row == next_row and last == {"rank0": next_row - 3, "rank1": 1}
+    assert [d[:5] for d in reversed(found.damage)] == [
+        (SEGMENT, 0, segment.path.stat().st_size, segment.first_row, None) for segment in hit
+    ]
+
+
+def test_recovery_tells_what_it_found(rotated, tmp_path):
+    """Damage of records that were promised, and rows that are gone with a lost segment."""
+    directory = copied(rotated, tmp_path / "last", with_mark=True)
+    last = segments(directory)[-1].path
+    start, end = record_places(last)[-1]
+    content = bytearray(last.read_bytes())
+    content[-1] ^= 1
+    last.write_bytes(content)
+
+    damaged, hole = recover(directory).damage
+
+    assert (damaged.offset, damaged.end, damaged.first_row) == (start, end, hole.first_row)
+    lost = copied(rotated, tmp_path / "lost", with_mark=True)
+    segments(lost)[-1].path.unlink()
+    before = segments(lost)[-1].path
+    next_row = rows_of(before, record_places(before)[-1]).stop
+    assert recover(lost).damage == [Damage(HOLE, 0, 0, next_row, 40, "durable rows")]
+
+
+def test_behind_an_old_mark_the_last_segment_goes_on(rotated, tmp_path):
+    """The mark's offset is one in an earlier segment, and says nothing of this one."""
+    directory = copied(rotated, tmp_path, with_mark=True)
+    (directory / MARK_NAME).write_bytes(encode_mark(Mark(0, 10**6, 2)))
+    before = segments(directory)
+
+    row = reopened(directory)
+
+    assert row == 40 and segments(directory) == before
+
+
 @pytest.mark.parametrize("length", [0, 1, SEGMENT_HEADER_BYTES - 1, SEGMENT_HEADER_BYTES, -1])
 def test_a_crash_while_a_segment_was_created_leaves_no_trace(rotated, tmp_path, length):
     """At any length of its header: the segment before goes on, or this one does."""
@@ -313,6 +371,9 @@ def test_a_crash_while_a_segment_was_created_leaves_no_trace(rotated, tmp_path, 
     rows, damage = read_all(directory)
     assert numbers(rows) == list(range(60)) and damage == []
     assert is_whole(directory)
+    assert saved_tails(directory) == ([torn] if torn else [])
+    names = [path.name for path in directory.parent.glob("quarantine/*")]
+    assert names == ([f"{40:020d}.seg.0.tail"] if torn else [])
     for first_row in (40, 41, 45, 59):
         assert numbers(read_all(directory, first_row)[0]) == list(range(first_row, 60))
 

@@ -25,6 +25,7 @@ from telemetry.json_files import write_json
 
 START_S = 1_790_000_000
 STEP_S = 0.5
+RECORD = 50
 SITES = ("attn.qkv", "attn.out", "ffn.up", "ffn.down")
 HOSTILE = '<script>window.hostile=1</script>"><img src=x onerror="window.hostile=2">\u202etxt.exe'
 
@@ -97,8 +98,8 @@ def append(
         if isinstance(event, MetricsLogged) and event.kind in ("train", "hardware"):
             moment += step_s
         packed.append(encode_event(event, int(moment * 1e9), int((moment - start_s) * 1e9)))
-    for at in range(0, len(packed), 1000):
-        part = packed[at : at + 1000]
+    for at in range(0, len(packed), RECORD):
+        part = packed[at : at + RECORD]
         writer.append(stream, seq + at, len(part), join_events(part))
     writer.sync()
 

@@ -11,8 +11,9 @@ import pytest
 
 from telemetry.run_dir import RunFile
 from telemetry.sinks.base import START, Position, SinkContext, SinkUnavailable
-from telemetry.sinks.tensorboard import TensorBoardSink, lasts_file
-from telemetry.sinks.tensorboard.event_files import EventFiles
+from telemetry.sinks.tensorboard import TensorBoardSink
+from telemetry.sinks.tensorboard.bounds import Bounds
+from telemetry.sinks.tensorboard.event_files import DamagedFiles, EventFiles
 from telemetry.sinks.tensorboard.starts import Starts
 from tests.telemetry.sinks.helpers_rows import RowMaker
 from tests.telemetry.sinks.helpers_tensorboard import (
@@ -22,6 +23,8 @@ from tests.telemetry.sinks.helpers_tensorboard import (
     through_json,
     write_all,
 )
+
+EVENTS = "events.out.tfevents.00000000000000000000.000001.telemetry"
 
 
 @pytest.fixture
@@ -235,9 +238,7 @@ def test_a_link_in_place_of_what_was_committed_is_not_followed(
     assert read_all(tmp_path / "run") == read_all(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(
-    "name", ["victim", "events.out.tfevents.00000000000000000000.000001.telemetry"]
-)
+@pytest.mark.parametrize("name", ["victim", EVENTS])
 def test_a_committed_name_that_leads_elsewhere_is_not_cut(tmp_path: Path, name: str) -> None:
     """A position is a file that somebody may have written."""
     victim = tmp_path / "other" / name
@@ -296,12 +297,9 @@ def test_writes_that_the_disk_takes_in_parts_are_whole(
     assert sink_in(tmp_path).open(through_json(position)) == len(journal.rows)
 
 
-def test_buffers_are_bounded_between_commits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_buffers_are_bounded_between_commits(tmp_path: Path) -> None:
     """More than the bound is on disk, and cut again where no commit follows."""
-    monkeypatch.setattr("telemetry.sinks.tensorboard.event_files.BUFFER_MAX_BYTES", 100)
-    files = EventFiles(tmp_path / "tensorboard", Starts(tmp_path))
+    files = EventFiles(tmp_path / "tensorboard", Starts(tmp_path), buffer_max_bytes=100)
     files.recover(0, {})
     for row in range(20):
         files.append("rank0", row, 0, b"event" * 4)
@@ -314,15 +312,67 @@ def test_buffers_are_bounded_between_commits(
     assert not list((tmp_path / "tensorboard").glob("*/*"))
 
 
-def test_a_long_run_keeps_its_last_steps_short(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_buffer_that_was_written_or_dropped_counts_no_more(
+    tmp_path: Path,
 ) -> None:
+    """Otherwise every row of a long run would be synced by itself."""
+    files = EventFiles(tmp_path / "tensorboard", Starts(tmp_path), buffer_max_bytes=500)
+    for row in range(6):
+        if row % 2:
+            files.recover(0, {})
+        for number in range(4):
+            files.append("rank0", row, 0, bytes([number]) * 30)
+        assert not list((tmp_path / "tensorboard").glob("*/*.telemetry"))
+        files.recover(0, {})
+    for row in range(4):
+        for _ in range(4):
+            files.append("rank0", row, 0, b"e" * 30)
+        (length,) = files.sync().values()
+        files.append("rank0", row, 0, b"e" * 30)
+        (path,) = (tmp_path / "tensorboard").glob("*/*.telemetry")
+        assert path.stat().st_size == length
+
+
+@pytest.mark.parametrize("place", ["rank0/notes.txt", EVENTS, f"rank0/deeper/{EVENTS}", "link"])
+def test_what_is_no_event_file_of_this_sink_is_never_cut(tmp_path: Path, place: str) -> None:
+    """By its name, or by its place. A position may name anything."""
+    root = tmp_path / "tensorboard"
+    path = root / ("rank0/real" if place == "link" else place)
+    path.parent.mkdir(parents=True)
+    path.write_text("precious")
+    if place == "link":
+        place = f"rank0/{EVENTS}"
+        (root / place).symlink_to(path)
+
+    with pytest.raises(DamagedFiles, match="no event file of this sink"):
+        EventFiles(root, Starts(tmp_path)).recover(5, {place: 3})
+
+    assert path.read_text() == "precious"
+
+
+def test_every_file_begins_with_the_version_that_tensorboard_asks_for(tmp_path: Path) -> None:
+    """Once each. What else lies beside the directories is left alone."""
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "notes.txt").write_text("mine")
+    files = EventFiles(tmp_path / "tensorboard", Starts(tmp_path))
+    files.recover(0, {})
+    for directory in ("rank0", "rank1", "rank0"):
+        files.append(directory, 0, 0, b"event")
+    files.sync()
+
+    found = [path.read_bytes() for path in (tmp_path / "tensorboard").glob("*/*.telemetry")]
+
+    assert [data.count(b"brain.Event:2") for data in found] == [1, 1]
+    assert all(data.index(b"brain.Event:2") < data.index(b"event") for data in found)
+    assert (tmp_path / "tensorboard" / "notes.txt").read_text() == "mine"
+
+
+def test_a_long_run_keeps_its_last_steps_short(tmp_path: Path) -> None:
     """A million commits of one curve are not a million lines."""
-    monkeypatch.setattr(lasts_file, "COMPACT_MIN_BYTES", 1000)
     journal = RowMaker()
     for step in range(300):
         journal.metrics(step, {"train/loss": float(step)})
-    sink = sink_in(tmp_path)
+    sink = sink_in(tmp_path, Bounds(lasts_bytes=1000))
     sink.open(START)
     for row in journal.rows:
         sink.write([row])

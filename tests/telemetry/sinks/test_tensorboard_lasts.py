@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from telemetry.sinks.base import Position
-from telemetry.sinks.tensorboard import lasts_file
 from telemetry.sinks.tensorboard.lasts_file import DamagedLasts, LastsCommit, LastsFile
 from telemetry.sinks.tensorboard.placement import Change
 from tests.telemetry.sinks.helpers_rows import RowMaker
@@ -65,12 +64,9 @@ def test_each_process_begins_with_all_that_is_known(tmp_path: Path) -> None:
     assert LastsFile(tmp_path).open(position) == [change("a", 1), change("b", 2)]
 
 
-def test_a_file_that_has_grown_is_followed_by_a_short_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_has_grown_is_followed_by_a_short_one(tmp_path: Path) -> None:
     """And stays until neither of the last two positions names it."""
-    monkeypatch.setattr(lasts_file, "COMPACT_MIN_BYTES", 200)
-    file = LastsFile(tmp_path)
+    file = LastsFile(tmp_path, min_bytes=200)
     file.open(LastsCommit())
     positions = []
     for step in range(40):
@@ -80,6 +76,36 @@ def test_a_file_that_has_grown_is_followed_by_a_short_one(
     assert len({position.name for position in positions}) > 2
     assert LastsFile(tmp_path).open(positions[-2])[-1] == change("a", 38)
     assert all(position.length < 400 for position in positions)
+
+
+def test_files_that_no_position_names_are_removed_and_no_others(tmp_path: Path) -> None:
+    """At the start and later. The cursor itself lies in the same directory."""
+    cursors = tmp_path / "cursors"
+    cursors.mkdir()
+    others = {"tensorboard.json", "tensorboard.lock", "tensorboard.lasts", "lines.json"}
+    for name in (*others, "tensorboard.lasts.000001.000001", "tensorboard.lasts.000001.000002"):
+        (cursors / name).touch()
+    file = LastsFile(tmp_path)
+
+    file.open(LastsCommit("tensorboard.lasts.000001.000002", 0))
+    assert files(tmp_path) == ["tensorboard.lasts.000001.000002"]
+    for step in range(3):
+        position = file.commit([change("a", step)], [change("a", step)], 2)
+
+    assert files(tmp_path) == [position.name]
+    assert others <= {path.name for path in cursors.iterdir()}
+
+
+def test_a_position_that_ends_inside_a_record_is_damaged(tmp_path: Path) -> None:
+    """In its header or in its payload; only whole records are ever committed."""
+    file = LastsFile(tmp_path)
+    file.open(LastsCommit())
+    first = file.commit([change("a", 1)], [change("a", 1)], 1)
+    second = file.commit([change("a", 2)], [], 1)
+
+    for length in range(first.length + 1, second.length):
+        with pytest.raises(DamagedLasts, match="damaged at byte"):
+            LastsFile(tmp_path).open(LastsCommit(second.name, length))
 
 
 @given(at=st.integers(0, 300), bit=st.integers(0, 7), data=st.data())
