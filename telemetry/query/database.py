@@ -40,7 +40,7 @@ SPILL_MAX: Final = "20GB"
 
 @dataclass(frozen=True)
 class Limits:
-    """What a question may take of the machine."""
+    """The bounds on memory and threads of one question."""
 
     memory_mb: int = 1024
     threads: int = 2

@@ -1,4 +1,4 @@
-"""Tables: what a question can name, and the SQL that makes it of recorded values.
+"""Tables that a question can name, and the SQL that makes them of recorded values.
 
 In: nothing; the names here are documented in docs/QUERY.md.
 Out: SQL of DuckDB.
