@@ -104,8 +104,8 @@ LAYERS = {
         telemetry.run_dir telemetry.sessions
     """,
     "telemetry.monitor": """
-        shared telemetry.commands telemetry.journal telemetry.views telemetry.config
-        telemetry.datadir telemetry.errors telemetry.run_dir telemetry.summary
+        shared telemetry.commands telemetry.hardware telemetry.journal telemetry.views
+        telemetry.config telemetry.datadir telemetry.errors telemetry.run_dir telemetry.summary
     """,
     # A process of its own; the sidecar knows of it only how it is started.
     "telemetry.page": """

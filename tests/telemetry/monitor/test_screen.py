@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from textual.widgets import ContentSwitcher, DataTable, Static
 
+from telemetry.monitor.processes import ProcessLine
 from telemetry.monitor.screen import MonitorApp
 from telemetry.monitor.snapshot import HostLine, RunLine, SinkLag, Snapshot
 from telemetry.views.follow import Alert, Message
@@ -88,19 +91,39 @@ def utc(monkeypatch):
     time.tzset()
 
 
-def app(**options: bool) -> MonitorApp:
-    return MonitorApp(StillWatch(), **options)  # type: ignore[arg-type]
+class StillProcesses:
+    """Processes in which nothing changes."""
+
+    def read(self, trainers: object) -> tuple[ProcessLine, ...]:
+        of = "rank0 of a"
+        return (
+            ProcessLine(1, "root", 0.0, 12 * 2**20, 1, "/sbin/init splash"),
+            ProcessLine(211, "root", 0.004, 0, 1, "[kworker/0:1-events]"),
+            ProcessLine(4100, "anna", 7.93, 31 * 2**30, 88, "python -m trainer --size base", of),
+            ProcessLine(4101, "anna", 0.97, 2 * 2**30, 4, "python -m trainer --size base", of),
+            ProcessLine(4242, "anna", 0.02, 90 * 2**20, 12, "python -m telemetry serve"),
+            ProcessLine(5511, "a-user-with-a-long-name", 1.25, 9 * 2**30, 402,
+                        "/opt/browser --type=renderer --token=hunter2 \x1b[31m " + "x" * 300),
+            ProcessLine(5600, "1001", None, 5 * 2**20, 1, "sleep 60"),
+        )  # fmt: skip
+
+
+def app(watch: StillWatch | None = None, **options: bool) -> MonitorApp:
+    still = watch or StillWatch(), StillProcesses()
+    return MonitorApp(still[0], processes=still[1], **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("size", [(80, 24), (200, 50)])
 @pytest.mark.parametrize(
-    "keys", [[], ["2"], ["3"], ["5"]], ids=["overview", "runs", "hosts", "events"]
+    "keys",
+    [[], ["2"], ["3"], ["4"], ["5"]],
+    ids=["overview", "runs", "hosts", "processes", "events"],
 )
 def test_pictures(snap_compare, size, keys):
     assert snap_compare(app(), press=["wait:300", *keys, "wait:300"], terminal_size=size)
 
 
-def played(keys: list[str], size: tuple[int, int] = (80, 24), **options: bool) -> MonitorApp:
+def played(keys: list[str], size: tuple[int, int] = (80, 24), **options: Any) -> MonitorApp:
     """Return the screen as keys leave it."""
     screen = app(**options)
 
@@ -134,6 +157,38 @@ def test_processes_are_shown_by_their_source():
     shown = played(["4"], (100, 30)).texts["processes-text"]
 
     assert "1.5" in shown and "3.0 GiB" in shown and "rank0 of a" in shown
+
+
+def commands(screen: MonitorApp) -> list[str]:
+    """The pids of the page of processes, from its top to its end."""
+    return re.findall(r"^ +(\d+) +(?:\d+\.\d\d|-) ", screen.texts["processes-text"], re.MULTILINE)
+
+
+def test_all_processes_of_the_machine_are_shown_by_cpu_and_sorted_by_a_key():
+    """By CPU first; then by memory, threads, pid and command, and CPU again."""
+    orders = [commands(played(["4", *["s"] * presses], (120, 40))) for presses in range(6)]
+
+    assert orders[0] == ["4100", "5511", "4101", "4242", "211", "1", "5600"]
+    assert orders[1][:3] == ["4100", "5511", "4101"] and orders[1][-1] == "211"
+    assert orders[2][0] == "5511" and orders[3][0] == "1" and orders[4][0] == "5511"
+    assert orders[5] == orders[0]
+
+
+def test_processes_are_filtered_and_hostile_command_lines_are_made_safe():
+    """A secret of a command line is not shown, nor does it control the terminal."""
+    screen = played(["4", "slash", *"browser", "enter"], (200, 40))
+
+    text = screen.texts["processes-text"]
+    assert commands(screen) == ["5511"] and "1 of 7 processes" in text
+    assert "hunter2" not in text and "\x1b" not in text
+
+
+def test_of_what_was_recorded_long_ago_no_process_of_this_machine_is_shown():
+    """Nobody records here now: the processes of now have nothing to do with it."""
+    watch = StillWatch(replace(SNAPSHOT, sidecar=""))
+    screen = played(["4"], watch=watch)
+
+    assert commands(screen) == [] and "rank0 of a" in screen.texts["processes-text"]
 
 
 def test_a_filter_leaves_what_it_names_and_escape_clears_it():
