@@ -81,6 +81,24 @@ def test_a_closed_stream_that_speaks_again_goes_on_at_its_number(tmp_path):
         assert read_all(tmp_path, first_row)[0] == rows[first_row:]
 
 
+def test_streams_that_were_closed_once_are_not_closed_again_at_each_rotation(tmp_path):
+    """The list would grow with every segment."""
+    with JournalWriter(tmp_path, SEGMENT_MAX) as writer:
+        for number in range(5):
+            write(writer, 1, worker(number))
+            writer.sync()
+            writer.end_stream(stream(worker(number)))
+        for _ in range(10):
+            write(writer, 3, "rank1")
+            writer.sync()
+        size, count = read_closed(tmp_path).size, len(segments(tmp_path))
+        for _ in range(30):
+            write(writer, 3, "rank1")
+            writer.sync()
+
+    assert len(segments(tmp_path)) > count + 3 and read_closed(tmp_path).size == size > 0
+
+
 acts = st.lists(
     st.tuples(
         st.sampled_from(["write", "write", "end", "sync", "sync", "reopen"]), st.integers(0, 3)
