@@ -69,7 +69,8 @@ def test_values_have_their_types_and_their_place(tmp_path: Path) -> None:
             database.execute(f"SELECT key, value FROM parquet_kv_metadata('{path}')").fetchall()
         )
     assert {name: kind for name, kind, *_ in described} == {
-        "source": "VARCHAR", "session": "VARCHAR", "row": "BIGINT", "kind": "VARCHAR",
+        "source": "VARCHAR", "session": "VARCHAR", "row": "BIGINT", "late": "BOOLEAN",
+        "kind": "VARCHAR",
         "step": "BIGINT", "time": "TIMESTAMP WITH TIME ZONE", "name": "VARCHAR",
         "value": "DOUBLE", "integer": "BIGINT", "text": "VARCHAR", "run": "VARCHAR",
     }  # fmt: skip
