@@ -1,14 +1,15 @@
-"""Picture: docs/images/tensorboard.png, made by a run of the tiny model and by TensorBoard itself.
+"""Pictures: docs/images/tensorboard.png and page.png, made by a run of the tiny model.
 
 In: the embedded novels; Debian's `chromium`, and `pip install playwright`, which drives it.
-Out: the page that TensorBoard shows of the run, in at most 200 kB.
+Out: what TensorBoard and the page show of the run, each in at most 200 kB.
 
-    python -m docs.picture            train for about three minutes, then take the picture
-    python -m docs.picture DATA_DIR   take it of a data directory that is there already
+    python -m docs.picture            train for about three minutes, then take the pictures
+    python -m docs.picture DATA_DIR   take them of a data directory that is there already
 """
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -19,11 +20,12 @@ import urllib.parse
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, ViewportSize, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, ViewportSize, sync_playwright
 
-TARGET = Path(__file__).parent / "images" / "tensorboard.png"
+IMAGES = Path(__file__).parent / "images"
 MAX_BYTES = 200_000
 SIZE: ViewportSize = {"width": 1440, "height": 840}
+PAGE_SIZE: ViewportSize = {"width": 1440, "height": 1130}
 TAGS = (
     "train/loss",
     "val/loss",
@@ -43,16 +45,18 @@ TRAINING = (
 
 
 def main() -> None:
-    """Make the picture, of the data directory that was named or of a new run."""
+    """Make the pictures, of the data directory that was named or of a new run."""
     with tempfile.TemporaryDirectory() as folder:
         data_dir = Path(sys.argv[1] if sys.argv[1:] else folder)
         if not sys.argv[1:]:
             train(data_dir)
-        take(data_dir, TARGET)
-    size = TARGET.stat().st_size
-    print(f"{TARGET}: {size / 1000:.0f} kB")
-    if size > MAX_BYTES:
-        raise SystemExit(f"more than {MAX_BYTES / 1000:.0f} kB")
+        take_page(data_dir, IMAGES / "page.png")
+        take_tensorboard(data_dir, IMAGES / "tensorboard.png")
+    for target in (IMAGES / "page.png", IMAGES / "tensorboard.png"):
+        size = target.stat().st_size
+        print(f"{target}: {size / 1000:.0f} kB")
+        if size > MAX_BYTES:
+            raise SystemExit(f"more than {MAX_BYTES / 1000:.0f} kB")
 
 
 def train(data_dir: Path) -> None:
@@ -62,21 +66,47 @@ def train(data_dir: Path) -> None:
     subprocess.run(command, check=True)
 
 
-def take(data_dir: Path, target: Path) -> None:
+def take_page(data_dir: Path, target: Path) -> None:
+    """Show the newest run of a data directory on the page, and save that as a small PNG."""
+    command = [sys.executable, "-m", "telemetry", "page", str(data_dir), "--page", "127.0.0.1:0"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert server.stderr is not None
+        link = server.stderr.readline().partition("page: ")[2].strip()
+        with sync_playwright() as playwright:
+            browser = started(playwright)
+            page = browser.new_page(viewport=PAGE_SIZE)
+            page.goto(link)
+            page.goto(link.partition("?")[0] + "runs/" + newest_run(data_dir))
+            _save(_still(page), target)
+            browser.close()
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def newest_run(data_dir: Path) -> str:
+    """Return the id of the newest run that a trainer made."""
+    runs = (path.name for path in (data_dir / "runs").iterdir())
+    return max(name for name in runs if not name.startswith("host-"))
+
+
+def take_tensorboard(data_dir: Path, target: Path) -> None:
     """Show the runs of a data directory in TensorBoard, and save the page as a small PNG."""
     command = [sys.executable, "-m", "tensorboard.main", "--host", "127.0.0.1", "--port", "0"]
     command += ["--logdir", str(data_dir / "tensorboard")]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    with tempfile.TemporaryDirectory() as folder:
-        raw = Path(folder, "raw.png")
-        try:
-            photograph(_address(server), raw)
-        finally:
-            server.terminate()
-            server.wait()
-        target.parent.mkdir(exist_ok=True)
-        # 128 colours are enough for lines and letters, and a third of the size.
-        Image.open(raw).convert("RGB").quantize(128).save(target, optimize=True)
+    try:
+        _save(photograph(_address(server)), target)
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _save(png: bytes, target: Path) -> None:
+    target.parent.mkdir(exist_ok=True)
+    # 128 colours are enough for lines and letters, and a third of the size.
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(128).save(target, optimize=True)
 
 
 def _address(server: subprocess.Popen[str]) -> str:
@@ -89,22 +119,28 @@ def _address(server: subprocess.Popen[str]) -> str:
     raise SystemExit("TensorBoard ended without an address")
 
 
-def photograph(address: str, png: Path) -> None:
-    """Open TensorBoard with the most telling charts pinned, and take the page when it is drawn."""
+def started(playwright: Playwright) -> Browser:
+    """Return Debian's Chromium, at work without a window."""
+    return playwright.chromium.launch(
+        executable_path=shutil.which("chromium"),
+        args=["--no-sandbox", "--disable-background-networking", *DRAWING],
+    )
+
+
+def photograph(address: str) -> bytes:
+    """Open TensorBoard with the most telling charts pinned; return the page when it is drawn."""
     cards = json.dumps([{"plugin": "scalars", "tag": tag} for tag in TAGS])
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"),
-            args=["--no-sandbox", "--disable-background-networking", *DRAWING],
-        )
+        browser = started(playwright)
         page = browser.new_page(viewport=SIZE)
         page.goto(f"{address}?pinnedCards={urllib.parse.quote(cards)}#timeseries")
         # Whole charts, without the tables below them and the settings beside.
         page.get_by_text("Enable step selection and data table").click()
         page.get_by_text("Ignore outliers in chart scaling").click()
         page.get_by_label("Toggle settings side pane").click()
-        png.write_bytes(_still(page))
+        png = _still(page)
         browser.close()
+    return png
 
 
 def _still(page: Page) -> bytes:

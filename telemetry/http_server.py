@@ -33,13 +33,19 @@ class BoundedServer(ThreadingHTTPServer):
     # Bound of the kernel's queue: connections above it take no descriptor of this process.
     request_queue_size = 64
 
-    def __init__(self, address: tuple[str, int], answer: Callable[[str], Answer]) -> None:
+    def __init__(
+        self,
+        address: tuple[str, int],
+        answer: Callable[[str], Answer],
+        connection_max_s: float = CONNECTION_MAX_S,
+    ) -> None:
         """Bind.
 
         Raises:
             OSError: the address can't be had.
         """
         self.answer = answer
+        self._connection_max_s = connection_max_s
         self.refused = 0
         """Connections that were closed before they were answered."""
         self._lock = threading.Lock()
@@ -65,7 +71,7 @@ class BoundedServer(ThreadingHTTPServer):
     def service_actions(self) -> None:
         """End connections that take too long. Called by the server's loop twice a second."""
         with self._lock:
-            late_s = time.monotonic() - CONNECTION_MAX_S
+            late_s = time.monotonic() - self._connection_max_s
             for request in [r for r, began_s in self._open.items() if began_s < late_s]:
                 self._end(request)
 

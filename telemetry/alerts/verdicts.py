@@ -68,7 +68,8 @@ class Active:
 class Conditions:
     """All conditions and their states. Not thread-safe: the watching thread owns it."""
 
-    def __init__(self) -> None:
+    def __init__(self, conditions_max: int = CONDITIONS_MAX) -> None:
+        self._conditions_max = conditions_max
         self._states: dict[Key, _State] = {}
 
     def take(self, verdicts: Iterable[Verdict], standing: frozenset[Key], now_ns: int) -> None:
@@ -78,7 +79,7 @@ class Conditions:
             state = self._states.get(key)
             if state is None:
                 # A condition that an earlier sidecar recorded goes on until it is seen to be over.
-                if len(self._states) >= CONDITIONS_MAX or self._is_crowded(key):
+                if len(self._states) >= self._conditions_max or self._is_crowded(key):
                     continue
                 state = self._states[key] = _State(key in standing, 0)
                 state.verdict = verdict

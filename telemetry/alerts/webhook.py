@@ -23,7 +23,7 @@ import urllib.parse
 import urllib.request
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -34,18 +34,33 @@ from telemetry.alerts.words import words_of
 log = logging.getLogger("telemetry.alerts.webhook")
 
 TIMEOUT_S: Final = 10.0
-INTERVAL_S: Final = 3.0
-RETRY_FIRST_S: Final = 2.0
-RETRY_MAX_S: Final = 300.0
 WAITING_MAX: Final = 200
 TOGETHER_MAX: Final = 20
 """Alerts in one POST."""
 TEXT_MAX_CHARS: Final = 1_500
-LAST_WORDS_S: Final = 3.0
-"""Time that is left for what waits when the sidecar ends."""
 _TRY_AGAIN: Final = frozenset({408, 429})
 
 Send = Callable[[list[Message]], None]
+
+
+class Times(NamedTuple):
+    """The times that a sender waits, in seconds.
+
+    interval_s: between two messages to a receiver. retry_first_s, retry_max_s: before it
+    tries again, doubled with each failure. last_words_s: for what waits when the sidecar ends.
+    """
+
+    interval_s: float = 3.0
+    retry_first_s: float = 2.0
+    retry_max_s: float = 300.0
+    last_words_s: float = 3.0
+
+    def retry_s(self, failures: int) -> float:
+        """Return the time before the next try, after so many failures in a row."""
+        return min(self.retry_first_s * 2.0 ** min(failures - 1, 16), self.retry_max_s)
+
+
+TIMES: Final = Times()
 
 
 class Refused(Exception):
@@ -59,13 +74,13 @@ class Failed(Exception):
 class Sender:
     """A queue and a thread that sends what is in it. `put` may be called from any thread."""
 
-    def __init__(self, name: str, send: Send, interval_s: float = INTERVAL_S) -> None:
+    def __init__(self, name: str, send: Send, times: Times = TIMES) -> None:
         """name: the receiver's, for the log: without anything secret in it."""
         self.dropped = 0
         """Messages that were dropped because too many waited, or the receiver refused them."""
         self._name = name
         self._send = send
-        self._interval_s = interval_s
+        self._times = times
         self._lock = threading.Condition()
         self._waiting: deque[Message] = deque()
         self._is_ending = False
@@ -87,7 +102,7 @@ class Sender:
         with self._lock:
             self._is_ending = True
             self._lock.notify()
-        self._thread.join(LAST_WORDS_S)
+        self._thread.join(self._times.last_words_s)
 
     def _run(self) -> None:
         while (messages := self._next()) is not None:
@@ -111,17 +126,17 @@ class Sender:
         except Refused as exc:
             self.dropped += len(messages)
             log.error("%s refuses alerts: %s; they are dropped", self._name, exc)
-            return self._interval_s
+            return self._times.interval_s
         except Exception as exc:  # whatever a receiver's library raises
             self._failures += 1
             if self._failures == 1:
                 log.warning("%s does not take alerts: %s; tried again", self._name, exc)
             self._put_back(messages)
-            return min(RETRY_FIRST_S * 2.0 ** min(self._failures - 1, 16), RETRY_MAX_S)
+            return self._times.retry_s(self._failures)
         if self._failures:
             log.info("%s takes alerts again", self._name)
         self._failures = 0
-        return self._interval_s
+        return self._times.interval_s
 
     def _put_back(self, messages: list[Message]) -> None:
         with self._lock:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -23,17 +23,28 @@ from telemetry.journal.readable import readable_end
 from telemetry.logs import LINE_MAX_CHARS
 from telemetry.recorded import Recorded, missing_rows, open_recorded
 from telemetry.run_dir import RunDir
+from telemetry.sinks.base import Sink, SinkContext
+from telemetry.sinks.delivery import PACE, Pace
+from telemetry.sinks.registry import make_sink
 from telemetry.sinks.runner import Reporter, SinkJob, run_sink
 
 COLUMNS: Final = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
 
 
 def replay(
-    runs: Sequence[Path], sink: str, out: Path, wandb_mode: str | None, *, per_core: bool = False
+    runs: Sequence[Path],
+    sink: str,
+    out: Path,
+    wandb_mode: str | None,
+    *,
+    per_core: bool = False,
+    make: Callable[[str, SinkContext], Sink] = make_sink,
+    pace: Pace = PACE,
 ) -> int:
     """Write each run into the sink, and return the largest exit code.
 
-    per_core: add a chart of each processor core in TensorBoard.
+    per_core: add a chart of each processor core in TensorBoard. make: function that makes a
+    sink by its name. pace: how much is written at a time.
 
     Raises:
         CommandError: one of them is not a recorded run; none was touched then.
@@ -49,7 +60,7 @@ def replay(
         for run in recorded:
             place = out / _name(run)
             options = _options(run, wandb_mode) | ({"per_core": "1"} if per_core else {})
-            job = SinkJob(sink, run.run_dir, place, False, options)
+            job = SinkJob(sink, run.run_dir, place, False, options, make, pace)
             codes.append(_replay_one(run, job, stop, progress))
             if stop.is_set():
                 break

@@ -25,6 +25,7 @@ class Stat(NamedTuple):
     threads: int
     start_ticks: int
     rss_bytes: int
+    name: str = ""
 
 
 class Io(NamedTuple):
@@ -47,6 +48,7 @@ def stat_of(root: Path, pid: int) -> Stat | None:
         threads=int(fields[17]),
         start_ticks=int(fields[19]),
         rss_bytes=int(fields[21]) * PAGE_BYTES,
+        name=(text or "").partition("(")[2].rpartition(")")[0],
     )
 
 

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +26,7 @@ from telemetry.datadir import is_held
 from telemetry.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_OK, CommandError
 from telemetry.journal.layout import MARK_NAME
 from telemetry.monitor.pieces import Room
+from telemetry.monitor.processes import Processes
 from telemetry.monitor.snapshot import Snapshot
 from telemetry.monitor.text import json_value, plain_text
 from telemetry.monitor.watch import Watch, is_run_dir
@@ -35,6 +36,8 @@ from telemetry.summary import print_summary
 LOG_NAME: Final = "monitor.log"
 FIRST_SAMPLES: Final = 3
 """Samples before `--once` prints: rates need two, and the first of all is short of some."""
+PROCESSES_S: Final = 0.2
+"""Time between the first two readings of the machine's processes, in s."""
 FIRST_S: Final = 15.0
 """Longest wait for them, in s."""
 
@@ -137,9 +140,17 @@ def _lines(watch: Watch, look: Look, sidecar: Sidecar | None) -> int:
         if is_end and (has_begun or time.monotonic() > deadline_s):
             break
         stop.wait(0.1)
-    # 2. The same again and again, as often as asked for.
+    # 2. The same again and again, as often as asked for. CPU takes two readings of a process.
+    processes = Processes()
+    if watch.snapshot().sidecar:
+        processes.read({})
+        stop.wait(PROCESSES_S)
     while not stop.is_set():
-        _print(watch.snapshot(), look)
+        snapshot = watch.snapshot()
+        # Of another machine, or of what was recorded long ago, there are none here.
+        if snapshot.sidecar:
+            snapshot = replace(snapshot, processes=processes.read(snapshot.trainers))
+        _print(snapshot, look)
         if look.once:
             return EXIT_OK
         _poll_for(watch, look.interval_s, stop, keep)

@@ -24,6 +24,9 @@ from textual.widgets import ContentSwitcher, DataTable, Footer, Input, Static
 from telemetry.monitor.host_panels import process_lines
 from telemetry.monitor.pages import host_page, joined, overview
 from telemetry.monitor.pieces import BAD, DIM, GOOD, STRONG, WARN, Line, Piece, Room
+from telemetry.monitor.process_panels import ORDERS as PROCESS_ORDERS
+from telemetry.monitor.process_panels import machine_lines
+from telemetry.monitor.processes import Processes
 from telemetry.monitor.run_panels import (
     COLUMNS,
     alert_lines,
@@ -77,19 +80,28 @@ class MonitorApp(App[None]):
         *,
         is_ascii: bool = False,
         keep: Callable[[], None] = lambda: None,
+        processes: Processes | None = None,
     ) -> None:
-        """Prepare the screen. keep: called once a second, as to restart a sidecar that died."""
+        """Prepare the screen. keep: called once a second, as to restart a sidecar that died.
+
+        processes: those of this machine.
+        """
         super().__init__()
         self._keep = keep
         self._watch = watch
         self._is_ascii = is_ascii
         self._stop = threading.Event()
+        self._wake = threading.Event()
+        """Set where the next look at the journals should not be waited for."""
         self._thread = threading.Thread(target=self._follow, name="watch", daemon=True)
         self._snapshot: Snapshot | None = None
         self._seconds = 300.0
         self._words = ""
         self._order = ORDERS[0]
         self._chosen = ""
+        self._processes = Processes() if processes is None else processes
+        self._process_order = next(iter(PROCESS_ORDERS))
+        self._view = "overview"
 
     def compose(self) -> ComposeResult:
         yield Static(id="head")
@@ -111,10 +123,12 @@ class MonitorApp(App[None]):
 
     async def action_quit(self) -> None:
         self._stop.set()
+        self._wake.set()
         self.exit()
 
     def on_unmount(self) -> None:
         self._stop.set()
+        self._wake.set()
 
     def on_resize(self, _: Resize) -> None:
         self._draw()
@@ -133,6 +147,8 @@ class MonitorApp(App[None]):
         self.set_focus(None)
 
     def action_view(self, name: str) -> None:
+        self._view = name
+        self._wake.set()
         self.query_one(ContentSwitcher).current = name
         target = "#table" if name == "runs" else f"#{name}"
         self.query_one(target).focus()
@@ -150,6 +166,12 @@ class MonitorApp(App[None]):
         self.set_focus(None)
 
     def action_sort(self) -> None:
+        if self._view == "processes":
+            orders = list(PROCESS_ORDERS)
+            following = orders.index(self._process_order) + 1
+            self._process_order = orders[following % len(orders)]
+            self._draw()
+            return
         self._order = ORDERS[(ORDERS.index(self._order) + 1) % len(ORDERS)]
         self._draw()
 
@@ -168,12 +190,17 @@ class MonitorApp(App[None]):
         while not self._stop.is_set():
             is_end = self._watch.poll()
             snapshot = self._watch.snapshot()
+            # Of another machine, or of what was recorded long ago, there are none here.
+            if self._view == "processes" and snapshot.sidecar:
+                lines = self._processes.read(snapshot.trainers)
+                snapshot = replace(snapshot, processes=lines)
             if self._stop.is_set():
                 return
             # Not waited for: the screen may be closing, and waits for this thread then.
             with contextlib.suppress(RuntimeError):  # its loop has ended
                 self.call_later(self.show, snapshot)
-            self._stop.wait(REFRESH_S if is_end else 0.05)
+            self._wake.wait(REFRESH_S if is_end else 0.05)
+            self._wake.clear()
 
     def _draw(self) -> None:
         snapshot = self._snapshot
@@ -181,9 +208,10 @@ class MonitorApp(App[None]):
             return
         width, height = self.size
         if width < WIDTH_MIN or height < HEIGHT_MIN:
-            text = f"needs {WIDTH_MIN}x{HEIGHT_MIN}, has {width}x{height}"
+            text = f"{width}x{height}: needs {WIDTH_MIN}x{HEIGHT_MIN}"
             self._put("#head", [[Piece(text, WARN)]])
-            self._put("#overview-text", [])
+            for page in ("overview", "hosts", "processes", "events"):
+                self._put(f"#{page}-text", [])
             return
         room = Room(width - 2, self._seconds, self._is_ascii)
         shown = self._sorted(self._filtered(snapshot))
@@ -200,9 +228,7 @@ class MonitorApp(App[None]):
             "hosts": lambda: self._put(
                 "#hosts-text", joined(host_page(host, room, height) for host in shown.hosts)
             ),
-            "processes": lambda: self._put(
-                "#processes-text", joined(process_lines(host, room) for host in shown.hosts)
-            ),
+            "processes": lambda: self._put("#processes-text", self._process_page(shown, room)),
             "events": lambda: self._put(
                 "#events-text",
                 [
@@ -216,6 +242,13 @@ class MonitorApp(App[None]):
 
     def _put(self, target: str, lines: list[Line]) -> None:
         self.query_one(target, Static).update(Text("\n").join(map(_coloured, lines)))
+
+    def _process_page(self, snapshot: Snapshot, room: Room) -> list[Line]:
+        panels = [process_lines(host, room) for host in snapshot.hosts]
+        if snapshot.processes:
+            order, words = self._process_order, self._words
+            panels.append(machine_lines(snapshot.processes, room, order, words))
+        return joined(panels)
 
     def _draw_runs(self, snapshot: Snapshot, room: Room) -> None:
         table = self.query_one(DataTable)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from shared.events import Scalar
+from telemetry.monitor.processes import ProcessLine
 from telemetry.views.follow import Alert, Message
 from telemetry.views.series import Sample
 
@@ -80,3 +81,7 @@ class Snapshot:
     is_complete: bool = True
     """False while journals are still being read up to their present end."""
     problems: tuple[str, ...] = ()
+    trainers: Mapping[int, str] = field(default_factory=dict)
+    """Training processes on this machine, by pid; empty where no sidecar is at work here."""
+    processes: tuple[ProcessLine, ...] = ()
+    """All processes of this machine, where they were asked for."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
+from shared.redact import redacted_text
 from telemetry.monitor.host_panels import host_lines, process_lines
 from telemetry.monitor.pieces import Line, Piece, Room
+from telemetry.monitor.process_panels import machine_lines, sorted_processes
+from telemetry.monitor.processes import ProcessLine
 from telemetry.monitor.run_panels import (
     alert_lines,
     header_line,
@@ -18,6 +21,8 @@ from telemetry.monitor.snapshot import Snapshot
 
 MESSAGES: Final = 8
 ALERTS: Final = 20
+PROCESSES: Final = 8
+TOP: Final = 10
 
 
 def plain_text(snapshot: Snapshot, room: Room) -> str:
@@ -32,6 +37,8 @@ def plain_text(snapshot: Snapshot, room: Room) -> str:
             lines += process_lines(host, room)
     if not snapshot.hosts:
         lines += [[], [Piece("no sample of a machine yet")]]
+    if snapshot.processes:
+        lines += [[], *machine_lines(snapshot.processes, room, "cpu", shown=PROCESSES)]
     runs = [run for run in snapshot.runs if not run.is_host]
     if runs:
         lines += [[], *table_lines(runs[:20], room)]
@@ -62,6 +69,18 @@ def json_value(snapshot: Snapshot) -> dict[str, Any]:
             }
             for host in snapshot.hosts
         ],
+        "processes": [
+            {
+                "pid": line.pid,
+                "user": line.user,
+                "cpu_cores": line.cpu_cores,
+                "rss_bytes": line.rss_bytes,
+                "threads": line.threads,
+                "command": redacted_text(line.command),
+                "of": line.of or None,
+            }
+            for line in _top(snapshot)
+        ],
         "runs": [
             {
                 "run_id": run.run_id,
@@ -89,6 +108,12 @@ def json_value(snapshot: Snapshot) -> dict[str, Any]:
             for run in snapshot.runs
         ],
     }
+
+
+def _top(snapshot: Snapshot) -> list[ProcessLine]:
+    """Return the processes that use most CPU, and those that use most memory."""
+    first = [sorted_processes(snapshot.processes, by)[:TOP] for by in ("cpu", "memory")]
+    return list(dict.fromkeys([*first[0], *first[1]]))
 
 
 def _plain(value: Any) -> Any:

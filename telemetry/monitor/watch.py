@@ -10,13 +10,14 @@ rows; of ended runs the newest one is, and the others are named only.
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from shared.ids import host_run_id
+from shared.ids import host_run_id, sanitized_host
 from telemetry.datadir import holder_of, is_held
 from telemetry.journal.layout import segments
 from telemetry.journal.readable import is_written
@@ -78,6 +79,7 @@ class Watch:
             runs=tuple(runs),
             is_complete=self._is_complete,
             problems=self._problems,
+            trainers=self._trainers() if pid else {},
         )
 
     def _look(self) -> None:
@@ -146,6 +148,17 @@ class Watch:
             line = HostLine(name, newest.wall_s, newest.values, _merged(seen), is_quiet)
             lines.append(line)
         return tuple(lines)
+
+    def _trainers(self) -> dict[int, str]:
+        """Return the training processes that runs have named on this machine, by pid."""
+        here = sanitized_host(socket.gethostname())
+        return {
+            process.pid: f"{source} of {run_id}"
+            for run_id, info in self._infos.items()
+            if not info.is_ended
+            for source, process in (info.processes or {}).items()
+            if sanitized_host(process.host) == here
+        }
 
     def _line(self, run_id: str, now_s: float) -> RunLine:
         info, view = self._infos[run_id], self._views.get(run_id)

@@ -7,6 +7,7 @@
     /api/runs/RUN_ID                all of a run but its series: run_data.overview
     /api/runs/RUN_ID/series         ?x=step|time&from=&to=&points=&s=SOURCE&n=NAME…
     /api/runs/RUN_ID/layers         ?metric=: a heat map by layer
+    /api/runs/RUN_ID/goodput        its time by cause: views/goodput.py
     /api/runs/RUN_ID/histogram      ?name=: a heat map of a histogram
     /static/NAME                    scripts and the style sheet, with Plotly's among them
 
@@ -46,7 +47,7 @@ from telemetry.page.access import Access
 from telemetry.page.grids import histogram_grid, layer_grid
 from telemetry.page.open_runs import OpenRuns
 from telemetry.page.problems import BadQuery, NotFound, StillReading
-from telemetry.page.run_data import View, overview, series_of
+from telemetry.page.run_data import View, overview, series_of, time_spent
 from telemetry.page.run_list import RunLine, RunList
 
 log = logging.getLogger("telemetry.page")
@@ -85,6 +86,7 @@ class PageApp:
             Route("/api/runs/{run_id}", self._answering(self._api_overview)),
             Route("/api/runs/{run_id}/series", self._answering(self._api_series)),
             Route("/api/runs/{run_id}/layers", self._answering(self._api_layers)),
+            Route("/api/runs/{run_id}/goodput", self._answering(self._api_goodput)),
             Route("/api/runs/{run_id}/histogram", self._answering(self._api_histogram)),
             Route("/static/{name}", self._answering(self._static)),
         ]
@@ -172,6 +174,10 @@ class PageApp:
     def _api_layers(self, request: Request) -> Response:
         with self._open.columns(checked_run_id(request.path_params["run_id"])) as columns:
             return json_answer(layer_grid(columns, request.query_params.get("metric", "")))
+
+    def _api_goodput(self, request: Request) -> Response:
+        with self._open.columns(checked_run_id(request.path_params["run_id"])) as columns:
+            return json_answer(time_spent(columns))
 
     def _api_histogram(self, request: Request) -> Response:
         with self._open.columns(checked_run_id(request.path_params["run_id"])) as columns:

@@ -23,7 +23,7 @@ log = logging.getLogger("telemetry.page")
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:9465"
 TOKEN_VARIABLE: Final = "TELEMETRY_PAGE_TOKEN"
-NICE: Final = 10
+NICE: Final = 5
 TOKEN_MIN_CHARS: Final = 16
 
 

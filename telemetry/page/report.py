@@ -27,7 +27,7 @@ from telemetry.errors import CommandError
 from telemetry.monitor.figures import number_text
 from telemetry.page.grids import histogram_grid, layer_grid
 from telemetry.page.page_app import SCRIPTS, STYLE, static_file, templates
-from telemetry.page.run_data import View, overview, series_of
+from telemetry.page.run_data import View, overview, series_of, time_spent
 from telemetry.page.run_list import RunLine, text
 from telemetry.views.columns import RunColumns, read_columns
 
@@ -105,6 +105,7 @@ def _answers(columns: RunColumns, runs: int) -> dict[str, Any]:
     view = View(points=int(np.clip(share, POINTS_MIN, POINTS_MAX)))
     return {
         "overview": overview(columns, is_served=True),
+        "goodput": time_spent(columns),
         "series": series_of(columns, wanted, view),
         "layers": {metric: layer_grid(columns, metric) for metric in columns.layer_metrics()},
         "histograms": {n: histogram_grid(columns, n) for n in columns.histogram_names()},

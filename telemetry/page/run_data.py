@@ -23,6 +23,8 @@ from telemetry.page.problems import BadQuery
 from telemetry.page.run_list import state_of, text
 from telemetry.views.columns import RunColumns, Series
 from telemetry.views.downsampling import downsample
+from telemetry.views.goodput import goodput_of
+from telemetry.views.goodput_lines import goodput_lines
 
 POINTS_MAX: Final = 5000
 MARKS_MAX: Final = 2000
@@ -112,6 +114,12 @@ def _marks(columns: RunColumns) -> list[dict[str, Any]]:
 def _session(span: Any) -> dict[str, Any]:
     fields: dict[str, Any] = span._asdict()
     return fields | {"source": text(span.source, 200), "host": text(span.host, 200)}
+
+
+def time_spent(columns: RunColumns) -> dict[str, Any]:
+    """Return the time of a run by cause, and lines that tell it: none for a run without steps."""
+    found = goodput_of(columns)
+    return {"ratios": found.ratios, "seconds": found.seconds, "lines": goodput_lines(found)}
 
 
 def series_of(

@@ -11,35 +11,53 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from telemetry.journal.reader import JournalReader
+from telemetry.journal.reader import CHUNK_BYTES, JournalReader
 from telemetry.journal.rows import Row
 from telemetry.run_dir import RunDir, RunFile, read
 from telemetry.sinks.account import Account
-from telemetry.sinks.base import Position, Sink, left_out_of
+from telemetry.sinks.base import Position, Sink, SinkContext, left_out_of
 from telemetry.sinks.cursor import Cursor
+from telemetry.sinks.registry import make_sink
 from telemetry.sinks.reporter import Reporter
 from telemetry.sinks.slot import COMMITTING, FINISHING, IDLE
 
-POLL_S: Final = 0.2
-COMMIT_INTERVAL_S: Final = 1.0
-WRITE_ROWS: Final = 500
-"""Rows at most in one call of write, so that a call with much to do does not seem to hang."""
+
+class Pace(NamedTuple):
+    """The pace of one delivery. Tests make it faster, and its parts smaller.
+
+    poll_s: pause at the end of what is on disk. commit_interval_s: between two commits.
+    write_rows: rows at most in one call of write, so that a call with much to do does not
+    seem to hang. read_bytes: size of one read of the journal.
+    """
+
+    poll_s: float = 0.2
+    commit_interval_s: float = 1.0
+    write_rows: int = 500
+    read_bytes: int = CHUNK_BYTES
+
+
+PACE: Final = Pace()
 
 
 @dataclass(frozen=True)
 class SinkJob:
-    """One run, one sink, and the directory that the sink writes to."""
+    """One run, one sink, and the directory that the sink writes to.
+
+    make: function that makes the sink, by its name.
+    """
 
     sink: str
     run_dir: Path
     out_dir: Path
     follow: bool
     options: dict[str, str]
+    make: Callable[[str, SinkContext], Sink] = make_sink
+    pace: Pace = PACE
 
 
 class Delivery:
@@ -69,8 +87,10 @@ class Delivery:
         first_row = self._sink.open(self._cursor.position)
         self._report.left_out = left_out_of(self._cursor.position)
         self._committed_s = time.monotonic()
-        is_recorded = not self._job.follow
-        with JournalReader(self._place.journal, first_row, is_recorded=is_recorded) as reader:
+        is_recorded, pace = not self._job.follow, self._job.pace
+        with JournalReader(
+            self._place.journal, first_row, is_recorded=is_recorded, chunk_bytes=pace.read_bytes
+        ) as reader:
             while (is_done := self._poll(reader)) is None:
                 pass
         return is_done
@@ -85,7 +105,7 @@ class Delivery:
         # 2. Write the rows, without the skipped ones.
         if not self._write(batch.rows):
             return False
-        is_commit_due = time.monotonic() - self._committed_s >= COMMIT_INTERVAL_S
+        is_commit_due = time.monotonic() - self._committed_s >= self._job.pace.commit_interval_s
         if batch.rows and not batch.is_end and not is_commit_due:
             return None
         # 3. At the end of an ended run: finish, and mark the sink as done.
@@ -93,21 +113,21 @@ class Delivery:
             self._finish(reader.next_row)
             return True
         # 4. Commit, about once a second.
-        if time.monotonic() - self._committed_s >= COMMIT_INTERVAL_S or is_stopping:
+        if time.monotonic() - self._committed_s >= self._job.pace.commit_interval_s or is_stopping:
             self._commit()
         # 5. Report; at the end of what is on disk, stop or wait for more.
         self._report("running", reader.next_row)
         if batch.is_end:
             if is_stopping:
                 return False
-            self._stop.wait(POLL_S)
+            self._stop.wait(self._job.pace.poll_s)
         return None
 
     def _write(self, rows: Sequence[Row]) -> bool:
         """Write rows in parts; return False if asked to stop meanwhile, without follow."""
-        slot = self._account.slot
-        for at in range(0, len(rows), WRITE_ROWS):
-            part = rows[at : at + WRITE_ROWS]
+        slot, size = self._account.slot, self._job.pace.write_rows
+        for at in range(0, len(rows), size):
+            part = rows[at : at + size]
             self._sink.write(slot.announced(self._account.kept(part)))
             slot.enter(IDLE)
             self._report("running", part[-1].row + 1)

@@ -35,8 +35,7 @@ from telemetry.sinks.base import (
     SinkUnavailable,
 )
 from telemetry.sinks.cursor import Cursor, CursorLocked, OtherJournal
-from telemetry.sinks.delivery import POLL_S, Delivery, SinkJob
-from telemetry.sinks.registry import make_sink
+from telemetry.sinks.delivery import Delivery, SinkJob
 from telemetry.sinks.reporter import Reporter
 from telemetry.sinks.surroundings import own_surroundings
 
@@ -146,7 +145,7 @@ def _opened(
         cursor.journal, account.skips, account.skip,
     )  # fmt: skip
     try:
-        sink = make_sink(job.sink, context)
+        sink = job.make(job.sink, context)
         try:
             return Delivery(job, run, sink, cursor, account, stop, report).run()
         finally:
@@ -169,7 +168,7 @@ def _await_run(job: SinkJob, stop: threading.Event) -> RunFile | None:
         run = read(place.run_file, RunFile)
         if run is not None and run.is_shown and segments(place.journal):
             return run
-        if stop.wait(POLL_S):
+        if stop.wait(job.pace.poll_s):
             return None
 
 

@@ -20,7 +20,7 @@ import subprocess
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -34,8 +34,6 @@ from telemetry.watch.facts import SinkStatus
 
 log = logging.getLogger("telemetry.supervise.supervisor")
 
-BACKOFF_FIRST_S: Final = 1.0
-BACKOFF_MAX_S: Final = 300.0
 DIE_S: Final = 1.0
 """Wait for a killed process; one that takes longer hangs in the kernel, and is reaped later."""
 
@@ -50,12 +48,28 @@ RECOVERIES_MAX: Final = 3
 """Crashes after which a drain waits no more; skipping one bad row takes two crashes."""
 
 
+class Pauses(NamedTuple):
+    """The pauses of the supervisor, in seconds. Tests shorten them.
+
+    poll_s: between two looks at all sinks. first_s, max_s: before a sink that has failed is
+    started again, doubled with each failure.
+    """
+
+    poll_s: float = 0.25
+    first_s: float = 1.0
+    max_s: float = 300.0
+
+
+PAUSES: Final = Pauses()
+
+
 @dataclass
 class SinkProcess:
     """One (run, sink): the process that is at work, or when the next may start."""
 
     run_dir: Path
     sink: str
+    pauses: Pauses = PAUSES
     process: subprocess.Popen[bytes] | None = None
     report_fd: int = -1
     partial: bytes = b""
@@ -247,7 +261,7 @@ class SinkProcess:
             log.warning("sink=%s run=%s: %s", self.sink, self.run_dir.name, exc)
 
     def _delay_s(self) -> float:
-        delay_s: float = min(BACKOFF_FIRST_S * 2.0 ** (self.failures - 1), BACKOFF_MAX_S)
+        delay_s: float = min(self.pauses.first_s * 2.0 ** (self.failures - 1), self.pauses.max_s)
         return delay_s * random.uniform(0.5, 1.0)
 
     def _let_go(self, now: int) -> None:

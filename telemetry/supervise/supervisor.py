@@ -22,12 +22,11 @@ from shared.programs import module_command
 from telemetry.run_dir import CursorState, RunDir, RunState, sink_is_done
 from telemetry.sinks.surroundings import sink_defaults
 from telemetry.supervise.due_runs import DueRuns
-from telemetry.supervise.sink_process import SinkProcess
+from telemetry.supervise.sink_process import PAUSES, Pauses, SinkProcess
 from telemetry.watch.facts import SinkStatus
 
 log = logging.getLogger("telemetry.supervise.supervisor")
 
-POLL_S: Final = 0.25
 PROBE_NS: Final = 30_000_000_000
 """Time between two tries of one sink for ended runs, while it is unavailable."""
 
@@ -58,6 +57,7 @@ class Supervisor:
         max_processes: int,
         sink_timeout_s: float,
         command: Callable[[str, Path], list[str]] = sink_command,
+        pauses: Pauses = PAUSES,
         open_runs: Callable[[], Iterable[str]] = lambda: (),
     ) -> None:
         """Look at the runs below runs_dir from `start` on; open_runs names those of ingest."""
@@ -68,6 +68,7 @@ class Supervisor:
         self._max_processes = max_processes
         self._sink_timeout_ns = int(sink_timeout_s * 1e9)
         self._command = command
+        self._pauses = pauses
         self._sinks_of: dict[tuple[str, str], SinkProcess] = {}
         self._statuses: list[SinkStatus] = []
         self._backlog: set[tuple[str, str]] = set()
@@ -114,7 +115,7 @@ class Supervisor:
         self._look(everything=True)
 
     def _run(self) -> None:
-        while not self._is_ending.wait(POLL_S):
+        while not self._is_ending.wait(self._pauses.poll_s):
             try:
                 self._poll(is_draining=False)
             except Exception:
@@ -190,7 +191,7 @@ class Supervisor:
 
     def _item(self, key: tuple[str, str]) -> SinkProcess:
         if key not in self._sinks_of:
-            self._sinks_of[key] = SinkProcess(self._runs_dir / key[0], key[1])
+            self._sinks_of[key] = SinkProcess(self._runs_dir / key[0], key[1], self._pauses)
         return self._sinks_of[key]
 
     def _forget_if_idle(self, key: tuple[str, str]) -> bool:

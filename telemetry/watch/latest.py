@@ -56,6 +56,8 @@ class Latest:
     hosts: dict[str, Source] = field(default_factory=dict)
     left_out: int = 0
     """Values that were not kept because there are too many names."""
+    names_max: int = NAMES_MAX
+    total_max: int = TOTAL_MAX
     _total: int = 0
 
     def take(self, frames: Iterable[Fed], now_ns: int) -> None:
@@ -119,7 +121,7 @@ class Latest:
                 left_out.add(name)
             elif name in kept:
                 kept[name] = value
-            elif len(kept) < NAMES_MAX and self._total < TOTAL_MAX:
+            elif len(kept) < self.names_max and self._total < self.total_max:
                 kept[name] = value
                 self._total += 1
             else:

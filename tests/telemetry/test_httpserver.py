@@ -6,24 +6,40 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
-from telemetry import http_server as httpserver
-from telemetry.http_server import CONNECTIONS_MAX, BoundedServer
+from telemetry.http_server import CONNECTIONS_MAX, Answer, BoundedServer
 from tests.telemetry.sidecar_process import http_get
 from tests.telemetry.waiting import wait_until
 
 
-@pytest.fixture
-def server() -> Iterator[BoundedServer]:
-    with BoundedServer(("127.0.0.1", 0), lambda path: (200, "text/plain", path.encode())) as server:
+@contextmanager
+def serving(answer: Callable[[str], Answer], **limits: float) -> Iterator[BoundedServer]:
+    with BoundedServer(("127.0.0.1", 0), answer, **limits) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         yield server
         server.shutdown()
         thread.join()
+
+
+def echo(path: str) -> Answer:
+    return 200, "text/plain", path.encode()
+
+
+@pytest.fixture
+def server() -> Iterator[BoundedServer]:
+    with serving(echo) as server:
+        yield server
+
+
+@pytest.fixture
+def impatient() -> Iterator[BoundedServer]:
+    with serving(echo, connection_max_s=0.3) as server:
+        yield server
 
 
 def address(server: BoundedServer) -> str:
@@ -59,10 +75,9 @@ def test_slow_clients_take_neither_threads_nor_descriptors_without_bound(server)
 
 
 @pytest.mark.parametrize("dribble", [b"", b"X-A: 1\r\n"])
-def test_a_client_that_never_comes_to_an_end_is_ended(server, monkeypatch, dribble):
+def test_a_client_that_never_comes_to_an_end_is_ended(impatient, dribble):
     """One that says nothing, and one that sends a header now and then."""
-    monkeypatch.setattr(httpserver, "CONNECTION_MAX_S", 0.3)
-    client = slow_client(server, b"GET / HTTP/1.1\r\n")
+    client = slow_client(impatient, b"GET / HTTP/1.1\r\n")
     client.settimeout(0.02)
 
     def is_ended() -> bool:
@@ -77,20 +92,15 @@ def test_a_client_that_never_comes_to_an_end_is_ended(server, monkeypatch, dribb
     wait_until(is_ended, 10)
     client.close()
 
-    assert server.refused == 1
+    assert impatient.refused == 1
 
 
-def test_a_client_that_does_not_read_its_answer_is_ended(monkeypatch):
+def test_a_client_that_does_not_read_its_answer_is_ended():
     """A page of megabytes fills the kernel's buffers."""
-    monkeypatch.setattr(httpserver, "CONNECTION_MAX_S", 0.3)
     page = bytes(32 * 1024 * 1024)
     before = threading.active_count()
-    with BoundedServer(("127.0.0.1", 0), lambda path: (200, "text/plain", page)) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
+    with serving(lambda _: (200, "text/plain", page), connection_max_s=0.3) as server:
         client = slow_client(server, b"GET / HTTP/1.1\r\n\r\n")
         wait_until(lambda: server.refused == 1, 10)
         wait_until(lambda: threading.active_count() <= before + 1, 10)
         client.close()
-        server.shutdown()
-        thread.join()

@@ -20,6 +20,8 @@ from telemetry.errors import EXIT_DAMAGED, EXIT_OK, CommandError
 from telemetry.journal.layout import MARK_NAME, Mark, encode_mark, segments
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import read_json, write_json
+from telemetry.sinks.base import SinkContext
+from telemetry.sinks.delivery import Pace
 from tests.telemetry.sidecar_process import clean_env
 from tests.telemetry.sinks.lines_sink import Killed, LinesSink, Trouble, lines
 from tests.telemetry.wire_client import metric
@@ -66,6 +68,26 @@ def damage(run_dir: Path, offset_from_end: int) -> None:
     segment.path.write_bytes(data)
 
 
+class IntoLines:
+    """A replay into a file of lines, with trouble where the test wants it."""
+
+    def __init__(self) -> None:
+        self.trouble = Trouble()
+
+    def __call__(self, runs: list[Path], out: Path) -> int:
+        return replay(runs, "lines", out, None, make=self.make, pace=Pace(write_rows=3))
+
+    def make(self, _: str, context: SinkContext) -> LinesSink:
+        return LinesSink(context, self.trouble)
+
+
+@pytest.fixture
+def into_lines(monkeypatch):
+    """A replay takes the signals of its process; here they are the tests' own."""
+    monkeypatch.setattr("telemetry.commands.replay.signal.signal", lambda *_: None)
+    return IntoLines()
+
+
 def test_a_whole_journal_is_told_of_and_ends_with_0(tmp_path, capsys):
     """Events by kind and source, their steps, and that nothing is missing."""
     code = inspect(recorded(tmp_path))
@@ -84,7 +106,7 @@ def test_behind_the_old_mark_of_a_power_cut_all_is_told_and_replayed(tmp_path, c
     assert first is not None
     (run_dir / "journal" / MARK_NAME).write_bytes(encode_mark(Mark(0, first.size, 0)))
 
-    codes = inspect(run_dir), replay([run_dir], "lines", tmp_path / "out", None)
+    codes = inspect(run_dir), into_lines([run_dir], tmp_path / "out")
 
     assert codes == (0, EXIT_OK) and "8 rows" in capsys.readouterr().out
     assert lines(tmp_path / "out/r/lines.jsonl") == list(range(8))
@@ -219,7 +241,7 @@ def test_the_journal_is_all_that_has_to_be_kept(tmp_path, capsys, into_lines):
 
     codes = (
         inspect(tmp_path / "archived"),
-        replay([tmp_path / "archived"], "lines", tmp_path / "out", None),
+        into_lines([tmp_path / "archived"], tmp_path / "out"),
     )
 
     out = capsys.readouterr().out
@@ -288,7 +310,7 @@ def test_a_replay_counts_what_it_left_out_each_time(tmp_path, into_lines, capsys
     else:
         damage(run_dir, size - segment.path.read_bytes().rfind(b"\x1e\x7e") + 5)
 
-    codes = [replay([run_dir], "lines", tmp_path / "out", None) for _ in range(2)]
+    codes = [into_lines([run_dir], tmp_path / "out") for _ in range(2)]
 
     assert codes == [EXIT_DAMAGED] * 2 and len(lines(tmp_path / "out/r/lines.jsonl")) == 6
     assert capsys.readouterr().err.count("r: 2 rows are damaged or gone and were left out") == 2
@@ -299,24 +321,7 @@ def test_two_runs_of_one_name_are_not_replayed_into_one_place(tmp_path, into_lin
     first, second = recorded(tmp_path / "a"), recorded(tmp_path / "b")
 
     with pytest.raises(CommandError, match="have one name"):
-        replay([first, second], "lines", tmp_path / "out", None)
-
-
-@pytest.fixture
-def into_lines(monkeypatch):
-    """Replay goes into a file of lines, with trouble where the test wants it."""
-
-    def install(trouble: Trouble | None = None) -> None:
-        monkeypatch.setattr(
-            "telemetry.sinks.runner.make_sink",
-            lambda _, context: LinesSink(context, trouble or Trouble()),
-        )
-
-    # Replay takes the signals of its process; here they are the tests' own.
-    monkeypatch.setattr("telemetry.commands.replay.signal.signal", lambda *_: None)
-    monkeypatch.setattr("telemetry.sinks.delivery.WRITE_ROWS", 3)
-    install()
-    return install
+        into_lines([first, second], tmp_path / "out")
 
 
 def test_a_replay_carries_every_row_and_leaves_the_run_alone(tmp_path, into_lines):
@@ -324,7 +329,7 @@ def test_a_replay_carries_every_row_and_leaves_the_run_alone(tmp_path, into_line
     run_dir = recorded(tmp_path)
     before = sorted(run_dir.rglob("*"))
 
-    code = replay([run_dir], "lines", tmp_path / "out", None)
+    code = into_lines([run_dir], tmp_path / "out")
 
     assert code == EXIT_OK and lines(tmp_path / "out/r/lines.jsonl") == list(range(8))
     assert sorted(run_dir.rglob("*")) == before
@@ -334,7 +339,7 @@ def test_a_second_replay_doubles_nothing(tmp_path, into_lines):
     """Row 19."""
     run_dir = recorded(tmp_path)
 
-    codes = [replay([run_dir], "lines", tmp_path / "out", None) for _ in range(2)]
+    codes = [into_lines([run_dir], tmp_path / "out") for _ in range(2)]
 
     assert codes == [EXIT_OK] * 2 and lines(tmp_path / "out/r/lines.jsonl") == list(range(8))
 
@@ -343,12 +348,12 @@ def test_a_second_replay_doubles_nothing(tmp_path, into_lines):
 def test_a_replay_that_was_killed_goes_on_without_a_double_row(tmp_path, into_lines, place):
     """Row 19."""
     run_dir = recorded(tmp_path)
-    into_lines(Trouble(place))
+    into_lines.trouble = Trouble(place)
     with pytest.raises(Killed):
-        replay([run_dir], "lines", tmp_path / "out", None)
-    into_lines()
+        into_lines([run_dir], tmp_path / "out")
+    into_lines.trouble = Trouble()
 
-    code = replay([run_dir], "lines", tmp_path / "out", None)
+    code = into_lines([run_dir], tmp_path / "out")
 
     assert code == EXIT_OK and lines(tmp_path / "out/r/lines.jsonl") == list(range(8))
 
@@ -357,7 +362,7 @@ def test_a_journal_that_was_copied_elsewhere_can_be_replayed(tmp_path, into_line
     """A run's directory is all that it takes."""
     recorded(tmp_path).rename(tmp_path / "archived")
 
-    code = replay([tmp_path / "archived"], "lines", tmp_path / "out", None)
+    code = into_lines([tmp_path / "archived"], tmp_path / "out")
 
     assert code == EXIT_OK
     assert lines(tmp_path / "out/archived/lines.jsonl") == list(range(8))
@@ -368,7 +373,7 @@ def test_with_one_bad_directory_no_run_is_touched(tmp_path, into_lines):
     run_dir = recorded(tmp_path)
 
     with pytest.raises(CommandError, match="holds several runs") as caught:
-        replay([run_dir, tmp_path], "lines", tmp_path / "out", None)
+        into_lines([run_dir, tmp_path], tmp_path / "out")
 
     assert caught.value.exit_code == 2 and not (tmp_path / "out").exists()
 

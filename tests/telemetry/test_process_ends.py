@@ -235,6 +235,7 @@ from pathlib import Path
 from shared.emitter import Emitter
 from shared.events import MetricsLogged, RunStarted
 from trainer.reporting.observer import process_start_ns
+from tests.telemetry.wire_client import read_rows
 from trainer.reporting.sidecar import serve_command, start_sidecar
 place, how = Path(sys.argv[1]), sys.argv[2]
 address = f"ipc://{place}/s.sock"
@@ -242,9 +243,9 @@ sidecar = start_sidecar(serve_command(address, place / "data", place / "spool"),
 emitter = Emitter(address, run_id="r", source="rank0", spool_dir=place / "spool")
 emitter.emit(RunStarted(project="p", name="n", host=os.uname().nodename, pid=os.getpid(),
                         process_start_ns=process_start_ns(), wandb_mode="disabled"))
-file = place / "data/runs/r/run.json"
+run = place / "data/runs/r"
 step = 0
-while not file.exists() or step < 30:
+while not (run / "run.json").exists() or not any(r.source[0] == "h" for r in read_rows(run)):
     emitter.emit(MetricsLogged(kind="train", step=step, values={"train/loss": 3.0}))
     step += 1
     time.sleep(0.1)

@@ -16,9 +16,10 @@ from telemetry.errors import EXIT_OK
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import read_json, write_json
 from telemetry.run_dir import RunDir
-from telemetry.sinks import runner
+from telemetry.sinks.base import SinkContext
 from telemetry.sinks.runner import Reporter, SinkJob, run_sink
 from telemetry.sinks.skips import read_skips
+from telemetry.supervise.sink_process import Pauses
 from telemetry.supervise.supervisor import Supervisor
 from tests.telemetry import stepping
 from tests.telemetry.sinks.lines_sink import LinesSink, Trouble, lines
@@ -44,6 +45,7 @@ class Place:
         self.supervisor = Supervisor(
             directory, ("lines",), SystemClock(),
             max_processes=1, sink_timeout_s=1.5, command=self.command,
+            pauses=Pauses(poll_s=0.02, first_s=0.05, max_s=0.2),
         )  # fmt: skip
 
     def command(self, sink: str, run_dir: Path) -> list[str]:
@@ -70,10 +72,7 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    monkeypatch.setattr("telemetry.supervise.supervisor.POLL_S", 0.02)
-    monkeypatch.setattr("telemetry.supervise.sink_process.BACKOFF_FIRST_S", 0.05)
-    monkeypatch.setattr("telemetry.supervise.sink_process.BACKOFF_MAX_S", 0.2)
+def place(tmp_path: Path) -> Iterator[Place]:
     place = Place(tmp_path)
     place.dies("nowhere")
     yield place
@@ -154,16 +153,19 @@ def test_a_drain_does_not_wait_for_what_dies_each_time(place):
     assert place.supervisor.backlog == {("r", "lines")} and place.starts <= 5
 
 
-def test_a_replay_steps_over_the_same_rows(place, tmp_path, monkeypatch):
+def carrying_lines(_: str, context: SinkContext) -> LinesSink:
+    return LinesSink(context, Trouble())
+
+
+def test_a_replay_steps_over_the_same_rows(place, tmp_path):
     """Live and replay agree on what the sink holds."""
     place.dies("row abort")
     place.supervisor.start()
     wait_until(place.is_done, 60)
-    monkeypatch.setattr(runner, "make_sink", lambda _, context: LinesSink(context, Trouble()))
 
     out = tmp_path / "out"
     code = run_sink(
-        SinkJob("lines", place.run_dir, out, False, {}), threading.Event(),
+        SinkJob("lines", place.run_dir, out, False, {}, carrying_lines), threading.Event(),
         Reporter(None),
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ from telemetry.commands.inspect import inspect
 from telemetry.http import Health, StatusServer
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import write_json
+from telemetry.supervise.sink_process import Pauses
 from telemetry.supervise.supervisor import Supervisor
 from telemetry.watch.facts import SinkStatus
 from tests.fakes import ManualClock
@@ -49,6 +50,7 @@ class Place:
         supervisor = Supervisor(
             self.directory, sinks or ("lines",), self.clock,
             max_processes=max_processes, sink_timeout_s=60, command=command,
+            pauses=Pauses(poll_s=0.01),
         )  # fmt: skip
         self.made.append(supervisor)
         supervisor.start()
@@ -56,8 +58,7 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    monkeypatch.setattr("telemetry.supervise.supervisor.POLL_S", 0.01)
+def place(tmp_path: Path) -> Iterator[Place]:
     place = Place(tmp_path)
     yield place
     for supervisor in place.made:

@@ -49,9 +49,9 @@ const chart = (() => {
     return found;
   }
 
-  function lineTraces(line, whole, view, restarts) {
+  function lineTraces(line, whole, view) {
     const place = placeOf(view.axis, line.startS);
-    const found = view.axis === "step" || line.source?.startsWith("hardware:") ? whole : broken(whole, restarts);
+    const found = view.axis === "step" || line.source?.startsWith("hardware:") ? whole : broken(whole, line.restarts);
     const points = (part) => part.step.map((step, i) => place(step, part.wall_s[i]));
     const x = points(found), name = plain(cut(line.label)), traces = [];
     const few = found.value.length < 40;
@@ -167,9 +167,12 @@ const chart = (() => {
     return loading;
   }
 
+  function restartsOf(overview) {
+    return overview.marks.filter((mark) => mark.kind === "restart").map((mark) => mark.wall_s);
+  }
+
   async function drawLines(box, lines, found, view, overview, hasStageNames = false) {
-    const restarts = overview ? overview.marks.filter((mark) => mark.kind === "restart").map((mark) => mark.wall_s) : [];
-    const traces = lines.flatMap((line, i) => lineTraces(line, found[i], view, restarts));
+    const traces = lines.flatMap((line, i) => lineTraces(line, found[i], view));
     const shapes = overview ? shapesOf(overview, view, hasStageNames) : [];
     await load();
     await Plotly.react(box, traces, layoutOf(view, { shapes, showlegend: traces.length > 1 }), CONFIG);
@@ -180,17 +183,16 @@ const chart = (() => {
     const x = grid.step.map((step, i) => place(step, grid.wall_s[i]));
     const y = isHistogram ? grid.y : grid.y.map(plain);
     const trace = {
-      type: "heatmap", x, y, z: grid.z, colorscale: isHistogram ? "Blues" : "Viridis",
-      reversescale: isHistogram && !tools.isDark(), hoverongaps: false, zsmooth: false,
+      type: "heatmap", x, y, z: grid.z,
+      colorscale: isHistogram ? [[0, tools.color("panel")], [1, tools.color("link")]] : "Viridis", hoverongaps: false, zsmooth: false,
       colorbar: { thickness: 10, outlinewidth: 0, tickfont: { size: 10 } },
       hovertemplate: "%{x}<br>%{y}<br>%{z:.5g}<extra></extra>",
     };
-    if (isHistogram) trace.reversescale = tools.isDark();
     const layout = layoutOf({ ...view, log: false }, { hovermode: "closest", showlegend: false });
     if (!isHistogram) Object.assign(layout.yaxis, { type: "category", autorange: "reversed", tickfont: { size: 10 } });
     await load();
     await Plotly.react(box, [trace], layout, CONFIG);
   }
 
-  return { load, COLORS, drawLines, drawGrid, secondsOf, plain };
+  return { load, restartsOf, COLORS, drawLines, drawGrid, secondsOf, plain };
 })();

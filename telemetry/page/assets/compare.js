@@ -52,7 +52,7 @@ async function showComparison(root, runs) {
         const entry = entryOf(one);
         if (!entry) return null;
         const [found] = await source.series(one.run_id, [entry], board.ask(one.first_s));
-        return { found, line: { run: one.run_id, label: one.name, color: chart.COLORS[i % chart.COLORS.length], startS: one.first_s } };
+        return { found, line: { run: one.run_id, label: one.name, color: chart.COLORS[i % chart.COLORS.length], startS: one.first_s, restarts: chart.restartsOf(one) } };
       }));
       const there = parts.filter(Boolean);
       await chart.drawLines(box, there.map((part) => part.line), there.map((part) => part.found), view, null);

@@ -29,8 +29,8 @@ const plan = (() => {
   // Named groups of names; what no group has comes last, one chart a name.
   function of(overview) {
     const left = new Map(overview.names.map((entry) => [entry.source + "\t" + entry.name, entry]));
-    const take = (matches) => {
-      const found = [...left.values()].filter(matches).slice(0, LINES_MAX);
+    const take = (matches, most = LINES_MAX) => {
+      const found = [...left.values()].filter(matches).slice(0, most);
       for (const entry of found) left.delete(entry.source + "\t" + entry.name);
       return found;
     };
@@ -46,6 +46,8 @@ const plan = (() => {
     };
     found.layers = [...overview.layer_metrics].sort((one, other) => rank(one) - rank(other));
     found.histograms = overview.histograms;
+    found.quantization = take((entry) => entry.source === "rank0" && entry.name.startsWith("quant/"), Infinity)
+      .sort((one, other) => rank(one.name) - rank(other.name)).map((entry) => ({ title: entry.name, entries: [entry] }));
     found.others = [...left.values()].filter(rest).map((entry) => ({ title: entry.name, entries: [entry] }));
     found.moreHardware = [...left.values()].filter(isHardware).map((entry) => ({ title: entry.name, entries: [entry] }));
     return found;

@@ -13,7 +13,7 @@ async function showRun(root, run) {
 
   const linesOf = (entries) => entries.map((entry, i) => ({
     ...entry, run, label: entry.source === "rank0" || entry.source.startsWith("hardware:") ? entry.name : `${entry.name} (${entry.source})`,
-    color: chart.COLORS[i % chart.COLORS.length], startS: overview.first_s,
+    color: chart.COLORS[i % chart.COLORS.length], startS: overview.first_s, restarts: chart.restartsOf(overview),
   }));
 
   function addLines(parent, { title, entries, isLoss }) {
@@ -45,6 +45,7 @@ async function showRun(root, run) {
     board.cards.length = 0;
     body.replaceChildren();
     if (planned.learning.length) planned.learning.reduce((grid, one) => (addLines(grid, one), grid), section("Learning"));
+    addMany("Quantization of the whole model", planned.quantization, true);
     if (planned.layers.length) {
       const grid = section("Quantization and time by layer");
       for (const metric of planned.layers) addGrid(grid, metric, () => source.layers(run, metric), false);
@@ -70,14 +71,19 @@ async function showRun(root, run) {
     return element("li", {}, element("b", {}, value), element("span", {}, text));
   }
 
-  let latest = [];
+  let latest = [], spent = null, spentAt = 0;
   async function readLatest() {
+    if (Date.now() - spentAt > GRID_REST_S * 1000) {
+      spentAt = Date.now();
+      source.goodput(run).then((found) => { spent = found; drawHead(); }).catch((failure) => tools.say(failure.message));
+    }
     const wanted = [overview.loss_name, "val/loss", "train/tokens_per_second"].filter(Boolean).map((name) => ({ source: "rank0", name }));
     latest = await source.series(run, wanted, { x: "step", from: null, to: null, points: 8 });
     drawHead();
   }
 
   function drawHead() {
+    const isAboutOpen = head.querySelector("details")?.open;
     const end = overview.state === "running" ? overview.now_s : overview.last_s;
     const last = (name) => latest.find((one) => one.name === name)?.value.filter((value) => value !== null).at(-1);
     const steps = overview.total_steps ? `step of ${count(overview.total_steps)}` : "step";
@@ -93,8 +99,8 @@ async function showRun(root, run) {
         figure(number(last(overview.loss_name)), tools.shown(overview.loss_name || "loss")), figure(number(last("val/loss")), "validation"),
         figure(count(last("train/tokens_per_second")), "tokens/s"), figure(duration(end - overview.first_s), "duration"),
         figure(overview.texts["train/training_stage"] || "-", "stage"), figure(count(overview.rows), "events")),
-      ...goodputOf(overview),
-      element("details", {}, element("summary", {}, "About this run"),
+      ...goodputOf(spent),
+      element("details", { open: isAboutOpen }, element("summary", {}, "About this run"),
         element("dl", { class: "facts" }, ...facts.filter(([, value]) => value).flatMap(([key, value]) => [element("dt", {}, key), element("dd", {}, value)]),
           ...Object.entries(overview.config).flatMap(([key, value]) => [element("dt", {}, key), element("dd", {}, value)]))));
   }
@@ -145,7 +151,24 @@ async function showRun(root, run) {
   return board;
 }
 
-// The shares of a run's time, where the answer has them.
-function goodputOf(overview) {
-  return [];
+// Where the time of a run went: a bar of shares, and the same in words.
+function goodputOf(spent) {
+  const { element, duration } = tools;
+  if (!spent || !spent.lines.length) return [];
+  const COLORS = { training: "#2ca05a", evaluation: "#2f7ed8", checkpoint: "#17a2b8", startup: "#9467bd",
+    restart: "#d99a00", lost_work: "#e4572e", stalled: "#c2185b", unknown: "#8a929b" };
+  const shares = Object.entries(spent.ratios).filter(([, ratio]) => ratio >= 0.0005);
+  const bar = element("div", { class: "share", role: "img", "aria-label": spent.lines[0] });
+  const list = element("p", { class: "said" });
+  for (const [cause, ratio] of shares) {
+    const part = element("span", { title: `${cause} ${(100 * ratio).toFixed(1)} %` });
+    part.style.width = `${100 * ratio}%`;
+    part.style.background = COLORS[cause] || COLORS.unknown;
+    const swatch = element("span", { class: "swatch" });
+    swatch.style.background = part.style.background;
+    bar.append(part);
+    list.append(swatch, `${cause.replace("_", " ")} ${(100 * ratio).toFixed(1)} % (${duration(spent.seconds[cause])})   `);
+  }
+  return [element("section", { class: "goodput", "aria-label": "Where the time went" },
+    element("h3", {}, "Where the time went"), bar, list, ...spent.lines.slice(1).map((line) => element("p", { class: "said" }, line)))];
 }

@@ -56,5 +56,9 @@ const source = (() => {
     return ask(path(run, "/histogram?" + new URLSearchParams({ name })));
   }
 
-  return { ask, overview, series, layers, histogram, answers, isReport: answers !== null };
+  async function goodput(run) {
+    return answers ? answers.runs[run].goodput : ask(path(run, "/goodput"));
+  }
+
+  return { goodput, ask, overview, series, layers, histogram, answers, isReport: answers !== null };
 })();

@@ -45,9 +45,13 @@ class ParquetSink:
     """Sink that writes one run as parquet files. Not thread-safe."""
 
     def __init__(
-        self, context: SinkContext, monotonic_s: Callable[[], float] = time.monotonic
+        self,
+        context: SinkContext,
+        monotonic_s: Callable[[], float] = time.monotonic,
+        file_values_max: int = FILE_VALUES_MAX,
     ) -> None:
         self._context, self._monotonic_s = context, monotonic_s
+        self._file_values_max = file_values_max
         self._files = ParquetFiles(
             RunDir(context.out_dir).parquet, context.run_id, context.journal, POLICY_VERSION
         )
@@ -86,7 +90,7 @@ class ParquetSink:
                 self._oldest_s = self._monotonic_s()
             self._table.add(row)
             self._next_row = row.row + 1
-            if len(self._table) >= FILE_VALUES_MAX:
+            if len(self._table) >= self._file_values_max:
                 self._write_file()
 
     def commit(self) -> Position:

@@ -38,12 +38,12 @@ from typing import Final
 import google_crc32c
 
 from shared.files import cut, make_directory, sync_directory, write_all
+from telemetry.sinks.tensorboard.bounds import BOUNDS
 from telemetry.sinks.tensorboard.starts import Starts
 from telemetry.sinks.tensorboard.summaries import version_event
 
 _log = logging.getLogger(__name__)
 
-BUFFER_MAX_BYTES: Final = 4 * 1024 * 1024
 # Files of the first version have no start in their names.
 _NAME: Final = re.compile(r"events\.out\.tfevents\.(\d{20})(?:\.(\d{6,}))?\.telemetry")
 _LENGTH: Final = struct.Struct("<Q")
@@ -71,7 +71,10 @@ class EventFiles:
     buffers, but not many descriptors.
     """
 
-    def __init__(self, root: Path, starts: Starts) -> None:
+    def __init__(
+        self, root: Path, starts: Starts, buffer_max_bytes: int = BOUNDS.buffer_bytes
+    ) -> None:
+        self._buffer_max_bytes = buffer_max_bytes
         self._root = root
         self._starts = starts
         self._paths: dict[str, str] = {}
@@ -109,7 +112,7 @@ class EventFiles:
             self._paths[directory] = f"{directory}/{file_name(row, self._starts.number())}"
             self._buffer(directory, frame(version_event(wall_ns)))
         self._buffer(directory, frame(event))
-        if self._buffered_bytes >= BUFFER_MAX_BYTES:
+        if self._buffered_bytes >= self._buffer_max_bytes:
             self.sync()
 
     def sync(self) -> dict[str, int]:

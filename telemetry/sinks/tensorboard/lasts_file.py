@@ -38,9 +38,9 @@ import msgspec
 
 from shared.files import make_directory, sync_directory, write_all
 from telemetry.run_dir import RunDir
+from telemetry.sinks.tensorboard.bounds import BOUNDS
 from telemetry.sinks.tensorboard.placement import Change
 
-COMPACT_MIN_BYTES: Final = 1024 * 1024
 _NAME: Final = re.compile(r"tensorboard\.lasts\.\d{6,}\.\d{6,}")
 _HEADER: Final = struct.Struct("<II")
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -63,7 +63,9 @@ class LastsCommit(msgspec.Struct, array_like=True, frozen=True):
 class LastsFile:
     """The current lasts file of one run, in out_dir/cursors. Not thread-safe."""
 
-    def __init__(self, out_dir: Path) -> None:
+    def __init__(self, out_dir: Path, min_bytes: int = BOUNDS.lasts_bytes) -> None:
+        """min_bytes: a file that is shorter is not begun anew."""
+        self._min_bytes = min_bytes
         self._directory = RunDir(out_dir).cursors
         self._commit = LastsCommit()
         self._kept: tuple[str, str] = ("", "")
@@ -94,7 +96,7 @@ class LastsFile:
         """
         if not changes:
             return self._commit
-        is_full = self._commit.length > max(COMPACT_MIN_BYTES, 4 * self._base_bytes)
+        is_full = self._commit.length > max(self._min_bytes, 4 * self._base_bytes)
         if not self._is_own or is_full:
             self._begin(list(everything), start)
         else:

@@ -28,8 +28,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-LEVELS_MAX: Final = 16
-TAGS_MAX: Final = 100_000
+from telemetry.sinks.tensorboard.bounds import BOUNDS, Bounds
+
 NO_STEP: Final = -(2**63)
 TEXT: Final = "text:"
 
@@ -49,7 +49,7 @@ class LevelState(msgspec.Struct, array_like=True):
 
 
 class LeftOut(msgspec.Struct):
-    """Counts of values left out: beyond LEVELS_MAX levels, or beyond TAGS_MAX tags."""
+    """Counts of values left out: beyond the limits on levels and tags."""
 
     levels: int = 0
     tags: int = 0
@@ -87,7 +87,10 @@ class _Level:
 class Placement:
     """Levels of one session, and the last step of each tag in them. Not thread-safe."""
 
-    def __init__(self, levels: list[LevelState], left_out: LeftOut) -> None:
+    def __init__(
+        self, levels: list[LevelState], left_out: LeftOut, bounds: Bounds = BOUNDS
+    ) -> None:
+        self._bounds = bounds
         self._levels = [_Level(state) for state in levels or [LevelState()]]
         self._left_out = left_out
         self.tags = 0
@@ -105,7 +108,7 @@ class Placement:
         is_sampled: the numbers are readings, which are written even if they repeat.
         """
         first = self._levels[0]
-        if step > first.state.highest and len(first.lasts) + len(values) <= TAGS_MAX:
+        if step > first.state.highest and len(first.lasts) + len(values) <= self._bounds.tags:
             # Fast path for most rows: the step is above that of every tag.
             before = len(first.lasts)
             first.lasts.update(zip(values, zip(repeat(step), values.values())))  # noqa: B905
@@ -139,7 +142,7 @@ class Placement:
         """
         first = self._levels[0]
         if tag not in first.lasts:
-            if len(first.lasts) >= TAGS_MAX:
+            if len(first.lasts) >= self._bounds.tags:
                 self._left_out.tags += 1
                 return False
             self._remember(first, tag, NO_STEP, value)
@@ -205,12 +208,12 @@ class Placement:
                 continue
             if last is not None and not is_sampled and _is_told(last, step, value):
                 return None
-            if last is None and len(level.lasts) >= TAGS_MAX:
+            if last is None and len(level.lasts) >= self._bounds.tags:
                 self._left_out.tags += 1
                 return None
             self._remember(level, tag, step, value)
             return number
-        if len(self._levels) >= LEVELS_MAX:
+        if len(self._levels) >= self._bounds.levels:
             self._left_out.levels += 1
             return None
         self._levels.append(_Level(LevelState()))

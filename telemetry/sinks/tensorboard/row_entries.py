@@ -46,6 +46,7 @@ from shared.events import (
 from telemetry.alerts.words import level_of, words_of
 from telemetry.journal.rows import ELAPSED, STEP, Point, Row, RunContext, point_of
 from telemetry.sinks.tensorboard import event_lines, said
+from telemetry.sinks.tensorboard.bounds import BOUNDS, Bounds
 from telemetry.sinks.tensorboard.entries import Entry, Extra, Histogram, Text
 from telemetry.sinks.tensorboard.lasts_file import SessionChange
 from telemetry.sinks.tensorboard.placement import TEXT, LeftOut
@@ -71,6 +72,7 @@ class Policy:
         lasts: list[SessionChange] | None = None,
         *,
         has_cores: bool = False,
+        bounds: Bounds = BOUNDS,
     ) -> None:
         """Continue from a state and the last steps stored with it.
 
@@ -80,7 +82,7 @@ class Policy:
             ValueError: lasts belong to another state.
         """
         self._context = state.context
-        self._streams = Streams(state.streams, lasts)
+        self._streams = Streams(state.streams, lasts, bounds)
         self._has_cores = has_cores
 
     def state(self) -> PolicyState:

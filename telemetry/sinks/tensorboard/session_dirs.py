@@ -12,7 +12,7 @@ numbered together: `rank0`, `rank0.2`, `rank0.3`. The placement chooses one of t
 each value.
 
 The memory is bounded: only the tags of the last RECENT_SESSIONS sessions of a source are
-kept, and at most TAGS_TOTAL_MAX in all. For everything older one step is kept, which no
+kept, and at most `Bounds.tags_in_all` in all. For everything older one step is kept, which no
 tag is above.
 """
 
@@ -26,11 +26,11 @@ import msgspec
 
 from shared.ids import host_of
 from telemetry.journal.rows import Row
+from telemetry.sinks.tensorboard.bounds import BOUNDS, Bounds
 from telemetry.sinks.tensorboard.lasts_file import SessionChange
 from telemetry.sinks.tensorboard.names import cleaned_tag
 from telemetry.sinks.tensorboard.placement import LeftOut, LevelState, Placement
 
-TAGS_TOTAL_MAX: Final = 400_000
 RECENT_SESSIONS: Final = 8
 SESSIONS_MAX: Final = 256
 REASONS_MAX: Final = 64
@@ -59,9 +59,9 @@ class StreamState(msgspec.Struct, array_like=True):
 class Stream:
     """A stream of values: one session, or all sessions of a shared source. Not thread-safe."""
 
-    def __init__(self, state: StreamState, left_out: LeftOut) -> None:
+    def __init__(self, state: StreamState, left_out: LeftOut, bounds: Bounds = BOUNDS) -> None:
         self.state = state
-        self.placement = Placement(state.levels, left_out)
+        self.placement = Placement(state.levels, left_out, bounds)
         self.kinds: dict[str, str] = {}
         # The tag of each name whose value is a number; a cache of `tag`.
         self.scalar_tags: dict[str, str] = {}
@@ -137,18 +137,25 @@ class StreamsState(msgspec.Struct):
 class Streams:
     """All streams of a journal. Not thread-safe."""
 
-    def __init__(self, state: StreamsState, lasts: list[SessionChange] | None = None) -> None:
+    def __init__(
+        self,
+        state: StreamsState,
+        lasts: list[SessionChange] | None = None,
+        bounds: Bounds = BOUNDS,
+    ) -> None:
         """Continue from a state and the last steps stored with it.
 
         Raises:
             ValueError: the two do not belong together.
         """
+        self._bounds = bounds
         self._numbers = dict(state.numbers)
         self._next_number = state.next_number
         self._hardware_host = state.hardware_host
         self.left_out = state.left_out
         self._streams = {
-            (each.source, each.session): Stream(each, state.left_out) for each in state.streams
+            (each.source, each.session): Stream(each, state.left_out, bounds)
+            for each in state.streams
         }
         by_number = {stream.state.number: stream for stream in self._streams.values()}
         for number, change in lasts or []:
@@ -203,13 +210,13 @@ class Streams:
     def grew(self, stream: Stream, tags: int) -> None:
         """Count new tags of a stream; beyond the bound other streams forget their tags."""
         self.tags += tags
-        if self.tags <= TAGS_TOTAL_MAX:
+        if self.tags <= self._bounds.tags_in_all:
             return
         for other in self._streams.values():
             if other is not stream and other.placement.tags:
                 self.tags -= other.placement.tags
                 other.fold()
-            if self.tags <= TAGS_TOTAL_MAX // 2:
+            if self.tags <= self._bounds.tags_in_all // 2:
                 return
 
     def _new(self, source: str, session: str, rank0_host: str | None) -> Stream:
@@ -217,7 +224,7 @@ class Streams:
         directories = [self._next_directory(stem)]
         state = StreamState(self._next_number, source, session, stem, directories, [])
         self._next_number += 1
-        self._streams[source, session] = stream = Stream(state, self.left_out)
+        self._streams[source, session] = stream = Stream(state, self.left_out, self._bounds)
         self._age(source)
         return stream
 

@@ -23,9 +23,10 @@ from telemetry.journal.rows import Row
 from telemetry.run_dir import RunDir
 from telemetry.run_names import name_run
 from telemetry.sinks.base import START, Position, SinkContext, SinkUnavailable
+from telemetry.sinks.tensorboard.bounds import BOUNDS, Bounds
 from telemetry.sinks.tensorboard.event_files import DamagedFiles, EventFiles
 from telemetry.sinks.tensorboard.lasts_file import DamagedLasts, LastsCommit, LastsFile
-from telemetry.sinks.tensorboard.placement import LEVELS_MAX, TAGS_MAX, LeftOut
+from telemetry.sinks.tensorboard.placement import LeftOut
 from telemetry.sinks.tensorboard.row_entries import Policy, PolicyState
 from telemetry.sinks.tensorboard.starts import Starts
 from telemetry.sinks.tensorboard.summaries import encode_entry
@@ -59,13 +60,16 @@ class SinkState(msgspec.Struct):
 class TensorBoardSink:
     """Sink that writes one run as event files. Not thread-safe."""
 
-    def __init__(self, context: SinkContext) -> None:
+    def __init__(self, context: SinkContext, bounds: Bounds = BOUNDS) -> None:
         self._context = context
+        self._bounds = bounds
         self._has_cores = bool(context.options.get(CORES_OPTION))
         self._version = POLICY_VERSION + ("+cores" if self._has_cores else "")
         self._starts = Starts(context.out_dir)
-        self._files = EventFiles(RunDir(context.out_dir).tensorboard, self._starts)
-        self._lasts = LastsFile(context.out_dir)
+        self._files = EventFiles(
+            RunDir(context.out_dir).tensorboard, self._starts, bounds.buffer_bytes
+        )
+        self._lasts = LastsFile(context.out_dir, bounds.lasts_bytes)
         self._policy = Policy(PolicyState())
         self._next_row = 0
         self._broken = 0
@@ -128,7 +132,7 @@ class TensorBoardSink:
             raise OtherPolicy("they are of another version of the sink")
         state = msgspec.convert(position.state, SinkState)
         changes = self._lasts.open(state.lasts)
-        policy = Policy(state.policy, changes, has_cores=self._has_cores)
+        policy = Policy(state.policy, changes, has_cores=self._has_cores, bounds=self._bounds)
         self._files.recover(position.row, state.files)
         self._policy, self._broken, self._next_row = policy, state.broken, position.row
         self._told = msgspec.structs.replace(policy.left_out)
@@ -162,12 +166,12 @@ class TensorBoardSink:
         if now.levels and not told.levels:
             _log.warning(
                 "sink=tensorboard run=%s values are left out whose step went back more than "
-                "%d times", self._context.run_id, LEVELS_MAX - 1,
+                "%d times", self._context.run_id, self._bounds.levels - 1,
             )  # fmt: skip
         if now.tags and not told.tags:
             _log.warning(
                 "sink=tensorboard run=%s values are left out beyond the first %d tags",
-                self._context.run_id, TAGS_MAX,
+                self._context.run_id, self._bounds.tags,
             )  # fmt: skip
         self._told = msgspec.structs.replace(now)
 

@@ -168,8 +168,6 @@ class OnlineRun:
             running.finish(ending.code)
         self._client = None
         self._confirm()
-        self._snapshots.clear()
-        self._spot = here
         return here
 
     def close(self) -> None:

@@ -94,9 +94,10 @@ def holds_a_run(path: Path) -> bool:
 class RecordTail:
     """Reader of a growing `.wandb` file; each call continues where the last one stopped."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, read_bytes: int = READ_BYTES) -> None:
         self.path = path
         self.offset = 0
+        self._read_bytes = read_bytes
 
     def read(self) -> Iterator[Any]:
         """Yield the `Record`s written since the last call.
@@ -107,7 +108,7 @@ class RecordTail:
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
-            size = READ_BYTES
+            size = self._read_bytes
             while data := self._chunk(file, size):
                 before = self.offset
                 for payload, end in split_records(data, before):
@@ -116,7 +117,7 @@ class RecordTail:
                 if self.offset == before and len(data) < size:
                     return
                 # A record longer than what was read needs a longer read.
-                size = READ_BYTES if self.offset > before else size * 2
+                size = self._read_bytes if self.offset > before else size * 2
 
     def _chunk(self, file: Any, size: int) -> bytes:
         if self.offset == 0:

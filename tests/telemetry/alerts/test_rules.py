@@ -8,7 +8,6 @@ import math
 import pytest
 
 from shared.events import MetricsLogged, Scalar
-from telemetry.alerts import verdicts as verdicts_module
 from telemetry.alerts.evaluator import Evaluator
 from telemetry.alerts.rules import DEFAULTS, read_rules
 from telemetry.alerts.verdicts import CLEAR_S, HOST, REST_S, Conditions, Key, Verdict
@@ -345,10 +344,9 @@ def test_what_an_earlier_sidecar_recorded_goes_on_until_it_is_seen_to_be_over():
     assert unknown == ({}, {}) and still and set(conditions.over()) == {KEY}
 
 
-def test_conditions_are_bounded_and_those_of_ended_runs_forgotten(monkeypatch):
+def test_conditions_are_bounded_and_those_of_ended_runs_forgotten():
     """A hostile producer makes up layers."""
-    monkeypatch.setattr(verdicts_module, "CONDITIONS_MAX", 100)
-    conditions = Conditions()
+    conditions = Conditions(conditions_max=100)
     for number in range(200):
         conditions.take([Verdict(Key("r", "x", str(number)), True)], frozenset(), 1)
     one_rule = len(conditions.active())

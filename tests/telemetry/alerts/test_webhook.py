@@ -16,7 +16,7 @@ import pytest
 
 from shared.events import AlertChanged
 from telemetry.alerts import webhook as webhook_module
-from telemetry.alerts.webhook import WAITING_MAX, Sender, body_of, post, senders_of, webhook
+from telemetry.alerts.webhook import WAITING_MAX, Sender, Times, body_of, post, senders_of, webhook
 from telemetry.config import as_flags, load, secret_environ
 from telemetry.errors import CommandError
 from tests.telemetry.sidecar_process import SidecarProcess, clean_env
@@ -69,14 +69,9 @@ def receiver() -> Iterator[Receiver]:
     receiver.close()
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webhook_module, "RETRY_FIRST_S", 0.02)
-    monkeypatch.setattr(webhook_module, "LAST_WORDS_S", 0.5)
-
-
 def sender(receiver: Receiver, interval_s: float = 0.0) -> Sender:
-    return Sender("webhook", lambda messages: post(receiver.url, messages), interval_s)
+    times = Times(interval_s, retry_first_s=0.02, last_words_s=0.5)
+    return Sender("webhook", lambda messages: post(receiver.url, messages), times)
 
 
 def test_an_alert_arrives_as_text_and_as_data(receiver):

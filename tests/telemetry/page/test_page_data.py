@@ -92,6 +92,15 @@ def test_grids_are_of_layers_and_of_bins(page):
     assert sum(row[0] for row in bins["z"]) == pytest.approx(1, abs=0.01)
 
 
+def test_the_time_is_told_by_cause(page):
+    """What a restart cost is in it; the shares add up."""
+    spent = page.json("/api/runs/r-restart/goodput")
+
+    assert sum(spent["ratios"].values()) == pytest.approx(1)
+    assert spent["seconds"]["restart"] > 30 and spent["seconds"]["lost_work"] > 0
+    assert "goodput" in spent["lines"][0]
+
+
 @pytest.mark.parametrize(
     ("path", "status", "words"),
     [

@@ -19,6 +19,7 @@ from telemetry.journal.rows import Row
 from telemetry.run_dir import RunFile
 from telemetry.sinks.base import START, Position, SinkContext
 from telemetry.sinks.tensorboard import TensorBoardSink
+from telemetry.sinks.tensorboard.bounds import BOUNDS, Bounds
 
 
 class Found(NamedTuple):
@@ -31,8 +32,8 @@ class Found(NamedTuple):
     value: Any
 
 
-def sink_in(out_dir: Path) -> TensorBoardSink:
-    return TensorBoardSink(SinkContext("run", out_dir, RunFile(), {}))
+def sink_in(out_dir: Path, bounds: Bounds = BOUNDS) -> TensorBoardSink:
+    return TensorBoardSink(SinkContext("run", out_dir, RunFile(), {}), bounds)
 
 
 def through_json(position: Position) -> Position:
@@ -40,9 +41,9 @@ def through_json(position: Position) -> Position:
     return Position(position.row, json.loads(json.dumps(position.state, allow_nan=False)))
 
 
-def write_all(out_dir: Path, rows: Sequence[Row]) -> Position:
+def write_all(out_dir: Path, rows: Sequence[Row], bounds: Bounds = BOUNDS) -> Position:
     """What an uninterrupted sink makes of rows."""
-    sink = sink_in(out_dir)
+    sink = sink_in(out_dir, bounds)
     sink.open(START)
     sink.write(rows)
     position = sink.finish("finished", 0)

@@ -9,13 +9,16 @@ import sys
 import threading
 from pathlib import Path
 
-from telemetry.sinks import delivery
-from telemetry.sinks.parquet import parquet_sink
+from telemetry.sinks.base import SinkContext
+from telemetry.sinks.delivery import Pace
+from telemetry.sinks.parquet import ParquetSink
 from telemetry.sinks.runner import Reporter, SinkJob, run_sink
 
 if __name__ == "__main__":
-    parquet_sink.FILE_VALUES_MAX = int(sys.argv[3])  # type: ignore[misc]
-    delivery.WRITE_ROWS = 20  # type: ignore[misc]
-    delivery.COMMIT_INTERVAL_S = 0.05  # type: ignore[misc]
-    job = SinkJob("parquet", Path(sys.argv[1]), Path(sys.argv[2]), False, {})
+
+    def make(_: str, context: SinkContext) -> ParquetSink:
+        return ParquetSink(context, file_values_max=int(sys.argv[3]))
+
+    pace = Pace(write_rows=20, commit_interval_s=0.05)
+    job = SinkJob("parquet", Path(sys.argv[1]), Path(sys.argv[2]), False, {}, make, pace)
     sys.exit(run_sink(job, threading.Event(), Reporter(None)))

@@ -23,7 +23,7 @@ from telemetry.errors import EXIT_BACKLOG, EXIT_OK
 from telemetry.run_dir import CursorFile, RunDir, load
 from telemetry.sinks.base import START, Position, SinkUnavailable
 from telemetry.sinks.cursor import Cursor
-from telemetry.sinks.parquet import ParquetSink, parquet_files, parquet_sink
+from telemetry.sinks.parquet import ParquetSink, parquet_files
 from tests.fakes import ManualClock
 from tests.faults.crash_points import cut_everywhere, kill_everywhere
 from tests.telemetry.monitor.runs import training, write_rows, write_run_file
@@ -69,7 +69,8 @@ def test_values_have_their_types_and_their_place(tmp_path: Path) -> None:
             database.execute(f"SELECT key, value FROM parquet_kv_metadata('{path}')").fetchall()
         )
     assert {name: kind for name, kind, *_ in described} == {
-        "source": "VARCHAR", "session": "VARCHAR", "row": "BIGINT", "kind": "VARCHAR",
+        "source": "VARCHAR", "session": "VARCHAR", "row": "BIGINT", "late": "BOOLEAN",
+        "kind": "VARCHAR",
         "step": "BIGINT", "time": "TIMESTAMP WITH TIME ZONE", "name": "VARCHAR",
         "value": "DOUBLE", "integer": "BIGINT", "text": "VARCHAR", "run": "VARCHAR",
     }  # fmt: skip
@@ -342,12 +343,9 @@ def test_messages_with_a_hostile_text_are_json_that_any_reader_takes(tmp_path: P
     assert read(tmp_path, "text ->> '$.text', name") == [(text, "info")]
 
 
-def test_a_file_of_many_values_is_written_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_of_many_values_is_written_at_once(tmp_path: Path) -> None:
     """Memory is bounded whatever the rate."""
-    monkeypatch.setattr(parquet_sink, "FILE_VALUES_MAX", 10)
-    sink = ParquetSink(context(tmp_path))
+    sink = ParquetSink(context(tmp_path), file_values_max=10)
     sink.open(START)
 
     sink.write(mixed(10).rows)

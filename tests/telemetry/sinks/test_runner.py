@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -20,8 +20,9 @@ from telemetry.journal.reader import Batch, JournalReader
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import read_json, write_json
 from telemetry.run_dir import RunDir
-from telemetry.sinks.base import SinkRejected, SinkUnavailable
+from telemetry.sinks.base import SinkContext, SinkRejected, SinkUnavailable
 from telemetry.sinks.cursor import Cursor
+from telemetry.sinks.delivery import Pace
 from telemetry.sinks.runner import Reporter, SinkJob, run_sink
 from telemetry.sinks.skips import Skips
 from tests.telemetry.sinks.lines_sink import Killed, LinesSink, Trouble, lines
@@ -68,24 +69,24 @@ class Bench:
 
     run: Recorded
     job: SinkJob
-    patch: pytest.MonkeyPatch
 
     def go(
         self, trouble: Trouble | None = None, *, stop: threading.Event | None = None,
         report: Reporter | None = None,
     ) -> int:  # fmt: skip
         """One process of the sink, from its start to its end."""
-        self.install(trouble or Trouble())
-        return run_sink(self.job, stop or threading.Event(), report or Reporter(None))
+        job = self.job_of(trouble or Trouble())
+        return run_sink(job, stop or threading.Event(), report or Reporter(None))
 
-    def install(self, trouble: Trouble) -> None:
-        self.patch.setattr(
-            "telemetry.sinks.runner.make_sink", lambda _, context: self.made(context, trouble)
-        )
+    def job_of(self, trouble: Trouble) -> SinkJob:
+        def make(_: str, context: SinkContext) -> LinesSink:
+            self.sink = LinesSink(context, trouble)
+            return self.sink
 
-    def made(self, context, trouble: Trouble) -> LinesSink:
-        self.sink = LinesSink(context, trouble)
-        return self.sink
+        return replace(self.job, make=make)
+
+    def set_pace(self, **pace: float) -> None:
+        self.job = replace(self.job, pace=self.job.pace._replace(**pace))
 
     @property
     def lines(self) -> list[int]:
@@ -97,22 +98,18 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+def bench(tmp_path: Path) -> Iterator[Bench]:
     run = Recorded(tmp_path)
-    for module in ("runner", "delivery"):
-        monkeypatch.setattr(f"telemetry.sinks.{module}.POLL_S", 0.01)
-    monkeypatch.setattr("telemetry.sinks.delivery.WRITE_ROWS", 70)
-    yield Bench(run, SinkJob("lines", tmp_path, tmp_path, True, {}), monkeypatch)
+    pace = Pace(poll_s=0.01, write_rows=70)
+    yield Bench(run, SinkJob("lines", tmp_path, tmp_path, True, {}, pace=pace))
     run.writer.close()
 
 
 def following(bench: Bench, act: Callable[[threading.Event], None]) -> int:
     """Run the sink in a thread while the test acts; its exit code."""
-    bench.install(Trouble())
+    job = bench.job_of(Trouble())
     stop, codes = threading.Event(), []
-    thread = threading.Thread(
-        target=lambda: codes.append(run_sink(bench.job, stop, Reporter(None)))
-    )
+    thread = threading.Thread(target=lambda: codes.append(run_sink(job, stop, Reporter(None))))
     thread.start()
     try:
         act(stop)
@@ -146,8 +143,7 @@ PLACES = [
 @pytest.mark.parametrize("place", PLACES)
 def test_after_a_kill_at_any_place_each_row_is_there_once(bench, place, commit_interval_s):
     """Between write, commit and cursor; more than once in a row. Row 18."""
-    bench.patch.setattr("telemetry.sinks.delivery.COMMIT_INTERVAL_S", commit_interval_s)
-    bench.patch.setattr("telemetry.journal.reader.CHUNK_BYTES", 8_000)
+    bench.set_pace(commit_interval_s=commit_interval_s, read_bytes=8_000)
     bench.run.append(1000)
     bench.run.set_state("ended", status="finished")
     kills = 0
@@ -201,7 +197,7 @@ def test_a_running_run_is_followed_until_it_has_ended(bench):
     assert bench.cursor["done"] is True
 
 
-def test_rows_that_come_with_the_end_right_after_a_look_are_not_left_out(bench):
+def test_rows_that_come_with_the_end_right_after_a_look_are_not_left_out(bench, monkeypatch):
     """What run.json says is asked before the read that finds the end, never after it."""
     read = JournalReader.read
 
@@ -212,7 +208,7 @@ def test_rows_that_come_with_the_end_right_after_a_look_are_not_left_out(bench):
             bench.run.set_state("ended")
         return batch
 
-    bench.patch.setattr(JournalReader, "read", racing)
+    monkeypatch.setattr(JournalReader, "read", racing)
     bench.run.append(3)
 
     bench.go()
@@ -220,7 +216,7 @@ def test_rows_that_come_with_the_end_right_after_a_look_are_not_left_out(bench):
     assert bench.lines == list(range(8)) and bench.cursor["row"] == 8
 
 
-def test_rows_that_come_right_before_a_stop_are_not_left_out(bench):
+def test_rows_that_come_right_before_a_stop_are_not_left_out(bench, monkeypatch):
     """A drain: the last rows were synced after a look that found the end, then came the
     order to stop. Whether to stop is asked before the read that finds the end."""
     read, stop = JournalReader.read, threading.Event()
@@ -232,7 +228,7 @@ def test_rows_that_come_right_before_a_stop_are_not_left_out(bench):
             stop.set()
         return batch
 
-    bench.patch.setattr(JournalReader, "read", racing)
+    monkeypatch.setattr(JournalReader, "read", racing)
     bench.run.append(3)
 
     code = bench.go(stop=stop)

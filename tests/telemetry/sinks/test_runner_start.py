@@ -5,13 +5,12 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-import pytest
-
 from shared.events import encode_event, join_events
 from shared.ids import StreamId
 from telemetry.errors import EXIT_OK
 from telemetry.journal.writer import JournalWriter
 from telemetry.json_files import write_json
+from telemetry.sinks.base import SinkContext
 from telemetry.sinks.runner import Reporter, SinkJob, run_sink
 from tests.telemetry.sinks.lines_sink import LinesSink, Trouble, lines
 from tests.telemetry.wire_client import metric
@@ -35,17 +34,18 @@ class JournalOnWait(threading.Event):
         return False
 
 
-def test_a_sink_waits_for_the_journal_of_its_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def carrying_lines(_: str, context: SinkContext) -> LinesSink:
+    return LinesSink(context, Trouble())
+
+
+def test_a_sink_waits_for_the_journal_of_its_run(tmp_path: Path) -> None:
     """A crash, or a copy under way, can leave run.json without a segment for a while."""
-    monkeypatch.setattr(
-        "telemetry.sinks.runner.make_sink", lambda _, context: LinesSink(context, Trouble())
-    )
     write_json(tmp_path / "run.json", {"run_id": "r", "name": "n", "state": "ended"})
     stop = JournalOnWait(tmp_path / "journal")
 
-    code = run_sink(SinkJob("lines", tmp_path, tmp_path, True, {}), stop, Reporter(None))
+    code = run_sink(
+        SinkJob("lines", tmp_path, tmp_path, True, {}, carrying_lines), stop, Reporter(None)
+    )
 
     assert code == EXIT_OK and stop.waits == 1
     assert lines(tmp_path / "lines.jsonl") == [0]

@@ -24,7 +24,7 @@ from shared.events import (
 )
 from telemetry.journal.rows import ELAPSED, STEP, Row, RunContext, point_of
 from telemetry.sinks.base import START, Position, SinkUnavailable
-from telemetry.sinks.tensorboard import event_files as files
+from telemetry.sinks.tensorboard.bounds import Bounds
 from tests.telemetry.sinks.helpers_rows import RowMaker
 from tests.telemetry.sinks.helpers_tensorboard import (
     Found,
@@ -242,20 +242,18 @@ def test_a_disk_error_asks_to_be_opened_again(
     assert read_all(tmp_path / "run") == read_all(tmp_path / "whole")
 
 
-def test_a_replay_is_the_live_run_and_twice_is_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_replay_is_the_live_run_and_twice_is_once(tmp_path: Path) -> None:
     """Fault 19: replayed into the same place, killed in the middle and repeated."""
-    monkeypatch.setattr(files, "BUFFER_MAX_BYTES", 200)
+    bounds = Bounds(buffer_bytes=200)
     rows = _run_with_a_restart()
-    write_all(tmp_path / "live", rows)
+    write_all(tmp_path / "live", rows, bounds)
     expected = read_all(tmp_path / "live")
 
-    killed = sink_in(tmp_path / "replay")
+    killed = sink_in(tmp_path / "replay", bounds)
     killed.open(START)
     killed.write(rows[:17])
     for _ in range(2):
-        write_all(tmp_path / "replay", rows)
+        write_all(tmp_path / "replay", rows, bounds)
 
     assert read_all(tmp_path / "replay") == expected
 
@@ -328,12 +326,9 @@ def test_a_commit_without_rows_moves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_rows_reach_the_disk_before_memory_grows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_reach_the_disk_before_memory_grows(tmp_path: Path) -> None:
     """A replay of a long journal holds no more than the buffer between two commits."""
-    monkeypatch.setattr(files, "BUFFER_MAX_BYTES", 1000)
-    sink = sink_in(tmp_path)
+    sink = sink_in(tmp_path, Bounds(buffer_bytes=1000))
     sink.open(START)
 
     sink.write(_run_with_a_restart())

@@ -11,7 +11,8 @@ import pytest
 
 from telemetry.run_dir import RunFile
 from telemetry.sinks.base import START, Position, SinkContext, SinkUnavailable
-from telemetry.sinks.tensorboard import TensorBoardSink, lasts_file
+from telemetry.sinks.tensorboard import TensorBoardSink
+from telemetry.sinks.tensorboard.bounds import Bounds
 from telemetry.sinks.tensorboard.event_files import DamagedFiles, EventFiles
 from telemetry.sinks.tensorboard.starts import Starts
 from tests.telemetry.sinks.helpers_rows import RowMaker
@@ -296,12 +297,9 @@ def test_writes_that_the_disk_takes_in_parts_are_whole(
     assert sink_in(tmp_path).open(through_json(position)) == len(journal.rows)
 
 
-def test_buffers_are_bounded_between_commits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_buffers_are_bounded_between_commits(tmp_path: Path) -> None:
     """More than the bound is on disk, and cut again where no commit follows."""
-    monkeypatch.setattr("telemetry.sinks.tensorboard.event_files.BUFFER_MAX_BYTES", 100)
-    files = EventFiles(tmp_path / "tensorboard", Starts(tmp_path))
+    files = EventFiles(tmp_path / "tensorboard", Starts(tmp_path), buffer_max_bytes=100)
     files.recover(0, {})
     for row in range(20):
         files.append("rank0", row, 0, b"event" * 4)
@@ -315,11 +313,10 @@ def test_buffers_are_bounded_between_commits(
 
 
 def test_a_buffer_that_was_written_or_dropped_counts_no_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     """Otherwise every row of a long run would be synced by itself."""
-    monkeypatch.setattr("telemetry.sinks.tensorboard.event_files.BUFFER_MAX_BYTES", 500)
-    files = EventFiles(tmp_path / "tensorboard", Starts(tmp_path))
+    files = EventFiles(tmp_path / "tensorboard", Starts(tmp_path), buffer_max_bytes=500)
     for row in range(6):
         if row % 2:
             files.recover(0, {})
@@ -370,15 +367,12 @@ def test_every_file_begins_with_the_version_that_tensorboard_asks_for(tmp_path: 
     assert (tmp_path / "tensorboard" / "notes.txt").read_text() == "mine"
 
 
-def test_a_long_run_keeps_its_last_steps_short(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_run_keeps_its_last_steps_short(tmp_path: Path) -> None:
     """A million commits of one curve are not a million lines."""
-    monkeypatch.setattr(lasts_file, "COMPACT_MIN_BYTES", 1000)
     journal = RowMaker()
     for step in range(300):
         journal.metrics(step, {"train/loss": float(step)})
-    sink = sink_in(tmp_path)
+    sink = sink_in(tmp_path, Bounds(lasts_bytes=1000))
     sink.open(START)
     for row in journal.rows:
         sink.write([row])

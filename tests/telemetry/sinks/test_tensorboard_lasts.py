@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from telemetry.sinks.base import Position
-from telemetry.sinks.tensorboard import lasts_file
 from telemetry.sinks.tensorboard.lasts_file import DamagedLasts, LastsCommit, LastsFile
 from telemetry.sinks.tensorboard.placement import Change
 from tests.telemetry.sinks.helpers_rows import RowMaker
@@ -65,12 +64,9 @@ def test_each_process_begins_with_all_that_is_known(tmp_path: Path) -> None:
     assert LastsFile(tmp_path).open(position) == [change("a", 1), change("b", 2)]
 
 
-def test_a_file_that_has_grown_is_followed_by_a_short_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_has_grown_is_followed_by_a_short_one(tmp_path: Path) -> None:
     """And stays until neither of the last two positions names it."""
-    monkeypatch.setattr(lasts_file, "COMPACT_MIN_BYTES", 200)
-    file = LastsFile(tmp_path)
+    file = LastsFile(tmp_path, min_bytes=200)
     file.open(LastsCommit())
     positions = []
     for step in range(40):

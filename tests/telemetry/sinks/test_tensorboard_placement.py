@@ -7,11 +7,10 @@ import math
 from collections import defaultdict
 
 import msgspec
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from telemetry.sinks.tensorboard import placement
+from telemetry.sinks.tensorboard.bounds import BOUNDS, Bounds
 from telemetry.sinks.tensorboard.placement import (
     TEXT,
     Change,
@@ -72,7 +71,7 @@ def test_every_step_is_shown_with_the_last_value_said_of_it(
         assert {(tag, step) for tag, step, _ in shown} == set(last)
         for (tag, step), value in last.items():
             assert (tag, step, repr(as_float32(value) + 0.0)) in shown
-    assert len(found.levels) <= placement.LEVELS_MAX
+    assert len(found.levels) <= BOUNDS.levels
 
 
 @given(said=st.lists(SAID, max_size=40), cut=st.integers(0, 40))
@@ -134,11 +133,10 @@ def test_a_text_is_written_where_it_changes_and_a_histogram_once_a_step() -> Non
     assert [found.other("h", step, "histogram:1") for step in (1, 1, 2)] == [0, None, 0]
 
 
-def test_beyond_the_levels_points_are_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beyond_the_levels_points_are_left_out_and_counted() -> None:
     """And those that fit one of them go on being placed."""
-    monkeypatch.setattr(placement, "LEVELS_MAX", 3)
     left_out = LeftOut()
-    found = Placement([], left_out)
+    found = Placement([], left_out, Bounds(levels=3))
 
     levels = [list(found.numbers(step, {"a": 1.0})) for step in (9, 8, 7, 6, 7, 8, 9, 10, 5)]
 
@@ -146,13 +144,10 @@ def test_beyond_the_levels_points_are_left_out_and_counted(monkeypatch: pytest.M
     assert (left_out.levels, left_out.tags) == (2, 0)
 
 
-def test_beyond_the_tags_new_ones_are_left_out_and_known_ones_go_on(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_beyond_the_tags_new_ones_are_left_out_and_known_ones_go_on() -> None:
     """Also where a text is the one too many, or a message."""
-    monkeypatch.setattr(placement, "TAGS_MAX", 3)
     left_out = LeftOut()
-    found = Placement([], left_out)
+    found = Placement([], left_out, Bounds(tags=3))
 
     assert found.numbers(1, {"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0})[0].keys() == {"a", "b", "c"}
     assert found.other("t", 1, f"{TEXT}x") is None
@@ -162,10 +157,9 @@ def test_beyond_the_tags_new_ones_are_left_out_and_known_ones_go_on(
     assert found.tags == 3
 
 
-def test_near_the_bound_of_tags_no_step_falls(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_near_the_bound_of_tags_no_step_falls() -> None:
     """There the short way is taken by some rows and not by others."""
-    monkeypatch.setattr(placement, "TAGS_MAX", 3)
-    found = Placement([], LeftOut())
+    found = Placement([], LeftOut(), Bounds(tags=3))
     found.numbers(1, {"a": 1.0, "b": 1.0})
     found.numbers(5, {"a": 5.0, "b": 5.0})
 

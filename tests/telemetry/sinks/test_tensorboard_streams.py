@@ -10,8 +10,8 @@ import pytest
 
 from shared.events import MessageLogged, MetricsLogged, RunStarted, decode_envelope, encode_event
 from telemetry.journal.rows import Row
-from telemetry.sinks.tensorboard import placement
 from telemetry.sinks.tensorboard import session_dirs as streams
+from telemetry.sinks.tensorboard.bounds import Bounds
 from telemetry.sinks.tensorboard.row_entries import Policy, PolicyState
 from tests.telemetry.sinks.helpers_rows import RowMaker
 from tests.telemetry.sinks.helpers_tensorboard import by_tag, read_all, write_all
@@ -176,14 +176,11 @@ def test_many_names_a_step_are_one_subdirectory(journal: RowMaker) -> None:
     assert all(steps == [1, 2, 3] for steps in curves.values())
 
 
-def test_names_beyond_the_bound_are_left_out_and_counted(
-    journal: RowMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_names_beyond_the_bound_are_left_out_and_counted(journal: RowMaker) -> None:
     """Of a name that is there every point is, and of one too many none."""
-    monkeypatch.setattr(placement, "TAGS_MAX", 8)
     for step in range(10):
         journal.metrics(step, {f"x{i}": 1.0 for i in range(12)}, kind="custom")
-    policy = Policy(PolicyState())
+    policy = Policy(PolicyState(), bounds=Bounds(tags=8))
 
     curves = curves_of(policy, journal.rows)
 
@@ -210,16 +207,15 @@ def test_the_seventeenth_time_a_step_goes_back_is_left_out_and_counted(
 
 
 def test_what_is_remembered_of_many_sessions_stays_bounded_and_hides_nothing(
-    journal: RowMaker, monkeypatch: pytest.MonkeyPatch
+    journal: RowMaker,
 ) -> None:
     """Tags that were forgotten count as being at the highest step of them all."""
-    monkeypatch.setattr(streams, "TAGS_TOTAL_MAX", 40)
     for step in range(40):
         for source in ("rank0", "rank1", "rank2"):
             values = {f"x{(step * 7 + i) % 23}": 1.0 for i in range(5)}
             journal.metrics(step, values, source, kind="custom")
             journal.metrics(step // 2, {"val/loss": float(step)}, source, kind="val")
-    policy = Policy(PolicyState())
+    policy = Policy(PolicyState(), bounds=Bounds(tags_in_all=40))
 
     curves = curves_of(policy, journal.rows)
 

@@ -17,7 +17,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from shared.events import AlertChanged, Event, MetricsLogged, Scalar
 from shared.ids import StreamId
 from telemetry.http import Collector, Health
-from telemetry.watch import latest as latest_module
 from telemetry.watch.exposition import SERIES_MAX, TRAINING, families, hardware_name
 from telemetry.watch.facts import RunFacts, SinkStatus
 from telemetry.watch.feed import ALERTS_MAX, Fed, Feed
@@ -86,11 +85,10 @@ def test_readings_that_do_not_come_any_more_are_not_shown():
     assert {host: s.values for host, s in latest.hosts.items()} == {"n1": {"x": 2.0}}
 
 
-def test_names_are_bounded_and_what_is_left_out_is_counted(monkeypatch):
+def test_names_are_bounded_and_what_is_left_out_is_counted():
     """A producer that makes up a new name for each value; and room comes back with an end."""
-    monkeypatch.setattr(latest_module, "NAMES_MAX", 10)
-    monkeypatch.setattr(latest_module, "TOTAL_MAX", 15)
-    latest = taken(*(fed({f"n{i}": 1.0}) for i in range(12)))
+    latest = Latest(names_max=10, total_max=15)
+    latest.take([fed({f"n{i}": 1.0}) for i in range(12)], 1)
     latest.take([fed({f"n{i}": 1.0 for i in range(9)}, run="other")], 1)
     counted = latest.left_out
     latest.keep_only(["other"], 1)
