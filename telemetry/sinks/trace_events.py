@@ -62,7 +62,7 @@ _NOT_COUNTED: Final = re.compile(r"train/(global_step|epoch|[a-z]+_seconds)|rank
 
 
 class SourceState(msgspec.Struct):
-    """What is open of one source. step, wall_ns: of the last logged step of its session."""
+    """Open spans of one source. step, wall_ns: of the last logged step of its session."""
 
     pid: int
     session: str = ""
