@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -251,15 +252,23 @@ def test_one_stream_that_is_missing_from_the_list_is_found_in_the_segments(tmp_p
         assert [writer.durable_seq(stream(worker(n))) for n in range(20)] == [1] * 20
 
 
+def unopened(number: int) -> Callable[..., int]:
+    """Return an os.open that fails with this error for the list of closed streams."""
+    real = os.open
+
+    def failing(path: os.PathLike[str] | str, *rest: int, **named: int) -> int:
+        if os.fspath(path).endswith(CLOSED_NAME):
+            raise OSError(number, os.strerror(number))
+        return real(path, *rest, **named)
+
+    return failing
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE])
 def test_without_room_to_close_streams_the_headers_go_on_naming_them(tmp_path, monkeypatch, number):
     """Nothing is lost; the next segment tries again."""
-
-    def failing(*_: object) -> int:
-        raise OSError(number, os.strerror(number))
-
     with monkeypatch.context() as patch:
-        patch.setattr("telemetry.journal.writer.append_closed", failing)
+        patch.setattr(os, "open", unopened(number))
         of_workers(tmp_path, 20)
     with JournalWriter(tmp_path, SEGMENT_MAX) as writer:
         told = [writer.durable_seq(stream(worker(n))) for n in range(20)]
@@ -269,11 +278,8 @@ def test_without_room_to_close_streams_the_headers_go_on_naming_them(tmp_path, m
 
 def test_a_disk_that_fails_while_streams_are_closed_is_a_fault(tmp_path, monkeypatch):
     """Nothing is acknowledged from it any more."""
+    monkeypatch.setattr(os, "open", unopened(errno.EIO))
 
-    def failing(*_: object) -> int:
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr("telemetry.journal.writer.append_closed", failing)
     with pytest.raises(JournalFault):
         of_workers(tmp_path, 20)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from contextlib import closing
 from pathlib import Path
 
@@ -102,12 +103,14 @@ def test_a_crash_is_told_in_one_line_of_bounded_length(directory, caplog):
     assert "test_account.py" in record.getMessage()
 
 
+def full(fd: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
 def test_a_skip_that_can_not_be_kept_is_not_acted_upon(directory, monkeypatch):
     """The disk is full: the sink waits, and does not go on behind the row."""
     with closing(account(directory)) as held:
-        monkeypatch.setattr(
-            "telemetry.sinks.skips._sync", lambda path: (_ for _ in ()).throw(OSError(28, "full"))
-        )
+        monkeypatch.setattr(os, "fsync", full)
 
         with pytest.raises(SinkUnavailable, match="can't be written"):
             held.skip(3, "x")
