@@ -122,13 +122,22 @@ def test_an_address_that_is_taken_is_one_clear_line(tmp_path: Path):
     assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_a_directory_that_is_not_there_is_one_clear_line(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("no", "there is no directory"),
+        ("runs", "has the runs of a data directory; give"),
+        ("runs/r", "is one run; give the data directory"),
+    ],
+)
+def test_what_is_no_data_directory_is_one_clear_line(tmp_path: Path, path: str, words: str):
+    write_run(tmp_path, "r", steps=5)
     done = subprocess.run(
-        [sys.executable, "-m", "telemetry", "page", str(tmp_path / "no")],
+        [sys.executable, "-m", "telemetry", "page", str(tmp_path / path)],
         env=clean_env(), capture_output=True, text=True, timeout=60,
     )  # fmt: skip
 
-    assert done.returncode == 2 and "there is no directory" in done.stderr
+    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_an_empty_directory_is_a_page_that_says_so(tmp_path: Path):
