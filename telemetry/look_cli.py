@@ -1,4 +1,4 @@
-"""Commands that look at recorded runs: the flags of `inspect`, `ls` and `rm`.
+"""Commands that look at recorded runs: the flags of `inspect`, `ls`, `query` and `rm`.
 
 In: arguments.
 Out: calls of the modules of the commands.
@@ -23,6 +23,7 @@ def add_look_commands(commands: Any, say: Callable[[str], None]) -> None:
     """Add the commands to a parser. say: prints a sentence for the person at the terminal."""
     _add_ls(commands)
     _add_inspect(commands, say)
+    _add_query(commands)
     _add_rm(commands)
 
 
@@ -112,6 +113,36 @@ def _ls(args: argparse.Namespace) -> int:
 def data_dir_of(given: Path | None) -> Path:
     """Return the data directory that was given, or else that of the configuration."""
     return given if given is not None else load({}, os.environ, None).data_dir
+
+
+def _add_query(commands: Any) -> None:
+    parser = commands.add_parser(
+        "query", help="a question in SQL over recorded runs", allow_abbrev=False
+    )
+    parser.add_argument("sql", metavar="SQL")
+    parser.add_argument("places", nargs="*", type=Path, metavar="DATA_DIR_OR_RUN")
+    forms = parser.add_mutually_exclusive_group()
+    forms.add_argument("--json", action="store_true", help="print one JSON object a line")
+    forms.add_argument("--csv", action="store_true", help="print CSV with a line of names")
+    parser.add_argument(
+        "--memory-mb", type=int, default=1024, metavar="MB", help="memory it may take"
+    )
+    parser.add_argument("--threads", type=int, default=2, metavar="N", help="threads it may take")
+    parser.set_defaults(act=_query)
+
+
+def _query(args: argparse.Namespace) -> int:
+    try:
+        from telemetry.query.query_command import CSV, JSON, TABLE, check_limits, query
+    except ImportError as exc:
+        raise CommandError(
+            f"query needs {exc.name or 'DuckDB'}; install it with: "
+            "pip install 'training-telemetry[query]'"
+        ) from exc
+
+    form = JSON if args.json else CSV if args.csv else TABLE
+    limits = check_limits(args.memory_mb, args.threads)
+    return query(args.sql, args.places or [data_dir_of(None)], form, limits)
 
 
 def _add_rm(commands: Any) -> None:

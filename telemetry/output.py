@@ -47,6 +47,15 @@ class Page:
     def line(self, text: str) -> None:
         print(clean(text, LINE_MAX_CHARS), file=self._text)
 
+    def aligned(self, names: list[str], are_right: list[bool], rows: list[list[str]]) -> None:
+        """Add a table whose columns are aligned right where are_right says so."""
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for name, is_right in zip(names, are_right, strict=True):
+            table.add_column(name, no_wrap=True, justify="right" if is_right else "left")
+        for row in rows:
+            table.add_row(*(clean(cell, LINE_MAX_CHARS) for cell in row))
+        self._console.print(table)
+
     def table(self, left: tuple[str, ...], right: tuple[str, ...], rows: list[list[Any]]) -> None:
         """Add a table; `left` and `right` name its columns by how they are aligned."""
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

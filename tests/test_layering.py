@@ -103,6 +103,10 @@ LAYERS = {
         shared telemetry.journal telemetry.datadir telemetry.errors telemetry.recorded
         telemetry.run_dir telemetry.sessions
     """,
+    "telemetry.query": """
+        shared telemetry.journal telemetry.sinks.parquet telemetry.views telemetry.errors
+        telemetry.output telemetry.run_dir
+    """,
     "telemetry.monitor": """
         shared telemetry.commands telemetry.hardware telemetry.journal telemetry.views
         telemetry.config telemetry.datadir telemetry.errors telemetry.run_dir telemetry.summary

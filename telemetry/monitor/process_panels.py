@@ -49,8 +49,8 @@ def machine_lines(
     counted = f"{len(found)} of {len(processes)}" if words else str(len(processes))
     lines: list[Line] = [
         [
-            Piece(f" {counted} processes of this machine, by {order}", STRONG),
-            Piece("  not recorded; training ones are green", DIM),
+            Piece(f" {counted} processes of this machine by {order}", STRONG),
+            Piece("  not recorded; training: green", DIM),
         ],
         [Piece(f"{head}{user}  command", DIM)],
     ]

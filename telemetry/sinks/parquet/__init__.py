@@ -14,9 +14,10 @@ hive partitions take it.
     source    text       process that sent it: rank0, rank1, hardware:<host>, sidecar
     session   text       one start of that process
     row       int64      row of the journal; the values of one event share it
+    late      bool       true if it came from a spool after its session was over
     kind      text       train, val, quant, hardware, custom; else the event's own tag:
                          run_started, config_updated, message, alert, gap, run_finished,
-                         histogram
+                         histogram (a kind of values that is called so: metrics:message, ...)
     step      int64      optimizer step; null where the event has none
     time      timestamp  wall clock of the sender, in microseconds, UTC
     name      text       of the value, as in every sink; of the alert or histogram; the level of

@@ -33,12 +33,12 @@ SETTINGS: Final[dict[str, Any]] = {
     "autoload_known_extensions": False,
 }
 
-_COPY: Final = """
-COPY (
+VALUES: Final = """
     SELECT
         source::VARCHAR AS source,
         session::VARCHAR AS session,
         "row",
+        late,
         kind::VARCHAR AS kind,
         CASE WHEN has_step THEN step END AS step,
         make_timestamptz(wall_us) AS time,
@@ -47,8 +47,11 @@ COPY (
         CASE WHEN has_integer THEN integer END AS integer,
         text::VARCHAR AS text
     FROM columns
-) TO {path} (FORMAT parquet, COMPRESSION zstd, KV_METADATA {metadata})
 """
+"""The columns of a file, from those of a values table that is registered as `columns`."""
+_COPY: Final = (
+    f"COPY ({VALUES}) TO {{path}} (FORMAT parquet, COMPRESSION zstd, KV_METADATA {{metadata}})"
+)
 
 
 class ParquetFiles:

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from shared.events import (
+    EVENT_TYPES,
     AlertChanged,
     DecodeError,
     Event,
@@ -78,6 +79,7 @@ class ValuesTable:
             "source": spread(self._sources, object),
             "session": spread(self._sessions, object),
             "row": spread(self._rows, np.int64),
+            "late": spread(self._lates, bool),
             "kind": spread(self._kinds, object),
             "step": steps,
             "has_step": steps != NO_STEP,
@@ -100,6 +102,7 @@ class ValuesTable:
         self._sources: list[str] = []
         self._sessions: list[str] = []
         self._rows: list[int] = []
+        self._lates: list[bool] = []
         self._kinds: list[str] = []
         self._steps: list[int] = []
         self._walls_us: list[int] = []
@@ -118,7 +121,9 @@ class ValuesTable:
             del values[STEP]  # it is in a column of its own
         if not values:
             return
-        self._begin(row, event.kind, event.step, len(values))
+        # What is called like another event must not pass for one.
+        kind = f"metrics:{event.kind}" if event.kind in EVENT_TYPES else event.kind
+        self._begin(row, kind, event.step, len(values))
         if set(map(type, values.values())) == {float}:
             self._names.extend(values)
             self._values.extend(values.values())  # type: ignore[arg-type]
@@ -155,6 +160,7 @@ class ValuesTable:
         self._sources.append(row.source)
         self._sessions.append(row.session)
         self._rows.append(row.row)
+        self._lates.append(row.is_late)
         self._kinds.append(kind)
         self._steps.append(NO_STEP if step is None else step)
         self._walls_us.append(row.envelope.wall_ns // 1000)
