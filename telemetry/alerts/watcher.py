@@ -1,7 +1,7 @@
 """Watcher: the thread that keeps the latest values and evaluates the rules of alerts.
 
 In: frames from the feed, and the facts that the journal thread publishes.
-Out: a copy of the latest values and the conditions of alerts, made anew in each turn.
+Out: a copy of the latest values and the conditions of alerts, made anew in each poll.
 Never: touches a journal, or keeps another thread waiting.
 """
 
@@ -25,13 +25,13 @@ from telemetry.watch.latest import Latest
 
 log = logging.getLogger("telemetry.alerts.watcher")
 
-TURN_S: Final = 1.0
+POLL_S: Final = 1.0
 
 
 class Watcher:
     """Owns the latest values and the conditions.
 
-    `latest`, `published` and `counts` may be read from any thread: each turn makes new ones.
+    `latest`, `published` and `counts` may be read from any thread: each poll makes new ones.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Watcher:
         telling: Telling,
     ) -> None:
         self.latest = Latest()
-        """A copy, as of the last turn."""
+        """A copy, as of the last poll."""
         self.published = Published()
         """The conditions of alerts, for the journal thread to record."""
         self.counts: dict[str, int] = {}
@@ -75,10 +75,10 @@ class Watcher:
             self._thread.join()
             if is_first:
                 # What the last rows of the runs said: a trainer's death, above all.
-                self._guarded_turn()
+                self._guarded_poll()
 
-    def turn(self) -> None:
-        """Take in what came since the last turn, and publish."""
+    def poll(self) -> None:
+        """Take in what came since the last poll, and publish."""
         now_ns = self._clock.monotonic_ns()
         situation = self._situation()
         live = frozenset(run.run_id for run in situation.runs if not run.is_ended)
@@ -127,12 +127,12 @@ class Watcher:
                 self._telling.tell(key.scope, SIDECAR, onset_of(key, found))
 
     def _run(self) -> None:
-        while not self._is_ending.wait(TURN_S):
-            self._guarded_turn()
+        while not self._is_ending.wait(POLL_S):
+            self._guarded_poll()
 
-    def _guarded_turn(self) -> None:
+    def _guarded_poll(self) -> None:
         try:
-            self.turn()
+            self.poll()
         except Exception:
             self.failures += 1
             if self.failures == 1:
