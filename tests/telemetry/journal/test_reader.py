@@ -466,3 +466,21 @@ def test_a_damaged_header_is_told_to_a_reader_that_begins_with_its_segment(journ
     told = [read_all(tmp_path / "journal", row)[1] for row in (middle.first_row, behind.first_row)]
 
     assert [[d.kind for d in damage] for damage in told] == [[SEGMENT], []]
+
+
+def test_a_damaged_record_is_one_damage_wherever_a_chunk_ends(tmp_path):
+    """Its rows are lost with it, and no hole besides."""
+    with JournalWriter(tmp_path) as writer:
+        for _ in range(8):
+            write(writer, 2)
+            writer.sync()
+    path = only_segment(tmp_path)
+    start, end = record_places(path)[5]
+    content = bytearray(path.read_bytes())
+    content[end - 1] ^= 1
+    path.write_bytes(content)
+    whole = read_all(tmp_path)
+    assert [d[1:3] for d in whole[1]] == [(start, end)]
+
+    for chunk_bytes in range(end - start + 40, len(content), 7):
+        assert read_all(tmp_path, chunk_bytes=chunk_bytes) == whole
