@@ -60,7 +60,7 @@ DATA_DIR/
     run.json                what the journal says of the run, for people, tools and sinks
     cursors/<sink>.json     how far each sink has got, and <sink>.lock while one is at work
     cursors/<sink>.skipped  rows at which this sink crashed twice
-    tensorboard/  wandb/  parquet/    what the sinks made
+    tensorboard/  wandb/  parquet/  perfetto/   what the sinks made
       superseded-…          in wandb/: files whose rows the server has; `wandb sync` passes them by
     quarantine/             what could not be decoded or accepted
     wandb-unresolved/       offline runs with rows that a server may have already
@@ -77,6 +77,7 @@ FORMATS = (
     ("Journal and durable mark", "telemetry/journal/layout.py"),
     ("Cursor of a sink", "telemetry/sinks/cursor.py"),
     ("Parquet files", "telemetry/sinks/parquet/__init__.py"),
+    ("Trace", "telemetry/sinks/perfetto.py"),
     ("Kept columns", "telemetry/views/column_chunk.py"),
     ("Spool", "shared/emitter/spool.py"),
     ("A run as JSON", "telemetry/commands/inspect_json.py"),

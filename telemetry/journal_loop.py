@@ -69,7 +69,7 @@ class JournalLoop:
         except JournalFault:
             raise
         except Exception:
-            self._note_failure("a turn failed; the sidecar goes on")
+            self._note_failure("a poll failed; the sidecar goes on")
 
     def _poll(self) -> None:
         """One sync then serves all messages of up to commit_interval_ms, of all streams."""

@@ -10,7 +10,7 @@
         <sink>.state             how the supervisor last saw the sink
         <sink>.skipped           rows that the sink leaves out: sinks/skips.py
         <sink>.slot              the row that the sink is at: sinks/slot.py
-      tensorboard/  wandb/  parquet/   the files of those sinks
+      tensorboard/  wandb/  parquet/  perfetto/   the files of those sinks
       columns/                   kept for pages and queries, may be deleted: views/column_store.py
 
 A replay writes into another directory, with the same places for cursors and the files of
@@ -68,6 +68,10 @@ class RunDir:
     @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
+
+    @property
+    def perfetto(self) -> Path:
+        return self.path / "perfetto"
 
     @property
     def columns(self) -> Path:

@@ -50,7 +50,7 @@ class Conversation:
         self._silence_ns = int(silence_s * 1e9)
         self._notices = Notices(NOTICES_MAX)
 
-    def turn(self, peers: Iterable[Peer]) -> None:
+    def poll(self, peers: Iterable[Peer]) -> None:
         """Handle the messages received, then send what is due for each stream."""
         # 1. Handle every message that has arrived.
         peers = list(peers)

@@ -26,7 +26,7 @@ from shared.events import Event
 from shared.text import clean
 
 CHUNK_EVENTS: Final = 4096
-"""Events at most taken out of the queue in one turn, before frames are sent and spooled."""
+"""Events at most taken out of the queue in one poll, before frames are sent and spooled."""
 HELD_SHARE: Final = 15 / 16
 """Share of the bound that backlog and frames may take together."""
 FRAMES_SHARE: Final = 0.25

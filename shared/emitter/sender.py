@@ -86,7 +86,7 @@ class Sender:
 
     @property
     def source(self) -> str:
-        """Source name of the stream; that of a worker is known only after its first turn."""
+        """Source name of the stream; that of a worker is known only after its first poll."""
         return self.main.stream.id.source
 
     @property
@@ -148,7 +148,7 @@ class Sender:
                 self._guarded(self.claim.claim_if_worker)
                 # 2. Adopt the spools of ended emitters, to send them too.
                 self._guarded(self._adopt_orphans)
-                # 3. Loop: a turn if there is work, then wait for a message.
+                # 3. Loop: a poll if there is work, then wait for a message.
                 has_news = True
                 while not self._is_over(connection):
                     if (has_news or self._has_work()) and not self._guarded(
@@ -173,7 +173,7 @@ class Sender:
         self.framing.make_frames(now)
         # 3. Exchange messages for every stream. FIN may follow only when no event is behind it.
         self.main.is_complete = self._is_closing and self.framing.is_empty
-        talk.turn([*self._orphans, self.main])
+        talk.poll([*self._orphans, self.main])
         # 4. Let go of what was acknowledged just now, before anything is added to a spool.
         self.spooling.clear_if_unneeded()
         forget_finished(self._orphans)
@@ -187,7 +187,7 @@ class Sender:
         # 6. Give emit() the memory that the spool has freed, and choose when to look again.
         self.framing.share_memory()
         is_quiet = not self.main.stream.frames and not self._orphans
-        self._pace.on_turn(now, has_taken=self.queue.taken != taken, is_quiet=is_quiet)
+        self._pace.on_poll(now, has_taken=self.queue.taken != taken, is_quiet=is_quiet)
 
     def _leave(self) -> None:
         """End the thread's work: put what is not acknowledged into the spool."""
@@ -226,7 +226,7 @@ class Sender:
         return self._deadline_ns is not None
 
     def _has_work(self) -> bool:
-        """True if a turn may have something to do. Called a hundred times a second: cheap."""
+        """True if a poll may have something to do. Called a hundred times a second: cheap."""
         return bool(self.queue) or self.framing.is_waiting or self._is_closing or self._pace.is_due
 
     def _is_over(self, connection: Connection) -> bool:
@@ -255,7 +255,7 @@ class Sender:
             self._has_looked_again = True
             connection.rebuild()
 
-    # --- the steps of a turn
+    # --- the steps of a poll
 
     def _take_queue(self) -> None:
         self.framing.take_queue()

@@ -20,7 +20,7 @@ from telemetry.alerts.standing import lasted_of
 from telemetry.alerts.verdicts import HOST, Active, Key
 
 SAID_MAX: Final = 64
-"""Alerts that are written in one turn; the others come in the next."""
+"""Alerts that are written in one poll; the others come in the next."""
 
 
 class OpenRun(Protocol):

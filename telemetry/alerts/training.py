@@ -148,7 +148,7 @@ class TrainingWatch:
 
     def _not_finite(self, run_id: str, rule: Rule) -> Iterator[Verdict]:
         for name, since in self._finite.items():
-            # However many finite values came in the same turn.
+            # However many finite values came in the same poll.
             is_bad = since < FINITE_AGAIN or name in self._hits
             text = f"{name} is not a number, or infinite"
             yield Verdict(Key(run_id, rule.name, name), is_bad, text, None, rule.severity)

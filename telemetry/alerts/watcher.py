@@ -1,7 +1,7 @@
 """Watcher: the thread that keeps the latest values and evaluates the rules of alerts.
 
 In: frames from the feed, and the facts that the journal thread publishes.
-Out: a copy of the latest values and the conditions of alerts, made anew in each turn.
+Out: a copy of the latest values and the conditions of alerts, made anew in each poll.
 Never: touches a journal, or keeps another thread waiting.
 """
 
@@ -19,19 +19,19 @@ from telemetry.alerts.recording import Published, end_of, onset_of
 from telemetry.alerts.rules import Rules
 from telemetry.alerts.telling import Telling
 from telemetry.alerts.verdicts import HOST, Conditions, Key
-from telemetry.watch.facts import Situation
+from telemetry.watch.facts import Situation, Unrecorded
 from telemetry.watch.feed import Feed
 from telemetry.watch.latest import Latest
 
 log = logging.getLogger("telemetry.alerts.watcher")
 
-TURN_S: Final = 1.0
+POLL_S: Final = 1.0
 
 
 class Watcher:
     """Owns the latest values and the conditions.
 
-    `latest`, `published` and `counts` may be read from any thread: each turn makes new ones.
+    `latest`, `published` and `counts` may be read from any thread: each poll makes new ones.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Watcher:
         telling: Telling,
     ) -> None:
         self.latest = Latest()
-        """A copy, as of the last turn."""
+        """A copy, as of the last poll."""
         self.published = Published()
         """The conditions of alerts, for the journal thread to record."""
         self.counts: dict[str, int] = {}
@@ -56,8 +56,11 @@ class Watcher:
         self._telling = telling
         self._conditions = Conditions()
         self._values = Latest()
+        self.unrecorded: tuple[Unrecorded, ...] = ()
+        """Conditions that were told and that no journal has: a new one in each turn."""
+        self.not_recorded = 0
+        """Conditions that were over before a journal could have them."""
         self._unrecorded: set[Key] = set()
-        """Conditions of the machine that were told and that no run has."""
         self._is_ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
 
@@ -72,10 +75,10 @@ class Watcher:
             self._thread.join()
             if is_first:
                 # What the last rows of the runs said: a trainer's death, above all.
-                self._guarded_turn()
+                self._guarded_poll()
 
-    def turn(self) -> None:
-        """Take in what came since the last turn, and publish."""
+    def poll(self) -> None:
+        """Take in what came since the last poll, and publish."""
         now_ns = self._clock.monotonic_ns()
         situation = self._situation()
         live = frozenset(run.run_id for run in situation.runs if not run.is_ended)
@@ -88,33 +91,48 @@ class Watcher:
         self._evaluator.see(frames, now_ns)
         verdicts = self._evaluator.verdicts(situation, self.latest, now_ns)
         self._conditions.forget(live)
-        self._conditions.take(verdicts, _standing(situation), now_ns)
+        standing = _standing(situation)
+        self._conditions.take(verdicts, standing, now_ns)
         self.published = Published(self._conditions.active(), self._conditions.over())
-        # 3. Tell what was journaled, and what no run records.
+        # 3. Tell what was journaled, and what can't be: without room, or without a run.
         for alert in alerts:
             self._telling.take(alert)
-        if not any(run.is_started and not run.is_ended for run in situation.runs):
-            self._tell_unrecorded()
+        self._note_recorded(standing)
+        has_run = any(run.is_started and not run.is_ended for run in situation.runs)
+        if not has_run or not situation.is_writable:
+            self._tell_unrecorded(standing, is_full=has_run)
+        self.unrecorded = tuple(
+            Unrecorded(*key, self.published.active[key].verdict.severity)
+            for key in sorted(self._unrecorded)
+        )
         self.counts = dict(self._telling.counts)
 
-    def _tell_unrecorded(self) -> None:
-        """Tell the conditions of the machine while no run can record them."""
-        for key in [key for key in self._unrecorded if key in self.published.over]:
-            self._unrecorded.discard(key)
-            event = end_of(key.name, key.subject, self.published.over[key])
-            self._telling.tell("", SIDECAR, event)
+    def _note_recorded(self, standing: frozenset[Key]) -> None:
+        """Forget what a run has now; tell the end of what was over before any could have it."""
+        for key in sorted(self._unrecorded):
+            if key in standing:
+                self._unrecorded.discard(key)
+            elif key not in self.published.active:
+                self._unrecorded.discard(key)
+                self.not_recorded += 1
+                event = end_of(key.name, key.subject, self.published.over.get(key))
+                self._telling.tell(key.scope, SIDECAR, event)
+
+    def _tell_unrecorded(self, standing: frozenset[Key], *, is_full: bool) -> None:
+        """Tell the conditions that are in no journal; those of a run only where it has no room."""
         for key, found in self.published.active.items():
-            if key.scope == HOST:
+            is_told = key.scope == HOST or is_full
+            if is_told and key not in standing and key not in self._unrecorded:
                 self._unrecorded.add(key)
-                self._telling.tell("", SIDECAR, onset_of(key, found))
+                self._telling.tell(key.scope, SIDECAR, onset_of(key, found))
 
     def _run(self) -> None:
-        while not self._is_ending.wait(TURN_S):
-            self._guarded_turn()
+        while not self._is_ending.wait(POLL_S):
+            self._guarded_poll()
 
-    def _guarded_turn(self) -> None:
+    def _guarded_poll(self) -> None:
         try:
-            self.turn()
+            self.poll()
         except Exception:
             self.failures += 1
             if self.failures == 1:

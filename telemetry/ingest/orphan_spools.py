@@ -90,7 +90,7 @@ class SpoolCarrier:
     def _carry(self, connection: Connection, talk: Conversation) -> None:
         """Send what was found, until all of it is on disk."""
         while self._peers and not self._stop.is_set():
-            talk.turn(self._peers)
+            talk.poll(self._peers)
             forget_finished(self._peers)
             self._set_refused_aside()
             connection.wait(POLL_S)

@@ -28,6 +28,8 @@ _HEADS: Final = ("cores", "memory", "procs", "threads", "files", "read", "write"
 _PROCESS_HEAD: Final = "".join(
     f"{head:>{width}}" for head, width in zip(_HEADS, _WIDTHS, strict=True)
 )
+_CPU_LIMIT: Final = "cgroup/cpu_limit_cores"
+_MEMORY_LIMIT: Final = "cgroup/memory_limit_bytes"
 _RATES: Final = (
     ("disk", "disk", ("read", "read_bytes_per_second"), ("write", "write_bytes_per_second")),
     ("network", "network", ("in", "received_bytes_per_second"), ("out", "sent_bytes_per_second")),
@@ -40,6 +42,7 @@ def host_lines(host: HostLine, room: Room) -> list[Line]:
     lines: list[Line] = [[Piece(clean(host.name, 60), STRONG), Piece(age, BAD)]]
     lines += _processor(host, room)
     lines += _rates(host, room)
+    lines += [line for line in (_container(host), _waits(host)) if line]
     lines += gpu_lines(host, room)
     return [fitted(line, room.width) for line in lines]
 
@@ -114,6 +117,33 @@ def _rate_line(
             Piece("  "),
         ]
     return line
+
+
+def _container(host: HostLine) -> Line:
+    """Return what our control group uses, of how much where it is held to a limit."""
+    values = host.values
+    parts = []
+    cores, most = as_float(values, "cgroup/cpu_used_cores"), as_float(values, _CPU_LIMIT)
+    if cores is not None:
+        parts.append(f"cpu {cores:.2f}{f' of {most:g}' if most else ''} cores")
+    throttled = as_float(values, "cgroup/cpu_throttled_seconds_per_second")
+    if throttled:
+        parts.append(f"throttled {throttled:.2f} s/s")
+    used, limit = as_float(values, "cgroup/memory_used_bytes"), as_float(values, _MEMORY_LIMIT)
+    if used is not None:
+        parts.append(f"memory {bytes_text(used)}{f' of {bytes_text(limit)}' if limit else ''}")
+    kills = as_float(values, "cgroup/oom_kills_total")
+    if kills:
+        parts.append(f"killed for memory {kills:.0f}")
+    return [Piece(" container "), Piece("  ".join(parts), DIM)] if parts else []
+
+
+def _waits(host: HostLine) -> Line:
+    """Return the share of time in which some task waited for a resource."""
+    named = (("cpu", "cpu"), ("memory", "memory"), ("disk", "io"))
+    shares = [(word, as_float(host.values, f"pressure/{r}_some_ratio")) for word, r in named]
+    parts = [f"{word} {100 * share:.0f} %" for word, share in shares if share is not None]
+    return [Piece(" waits for "), Piece("  ".join(parts), DIM)] if parts else []
 
 
 def host_charts(host: HostLine, room: Room, height: int) -> list[Line]:

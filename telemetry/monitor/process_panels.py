@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from shared.redact import redacted_text
 from shared.text import clean
 from telemetry.monitor.figures import bytes_text, number_text
 from telemetry.monitor.pieces import DIM, GOOD, PLAIN, STRONG, Line, Piece, Room, fitted
@@ -49,8 +48,8 @@ def machine_lines(
     counted = f"{len(found)} of {len(processes)}" if words else str(len(processes))
     lines: list[Line] = [
         [
-            Piece(f" {counted} processes of this machine, by {order}", STRONG),
-            Piece("  not recorded; training ones are green", DIM),
+            Piece(f" {counted} processes of this machine by {order}", STRONG),
+            Piece("  not recorded; training: green", DIM),
         ],
         [Piece(f"{head}{user}  command", DIM)],
     ]
@@ -69,8 +68,7 @@ def _line(line: ProcessLine, room: Room, columns: int) -> Line:
     user = f"  {clean(line.user, 9):<9.9}" if room.width >= _NARROW else ""
     style = GOOD if line.of else PLAIN
     of = [Piece(f"  {clean(line.of, 64)}", GOOD)] if line.of else []
-    # A command line may have a password in it, which others may read over the shoulder.
-    command = clean(redacted_text(line.command), COMMAND_CHARS)
+    command = clean(line.command, COMMAND_CHARS)
     return [Piece(f"{numbers}{user}", style), *of, Piece(f"  {command}", style)]
 
 

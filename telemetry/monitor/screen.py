@@ -208,7 +208,7 @@ class MonitorApp(App[None]):
             return
         width, height = self.size
         if width < WIDTH_MIN or height < HEIGHT_MIN:
-            text = f"needs {WIDTH_MIN}x{HEIGHT_MIN}, has {width}x{height}"
+            text = f"{width}x{height}: needs {WIDTH_MIN}x{HEIGHT_MIN}"
             self._put("#head", [[Piece(text, WARN)]])
             for page in ("overview", "hosts", "processes", "events"):
                 self._put(f"#{page}-text", [])

@@ -11,6 +11,7 @@ SINKS: Final = {
     "tensorboard": "telemetry.sinks.tensorboard:TensorBoardSink",
     "wandb": "telemetry.sinks.wandb:WandbSink",
     "parquet": "telemetry.sinks.parquet:ParquetSink",
+    "perfetto": "telemetry.sinks.perfetto:PerfettoSink",
     "console": "telemetry.sinks.console:ConsoleSink",
 }
 """Where the class of each sink is, by the name of the sink."""

@@ -57,7 +57,7 @@ class Desk:
         self.clock.advance(after_s)
         self.wire.sent.clear()
         self.wire.arriving += answers
-        self.talk.turn([self.peer])
+        self.talk.poll([self.peer])
         return list(self.wire.sent)
 
     def opened(self) -> Desk:
@@ -236,7 +236,7 @@ def test_the_streams_of_one_conversation_are_told_apart_by_number():
     other = Peer(OutgoingStream(7, "run", "session", "rank1"))
     desk.wire.arriving.append(Welcome(7, 0, CREDIT_BYTES))
 
-    desk.talk.turn(iter([desk.peer, other]))
+    desk.talk.poll(iter([desk.peer, other]))
 
     assert (desk.stream.state, other.stream.state) == (State.ASKED, State.OPEN)
     assert (desk.peer.heard_ns, other.heard_ns) == (0, desk.clock.mono)

@@ -21,7 +21,7 @@ def pace(clock: ManualClock) -> Pace:
 
 
 def turn(pace: Pace, clock: ManualClock, *, has_taken: bool = False, is_quiet: bool = True) -> None:
-    pace.on_turn(clock.monotonic_ns(), has_taken=has_taken, is_quiet=is_quiet)
+    pace.on_poll(clock.monotonic_ns(), has_taken=has_taken, is_quiet=is_quiet)
 
 
 def test_it_looks_often_until_a_second_without_events_is_over(pace, clock):

@@ -116,7 +116,7 @@ def test_on_a_terminal_there_is_a_screen_and_q_ends_it(tmp_path, size):
         sizes = ("COLUMNS", "LINES")  # in the way of the terminal's own
         env = {name: value for name, value in env.items() if name not in sizes}
         os.execve(sys.executable, [*MONITOR, "--data-dir", str(tmp_path / "data")], env)
-    wanted = "needs 40x10, has" if size[1] < 40 else "sampler started"
+    wanted = f"{size[1]}x{size[0]}: needs 40x10" if size[1] < 40 else "sampler started"
     shown = _until(fd, wanted)
     os.write(fd, b"q")
     after = _until(fd, "the sidecar's log is")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import random
 import resource
 import signal
@@ -23,7 +24,7 @@ from telemetry.errors import EXIT_BACKLOG, EXIT_OK
 from telemetry.run_dir import CursorFile, RunDir, load
 from telemetry.sinks.base import START, Position, SinkUnavailable
 from telemetry.sinks.cursor import Cursor
-from telemetry.sinks.parquet import ParquetSink, parquet_files
+from telemetry.sinks.parquet import ParquetSink
 from tests.fakes import ManualClock
 from tests.faults.crash_points import cut_everywhere, kill_everywhere
 from tests.telemetry.monitor.runs import training, write_rows, write_run_file
@@ -289,13 +290,13 @@ def test_a_full_disk_is_waited_for_and_made_up_for(tmp_path: Path) -> None:
 def test_a_failed_sync_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What may not be on disk has no name that a reader knows."""
 
-    def fail(path: Path) -> None:
+    def fail(fd: int) -> None:
         raise OSError(5, "Input/output error")
 
     sink = ParquetSink(context(tmp_path))
     sink.open(START)
     sink.write(mixed(2).rows)
-    monkeypatch.setattr(parquet_files, "sync_file", fail)
+    monkeypatch.setattr(os, "fsync", fail)
 
     with pytest.raises(SinkUnavailable, match="Input/output error"):
         sink.finish("finished", 0)

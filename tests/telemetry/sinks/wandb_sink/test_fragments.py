@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Iterable
 from pathlib import Path
@@ -66,11 +67,12 @@ def test_a_writer_that_stays_is_named(tmp_path: Path) -> None:
 
 
 def test_writers_are_found_by_their_open_files(tmp_path: Path) -> None:
-    """A recorded /proc: one process has the file open, one another, one is not ours to see."""
+    """A recorded /proc: one process has the file open, one another, one is not ours to see, and
+    this process itself reads the file."""
     held = tmp_path / "run-x.wandb"
     held.touch()
     proc = tmp_path / "proc"
-    for pid, target in ((10, held), (11, tmp_path / "other")):
+    for pid, target in ((10, held), (11, tmp_path / "other"), (os.getpid(), held)):
         fd_dir = proc / str(pid) / "fd"
         fd_dir.mkdir(parents=True)
         (fd_dir / "3").symlink_to(target)

@@ -164,13 +164,21 @@ def test_a_run_that_ended_otherwise_is_finished_once_more(
 
 
 def test_a_run_without_rows_is_begun_to_be_finished(
-    context: SinkContext, clock: PausingClock, started: list[FileClient]
+    context: SinkContext,
+    clock: PausingClock,
+    started: list[FileClient],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """W&B shows it with its exit code."""
-    part = opened(context, clock).finish(Spot(2), Ending("failed", 1))
+    """W&B shows it with its exit code and status. What follows a finish is no second one."""
+    run = opened(context, clock)
+    part = run.finish(Spot(2), Ending("failed", 1))
+    started[0].refuses = True
+    run.close()
 
     assert [wandb_file.exit_code(one.file) for one in started] == [1]
     assert part.spot.row == 2 and part.ledger.count == 0
+    assert started[0].said == ["summary {'telemetry/run_status': 'failed'}"]
+    assert caplog.text == ""
 
 
 def test_a_rows_effects_are_written_before_the_row(
@@ -234,6 +242,59 @@ def test_a_commit_covers_what_was_read_back_and_no_more(
 
     part = run.commit(Spot(4))
     assert part == LocalPart(Spot(4), Ledger().plus([0, 3]), ".", 0)
+
+
+@pytest.mark.parametrize("selected", [Selected(config={"lr": 1}), Selected(summary={"best": 1})])
+def test_an_effect_without_a_row_counts_when_a_row_behind_it_is_read_back(
+    context: SinkContext, clock: PausingClock, started: list[FileClient], selected: Selected
+) -> None:
+    """The first of them as well as any later one."""
+    run = opened(context, clock)
+    carried(run, [0])
+    run.take(1, selected)
+
+    assert run.commit(Spot(2)) is None
+    carried(run, [2])
+    assert run.commit(Spot(3)).spot.row == 3
+
+
+def test_rows_that_were_only_sent_are_not_committed(
+    context: SinkContext,
+    clock: PausingClock,
+    started: list[FileClient],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """wandb-core has them in memory: no file holds any yet, from the first row on."""
+    monkeypatch.setattr(FileClient, "_write", lambda *_: None)
+    run = opened(context, clock)
+    carried(run, [0])
+
+    assert run.commit(Spot(1)) is None
+
+
+def test_a_run_that_was_ended_without_rows_ends_again_behind_its_rows(
+    context: SinkContext, clock: PausingClock, started: list[FileClient]
+) -> None:
+    """It was reopened. What is running now is finished, whatever an older file says."""
+    write(context, [], code=0)
+    run = opened(context, clock)
+    carried(run, range(2))
+
+    run.finish(Spot(2), Ending("finished", 0))
+
+    assert [wandb_file.exit_code(one.file) for one in started] == [0]
+
+
+def test_a_finish_waits_until_the_file_is_written_to_its_end(
+    context: SinkContext, clock: PausingClock, started: list[FileClient]
+) -> None:
+    """wandb says that it has finished before wandb-core has written all."""
+    run = opened(context, clock)
+    carried(run, [0])
+    started[0].finish = lambda code: None  # type: ignore[method-assign]
+
+    with pytest.raises(SinkUnavailable, match="not written to its end"):
+        run.finish(Spot(1), Ending("finished", 0))
 
 
 def test_rows_found_in_the_files_can_be_committed_at_once(
