@@ -249,7 +249,6 @@ class OnlineRun:
             view = self._server.view()
         if view.last_row >= last_sent:
             self._heed(view, is_open=False)
-            self._settle()
         elif view._replace(journal="") == View(exists=True):
             log.warning(
                 "sink=wandb run=%s: the server does not tell what it has; nothing failed",

@@ -82,6 +82,79 @@ def test_a_closed_stream_that_speaks_again_goes_on_at_its_number(tmp_path):
         assert read_all(tmp_path, first_row)[0] == rows[first_row:]
 
 
+def test_a_stream_that_begins_behind_closed_ones_gets_a_number_of_its_own(tmp_path):
+    """They have the highest numbers, and no segment that is read at a restart names them."""
+    with JournalWriter(tmp_path, SEGMENT_MAX) as writer:
+        write(writer, 1, "rank1")
+        for number in range(4):
+            write(writer, 2, worker(number))
+            writer.sync()
+            writer.end_stream(stream(worker(number)))
+        for _ in range(20):
+            write(writer, 2, "rank1")
+            writer.sync()
+
+    for source in ("rank7", worker(3)):
+        with JournalWriter(tmp_path, SEGMENT_MAX) as writer:
+            write(writer, 3, source)
+            writer.sync()
+
+    with JournalWriter(tmp_path, SEGMENT_MAX) as writer:
+        told = {s: writer.durable_seq(stream(s)) for s in map(worker, range(4))}
+        assert writer.durable_seq(stream("rank7")) == 2
+        numbers = {**writer.recovered.closed, **writer.recovered.streams}
+    assert told == {worker(0): 1, worker(1): 1, worker(2): 1, worker(3): 4}
+    assert sorted(numbers) == [0, 1, 2, 3, 4, 5]
+    rows = read_all(tmp_path)[0]
+    assert [row.source for row in rows][-6:] == [*["rank7"] * 3, *[worker(3)] * 3]
+
+
+@pytest.mark.parametrize("where", ["its header is damaged", "it is gone, and the next names it"])
+def test_a_damaged_list_is_made_good_from_what_is_left_of_the_segments(tmp_path, where):
+    """Also where the segment in which a stream began is not whole itself."""
+    with JournalWriter(tmp_path, SEGMENT_MAX) as writer:
+        write(writer, 2, worker(0))
+        if where == "its header is damaged":
+            writer.end_stream(stream(worker(0)))  # so that no other header names it
+        while len(segments(tmp_path)) == 1:
+            write(writer, 2, "rank1")
+            writer.sync()
+        writer.end_stream(stream(worker(0)))
+        for _ in range(20):
+            write(writer, 2, "rank1")
+            writer.sync()
+    path = tmp_path / CLOSED_NAME
+    path.write_bytes(path.read_bytes()[:-1])
+    first = segments(tmp_path)[0].path
+    if where == "its header is damaged":
+        content = bytearray(first.read_bytes())
+        content[30] ^= 1
+        first.write_bytes(content)
+    else:
+        first.unlink()
+
+    with JournalWriter(tmp_path, SEGMENT_MAX) as writer:
+        assert writer.durable_seq(stream(worker(0))) == 1
+
+
+def test_streams_that_were_closed_once_are_not_closed_again_at_each_rotation(tmp_path):
+    """The list would grow with every segment."""
+    with JournalWriter(tmp_path, SEGMENT_MAX) as writer:
+        for number in range(5):
+            write(writer, 1, worker(number))
+            writer.sync()
+            writer.end_stream(stream(worker(number)))
+        for _ in range(10):
+            write(writer, 3, "rank1")
+            writer.sync()
+        size, count = read_closed(tmp_path).size, len(segments(tmp_path))
+        for _ in range(30):
+            write(writer, 3, "rank1")
+            writer.sync()
+
+    assert len(segments(tmp_path)) > count + 3 and read_closed(tmp_path).size == size > 0
+
+
 acts = st.lists(
     st.tuples(
         st.sampled_from(["write", "write", "end", "sync", "sync", "reopen"]), st.integers(0, 3)

@@ -388,3 +388,13 @@ def test_a_record_that_comes_again_is_not_read_again():
 
     assert [f.header.row for f in found if isinstance(f, Found)] == [0, 2, 4]
     assert len([d for d in found if isinstance(d, Damage)]) == 1
+
+
+def test_a_reader_that_has_read_nothing_can_be_closed(tmp_path):
+    """Twice as well; it is not blind before it has looked."""
+    with JournalWriter(tmp_path):
+        reader = JournalReader(tmp_path)
+        assert not reader.is_blind
+
+        reader.close()
+        reader.close()

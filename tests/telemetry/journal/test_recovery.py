@@ -12,7 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.record import EVENTS, SEGMENT_HEADER_BYTES, decode_record_header, encode_record
+from shared.record import (
+    EVENTS,
+    SEGMENT_HEADER_BYTES,
+    STREAMS,
+    decode_record_header,
+    encode_record,
+)
 from telemetry.journal.layout import (
     MARK_NAME,
     Mark,
@@ -23,7 +29,7 @@ from telemetry.journal.layout import (
 )
 from telemetry.journal.reader import JournalReader
 from telemetry.journal.recovery import recover
-from telemetry.journal.scan import HOLE, SEGMENT, Damage
+from telemetry.journal.scan import CONTENT, HOLE, PAYLOAD, SEGMENT, Damage
 from telemetry.journal.writer import JournalWriter
 from tests.telemetry.journal.helpers import (
     frame,
@@ -339,6 +345,76 @@ def test_recovery_tells_what_it_found(rotated, tmp_path):
     before = segments(lost)[-1].path
     next_row = rows_of(before, record_places(before)[-1]).stop
     assert recover(lost).damage == [Damage(HOLE, 0, 0, next_row, 40, "durable rows")]
+
+
+def test_a_stream_that_begins_after_a_restart_gets_a_number_of_its_own(tmp_path):
+    """Though the last segment, just begun, has no record of those that its header names."""
+    with JournalWriter(tmp_path, 600) as writer:
+        for source in ("rank0", "rank1", "rank2"):
+            write(writer, 2, source)
+        while len(segments(tmp_path)) == 1:
+            write(writer, 2)
+            writer.sync()
+        before = {s: writer.durable_seq(stream(s)) for s in ("rank0", "rank1", "rank2")}
+
+    with JournalWriter(tmp_path) as writer:
+        write(writer, 3, "rank7")
+        write(writer, 1, "rank2")
+        writer.sync()
+
+    with JournalWriter(tmp_path) as writer:
+        after = {s: writer.durable_seq(stream(s)) for s in (*before, "rank7")}
+        assert list(writer.recovered.streams) == [0, 1, 2, 3]
+    assert after == before | {"rank2": before["rank2"] + 1, "rank7": 2}
+    assert [row.source for row in read_all(tmp_path)[0]][-4:] == [*["rank7"] * 3, "rank2"]
+
+
+def test_rows_of_damaged_records_in_a_segment_with_a_damaged_header_are_not_given_again(
+    rotated, tmp_path
+):
+    """A mark that would tell of them is missing, too."""
+    directory = copied(rotated, tmp_path, with_mark=False)
+    last = segments(directory)[-1].path
+    start, end = record_places(last)[-1]
+    content = bytearray(last.read_bytes())
+    content[30] ^= 1
+    content[-1] ^= 1
+    last.write_bytes(content)
+
+    found = recover(directory)
+
+    assert found.next_row == 40
+    assert [(d.kind, d.offset, d.end) for d in found.damage] == [
+        (SEGMENT, 0, len(content)),
+        (PAYLOAD, start, end),
+    ]
+
+
+def test_a_segment_that_has_nothing_but_a_damaged_header_costs_one_row_number(tmp_path):
+    """The one in its name: a new segment can't have the same."""
+    written(tmp_path)
+    with JournalWriter(tmp_path, 1) as writer:
+        write(writer, 2)
+        writer.sync()
+    last = segments(tmp_path)[-1]
+    content = bytearray(last.path.read_bytes())
+    content[30] ^= 1
+    last.path.write_bytes(content)
+
+    assert last.first_row == 14 and recover(tmp_path).next_row == 15
+
+
+def test_a_table_that_cannot_be_decoded_is_told(whole, tmp_path):
+    """Its checksum is right: it was written so, by another version."""
+    directory = copied(whole, tmp_path, with_mark=False)
+    path = only_segment(directory)
+    size = path.stat().st_size
+    record = encode_record(STREAMS, 5, 12, 0, 0, b"\xc1")
+    path.write_bytes(path.read_bytes() + record)
+
+    (damage,) = recover(directory).damage
+
+    assert damage[:5] == (CONTENT, size, size + len(record), 12, 12)
 
 
 def test_behind_an_old_mark_the_last_segment_goes_on(rotated, tmp_path):

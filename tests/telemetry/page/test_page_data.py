@@ -168,8 +168,9 @@ def test_a_run_that_grows_and_then_goes_away(tmp_path):
         status = wait_for_rows(page, before + 1)
         shutil.rmtree(run_dir)
         lines = page.json("/api/runs")["runs"]
+        gone = wait_until(lambda: (found := page.html("/api/runs/r"))[0] == 404 and found[1])
 
-    assert status == before + 1 and lines == []
+    assert status == before + 1 and lines == [] and "can't be read any more" in gone
 
 
 def wait_for_rows(page: PageProcess, rows: int) -> int:

@@ -197,13 +197,27 @@ def test_what_is_no_question_is_one_line_that_names_the_tables(
 
 
 def test_memory_is_bounded_and_the_way_is_said(tmp_path, capsys) -> None:
-    """A join of everything with everything ends with a line, and not with the machine."""
-    run_of(tmp_path, 1000)
-    question = "SELECT list(a.text || b.name) FROM metrics a, metrics b, metrics c"
+    """A question that needs more ends with a line, and not with the machine."""
+    run_of(tmp_path)
+    bounds = ("--memory-mb", 64, "--threads", 1)
+    settings = "SELECT current_setting('memory_limit') m, current_setting('threads') t"
 
-    code, lines, err = asked(capsys, question, tmp_path, "--memory-mb", 64, "--threads", 1)
+    code, lines, err = asked(capsys, "SELECT list(range) FROM range(50000000)", tmp_path, *bounds)
 
     assert code == 2 and lines == [] and "--memory-mb" in err and err.count("\n") == 1
+    assert asked(capsys, settings, tmp_path, *bounds)[1] == [{"m": "61.0 MiB", "t": 1}]
+
+
+def test_a_large_sort_goes_over_the_disk(tmp_path, capsys) -> None:
+    """In the directory for temporary files, although no other file can be reached."""
+    run_of(tmp_path)
+    question = "SELECT count(*) n FROM (SELECT * FROM range(8000000) ORDER BY hash(range) OFFSET 1)"
+
+    code, lines, err = asked(
+        capsys, question.replace("count(*) n", "max(range) n"), tmp_path, "--memory-mb", 100
+    )
+
+    assert (code, err) == (0, "") and lines[0]["n"] > 7_000_000
 
 
 def test_the_forms_of_an_answer(tmp_path, capsys) -> None:

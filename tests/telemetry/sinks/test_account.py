@@ -14,6 +14,7 @@ from telemetry.sinks.account import Account
 from telemetry.sinks.base import SinkUnavailable
 from telemetry.sinks.skips import read_skips
 from telemetry.sinks.slot import AT_ROW, Slot
+from tests.telemetry.sinks.helpers_rows import RowMaker
 
 
 @pytest.fixture
@@ -146,3 +147,41 @@ def test_a_row_is_put_on_record_once(directory, caplog):
 
     assert [skip.reason for skip in read_skips(directory / "lines.skipped")] == ["first"]
     assert caplog.text.count("steps over row 3") == 1
+
+
+def test_a_replay_skips_what_the_run_has_skipped_and_adds_its_own(tmp_path, directory):
+    """To the files of the replay; those of the run stay as they are."""
+    with closing(account(directory)) as held:
+        held.skip(3, "first")
+    (tmp_path / "replay" / "cursors").mkdir(parents=True)
+    replay = Account(RunDir(tmp_path / "replay"), RunDir(directory.parent), "lines", "r")
+
+    with closing(replay) as held:
+        held.skip(5, "second")
+        assert 3 in held.skips and 5 in held.skips
+
+    assert [skip.row for skip in read_skips(directory / "lines.skipped")] == [3]
+
+
+def test_rows_that_are_not_skipped_are_kept(directory):
+    """In their order, and all of them where none is skipped."""
+    rows = RowMaker()
+    for step in range(4):
+        rows.metrics(step, {"a": 1.0})
+    with closing(account(directory)) as held:
+        assert list(held.kept(rows.rows)) == rows.rows
+        held.skip(rows.rows[1].row, "x")
+
+        assert list(held.kept(rows.rows)) == [rows.rows[0], *rows.rows[2:]]
+
+
+def test_an_account_that_is_closed_holds_no_page(directory):
+    """A sidecar opens one for each sink of each run."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        held = account(directory)
+        held.close()
+        held.close()
+        assert held.slot._page.closed
+
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

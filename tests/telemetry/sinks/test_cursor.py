@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -165,6 +167,8 @@ def test_a_cursor_that_can_not_be_had_leaves_no_lock_and_no_descriptor(tmp_path)
         '{"run_id": "r", "row": 1e999, "state": {}}',
         '{"run_id": "r", "row": [], "state": {}}',
         '{"run_id": "r", "row": 1, "state": 5}',
+        '{"run_id": "r", "row": 1}',
+        '{"run_id": "r", "state": {}}',
         '{"run_id": "r", "row": 1, "state": {}, "ending": []}',
         '{"run_id": "r", "row": 1, "state": {}, "ending": "x"}',
     ],
@@ -195,3 +199,30 @@ def test_a_sink_that_has_seen_rows_and_holds_none_has_a_cursor_all_the_same(tmp_
 
     with Cursor(tmp_path, "lines", "r") as cursor:
         assert cursor.position == Position(0, {"seen": 5})
+
+
+def test_a_cursor_that_is_closed_twice_closes_no_descriptor_of_another(tmp_path):
+    """The number of its own may have been given to somebody else meanwhile."""
+    cursor = Cursor(tmp_path, "lines", "r")
+    cursor.close()
+    theirs = os.open(tmp_path, os.O_RDONLY)
+
+    cursor.close()
+
+    os.fstat(theirs)
+    os.close(theirs)
+
+
+def test_a_place_without_locks_is_said_and_costs_no_descriptor(tmp_path, monkeypatch):
+    """A network file system that was mounted without them."""
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    before = sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+    with pytest.raises(OSError, match="can't be locked: No locks available"):
+        Cursor(tmp_path, "lines", "r")
+
+    assert sum(1 for _ in Path("/proc/self/fd").iterdir()) == before

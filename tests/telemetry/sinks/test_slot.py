@@ -68,13 +68,16 @@ def test_a_row_is_announced_while_the_loop_is_at_it_and_no_longer(path):
         assert slot._page[4] == COMMITTING
 
 
-@pytest.mark.parametrize("content", [b"", b"x" * SIZE, b"SLT1", b"\xff" * 10_000])
+@pytest.mark.parametrize(
+    "content", [b"", b"x" * SIZE, b"SLT1", b"\xff" * 10_000, b"slt1" + bytes([AT_ROW]) * (SIZE - 4)]
+)
 def test_a_page_that_is_none_begins_empty(path, content):
     """Whatever lies there."""
     path.write_bytes(content)
 
     with closing(Slot(path)) as slot:
         assert slot.suspect is None
+        assert slot.note_death("x") is None
     assert path.stat().st_size == SIZE
 
 

@@ -353,7 +353,7 @@ def test_a_server_that_shows_no_rows_is_believed_after_a_clean_finish(desk: Desk
 
 
 def test_a_close_ends_a_session_that_goes_on_later(desk: Desk) -> None:
-    """W&B shows it as preempted; the link is closed as at a finish, and the position moves."""
+    """W&B shows it as preempted; the link is closed as at a finish."""
     desk.started()
     desk.take(0)
     desk.commit(1, after_s=0)
