@@ -106,7 +106,7 @@ def test_an_old_driver_and_a_machine_without_one_are_recorded_with_what_they_hav
         log_old = sidecar.log
     count = len(samples(data))
     with SidecarProcess(data, *FLAGS) as sidecar:
-        wait_until(lambda: len(samples(data)) > count + 3, 60)
+        wait_until(lambda: len(samples(data)) > count + 15, 60)
         without = newest(data)
         assert sidecar.terminate() == 0
 
