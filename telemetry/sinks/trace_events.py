@@ -6,7 +6,7 @@ Never: keeps more than what is open: sessions, stages, alerts and the last step 
 
 Each source is a process of the trace, by its name, with these threads:
 
-    1 session   from RunStarted to RunFinished, or to the next session of this source
+    1 session   from RunStarted to RunFinished, or to its last row before the next session
     2 stages    the training stages of rank 0
     3 steps     what lies between two logged steps, and in it its parts: means of that stretch,
                 one behind the other, as long as all its steps together
@@ -62,7 +62,10 @@ _NOT_COUNTED: Final = re.compile(r"train/(global_step|epoch|[a-z]+_seconds)|rank
 
 
 class SourceState(msgspec.Struct):
-    """Open spans of one source. step, wall_ns: of the last logged step of its session."""
+    """Open spans of one source. step, wall_ns: of the last logged step of its session.
+
+    last_ns: the time of the last row of its session.
+    """
 
     pid: int
     session: str = ""
@@ -70,6 +73,7 @@ class SourceState(msgspec.Struct):
     stage: str = ""
     step: int | None = None
     wall_ns: int = 0
+    last_ns: int = 0
 
 
 class TraceState(msgspec.Struct):
@@ -104,6 +108,8 @@ class TraceEvents:
             yield from self._metrics(row, event, source)
         else:
             yield from self._other(row, event, source)
+        if row.session == source.session:
+            source.last_ns = max(source.last_ns, wall_ns)
 
     def closing(self, wall_ns: int) -> Iterator[TraceEvent]:
         """Yield the ends of all that is open, for the end of a file; the state stays as it is."""
@@ -139,8 +145,8 @@ class TraceEvents:
         if row.is_late:  # another session is at work already
             yield self._instant(source, wall_ns, f"session {row.session} started", {})
             return
-        yield from self._ended(source, wall_ns)
-        source.session, source.is_open = row.session, True
+        yield from self._ended(source, source.last_ns)
+        source.session, source.is_open, source.last_ns = row.session, True, wall_ns
         source.step, source.wall_ns = event.resumed_from_step, wall_ns
         args = {"host": event.host, "resumed_from_step": event.resumed_from_step}
         name = clean(f"session {row.session}", 256)

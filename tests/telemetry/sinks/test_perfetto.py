@@ -155,6 +155,7 @@ def test_everything_has_its_place(tmp_path: Path) -> None:
             Said([started(), *stage, MessageLogged(level="info", text="hi\x1b"), finished()]),
             Said([sample, hot], 2, source="hardware:node1", session="h"),
             Said([started(2), *steps(3, 3), Gap(count=2, reason="full")], 60, session="s2"),
+            Said([started(3)], 90, session="s3"),
         ),
     )
 
@@ -165,9 +166,10 @@ def test_everything_has_its_place(tmp_path: Path) -> None:
     assert told == [
         ("B", "session s1", 1, 0), ("B", "warmup", 2, 1), ("E", None, 2, 3), ("B", "full", 2, 3),
         ("E", None, 2, 5), ("E", None, 1, 5), ("B", "session s2", 1, 60), ("E", None, 1, 62),
+        ("B", "session s3", 1, 90), ("E", None, 1, 90),
     ]  # fmt: skip
     assert [(e["ph"], e["name"], e["ts"] / 1e6) for e in trace if e["ph"] in "be"] == [
-        ("b", "XID 79", 3), ("e", "XID 79", 62),
+        ("b", "XID 79", 3), ("e", "XID 79", 90),
     ]  # fmt: skip
     instants = [e["name"] for e in trace if e["ph"] == "i"]
     assert instants == ["hi\\x1b", "ended: finished", "2 events are missing: full"]
