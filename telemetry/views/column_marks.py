@@ -23,14 +23,14 @@ ALERTS_MAX: Final = 1_000
 STAGE: Final = "train/training_stage"
 """The text whose changes are the stages of a run."""
 
-START, RESTART, FINISHED, STAGE_KIND, ALERT, MESSAGE, GAP, DAMAGE = MARK_KINDS = (
+START, RESTART, FINISHED, STAGE_KIND, ALERT, MESSAGE, GAP, DAMAGE = (
     "start", "restart", "finished", "stage", "alert", "message", "gap", "damage",
 )  # fmt: skip
 _ALERT_END: Final = "alert_end"
 
 
 class Mark(NamedTuple):
-    """Something that happened in a run: kind is one of MARK_KINDS.
+    """Something that happened in a run: kind is one of those above.
 
     step: the last step of rank 0 at that time; None before the first. level: info, warning,
     error or critical. end_wall_s: the end of an alert, or of a stage that another followed; None

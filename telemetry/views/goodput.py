@@ -39,8 +39,8 @@ class Goodput(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds of a run by cause, over all its main sessions and the time between them.
 
     total_s: from the first RunStarted to the last row. seconds, ratios: by CAUSES; the ratios add
-    up to 1, and are empty for a run without length. goodput_ratio: that of training. lost_steps:
-    steps that were logged and done again.
+    up to 1, and are empty for a run without length. goodput_ratio: that of training. steps: logged
+    ones, each counted once; lost_steps: those that were done again.
     """
 
     total_s: float

@@ -66,13 +66,14 @@ def test_a_client_that_does_not_finish_its_request_is_closed(port, said):
         drained(other)
 
 
-def test_a_client_that_takes_no_answer_is_closed_and_others_are_answered(port):
+def test_a_client_that_takes_no_answer_is_closed_and_others_are_answered(port, monkeypatch):
     """A frozen browser holds its memory for that long, and not for ever."""
+    monkeypatch.setattr(page_server, "HEAD_MAX_S", 1000)
     with connected(port) as link, connected(port) as other:
         link.sendall(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")
         other.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert other.recv(1000).startswith(b"HTTP/1.1 200")
-        wait_until(lambda: len(page_server.BoundedProtocol.at_work) == 0)
+        wait_until(lambda: not page_server.BoundedProtocol.at_work)
 
         assert drained(link) < len(LARGE)
 
@@ -86,6 +87,17 @@ def drained(link: socket.socket) -> int:
     except ConnectionResetError:
         pass
     return taken
+
+
+def test_a_client_that_is_slow_but_goes_on_gets_its_answer_whole(port, monkeypatch):
+    """The bound for an answer is not that for a request."""
+    monkeypatch.setattr(page_server, "HEAD_MAX_S", 0.1)
+    monkeypatch.setattr(page_server, "ANSWER_MAX_S", 1000)
+    with connected(port) as link:
+        link.sendall(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert not threading.Event().wait(1.0)
+
+        assert drained(link) > len(LARGE)
 
 
 def test_the_default_port_gives_way_to_a_free_one():
