@@ -19,7 +19,7 @@ from shared.text import clean
 from telemetry.errors import CommandError
 from telemetry.http_server import Answer, BoundedServer
 from telemetry.watch.exposition import families
-from telemetry.watch.facts import RunFacts, SinkStatus
+from telemetry.watch.facts import RunFacts, SinkStatus, Unrecorded
 from telemetry.watch.latest import Latest
 
 LOOP_MAX_AGE_S: Final = 10.0
@@ -43,6 +43,7 @@ COUNTS: Final = {
     "quarantined_events_total": "Events that could not be decoded and were kept aside",
     "failed_turns_total": "Turns of a loop that failed in a way that nobody expected",
     "watch_skipped_frames_total": "Frames that alerts and latest values did not see",
+    "alerts_not_recorded_total": "Alerts that were over before a journal could have them",
     "alert_messages_dropped_total": "Messages to receivers of alerts that were given up",
 }
 """Meanings of the counts of the sidecar; one that is not here is shown under its name."""
@@ -72,6 +73,8 @@ class Health:
     now_ns: int = 0
     alerts: Mapping[str, int] = field(default_factory=dict)
     """Onsets of alerts, by name."""
+    unrecorded: tuple[Unrecorded, ...] = ()
+    """Alerts that are active and that no journal has, for want of room or of a run."""
 
     @property
     def is_live(self) -> bool:
@@ -169,7 +172,7 @@ class Collector:
         for name, count in sorted(health.alerts.items()):
             onsets.add_metric([clean(name, LABEL_MAX_CHARS)], count)
         yield onsets
-        yield from families(health.latest, health.runs, health.now_ns)
+        yield from families(health.latest, health.runs, health.now_ns, health.unrecorded)
 
     def _per_run(self, health: Health) -> Iterable[Metric]:
         rows = GaugeMetricFamily("telemetry_journal_rows", "Durable rows", labels=["run_id"])

@@ -185,6 +185,7 @@ class Service(Closing):
             sinks=self._supervisor.snapshot(),
             latest=self._watcher.latest,
             alerts=self._watcher.counts,
+            unrecorded=self._watcher.unrecorded,
             now_ns=now,
         )
 
@@ -244,6 +245,7 @@ class Service(Closing):
                 **(self._ingest.counts + Counter(self._reading.counts)),
                 "failed_turns_total": self._loop.failures + self._reading.failures,
                 "watch_skipped_frames_total": self._feed.dropped_frames,
+                "alerts_not_recorded_total": self._watcher.not_recorded,
                 "alert_messages_dropped_total": sum(s.dropped for s in self._senders),
             },
             gaps=dict(self._ingest.gaps),
@@ -262,7 +264,12 @@ class Service(Closing):
 
     def _situation(self) -> Situation:
         """Return what the rules of alerts look at. Called from the watching thread."""
-        return Situation(self._health.runs, self._supervisor.snapshot(), self._room.free_bytes)
+        return Situation(
+            self._health.runs,
+            self._supervisor.snapshot(),
+            self._room.free_bytes,
+            self._health.is_writable,
+        )
 
     def _facts(self) -> Iterator[RunFacts]:
         now_ns = self._clock.monotonic_ns()

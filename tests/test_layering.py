@@ -330,7 +330,9 @@ def test_each_outside_library_has_one_home(library):
         "telemetry.commands.launch",
         "telemetry.sinks.runner",
         "telemetry.commands.replay",
-        "telemetry.commands.inspect",
+        "telemetry.commands.inspect_runs",
+        "telemetry.commands.list_runs",
+        "telemetry.commands.remove_runs",
     ],
 )
 def test_the_sidecar_needs_no_torch_and_loads_a_sink_only_where_it_is_used(module):

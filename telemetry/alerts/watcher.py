@@ -19,7 +19,7 @@ from telemetry.alerts.recording import Published, end_of, onset_of
 from telemetry.alerts.rules import Rules
 from telemetry.alerts.telling import Telling
 from telemetry.alerts.verdicts import HOST, Conditions, Key
-from telemetry.watch.facts import Situation
+from telemetry.watch.facts import Situation, Unrecorded
 from telemetry.watch.feed import Feed
 from telemetry.watch.latest import Latest
 
@@ -56,8 +56,11 @@ class Watcher:
         self._telling = telling
         self._conditions = Conditions()
         self._values = Latest()
+        self.unrecorded: tuple[Unrecorded, ...] = ()
+        """Conditions that were told and that no journal has: a new one in each turn."""
+        self.not_recorded = 0
+        """Conditions that were over before a journal could have them."""
         self._unrecorded: set[Key] = set()
-        """Conditions of the machine that were told and that no run has."""
         self._is_ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
 
@@ -88,25 +91,40 @@ class Watcher:
         self._evaluator.see(frames, now_ns)
         verdicts = self._evaluator.verdicts(situation, self.latest, now_ns)
         self._conditions.forget(live)
-        self._conditions.take(verdicts, _standing(situation), now_ns)
+        standing = _standing(situation)
+        self._conditions.take(verdicts, standing, now_ns)
         self.published = Published(self._conditions.active(), self._conditions.over())
-        # 3. Tell what was journaled, and what no run records.
+        # 3. Tell what was journaled, and what can't be: without room, or without a run.
         for alert in alerts:
             self._telling.take(alert)
-        if not any(run.is_started and not run.is_ended for run in situation.runs):
-            self._tell_unrecorded()
+        self._note_recorded(standing)
+        has_run = any(run.is_started and not run.is_ended for run in situation.runs)
+        if not has_run or not situation.is_writable:
+            self._tell_unrecorded(standing, is_full=has_run)
+        self.unrecorded = tuple(
+            Unrecorded(*key, self.published.active[key].verdict.severity)
+            for key in sorted(self._unrecorded)
+        )
         self.counts = dict(self._telling.counts)
 
-    def _tell_unrecorded(self) -> None:
-        """Tell the conditions of the machine while no run can record them."""
-        for key in [key for key in self._unrecorded if key in self.published.over]:
-            self._unrecorded.discard(key)
-            event = end_of(key.name, key.subject, self.published.over[key])
-            self._telling.tell("", SIDECAR, event)
+    def _note_recorded(self, standing: frozenset[Key]) -> None:
+        """Forget what a run has now; tell the end of what was over before any could have it."""
+        for key in sorted(self._unrecorded):
+            if key in standing:
+                self._unrecorded.discard(key)
+            elif key not in self.published.active:
+                self._unrecorded.discard(key)
+                self.not_recorded += 1
+                event = end_of(key.name, key.subject, self.published.over.get(key))
+                self._telling.tell(key.scope, SIDECAR, event)
+
+    def _tell_unrecorded(self, standing: frozenset[Key], *, is_full: bool) -> None:
+        """Tell the conditions that are in no journal; those of a run only where it has no room."""
         for key, found in self.published.active.items():
-            if key.scope == HOST:
+            is_told = key.scope == HOST or is_full
+            if is_told and key not in standing and key not in self._unrecorded:
                 self._unrecorded.add(key)
-                self._telling.tell("", SIDECAR, onset_of(key, found))
+                self._telling.tell(key.scope, SIDECAR, onset_of(key, found))
 
     def _run(self) -> None:
         while not self._is_ending.wait(POLL_S):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from shared.redact import redacted_text
 from shared.text import clean
 from telemetry.monitor.figures import bytes_text, number_text
 from telemetry.monitor.pieces import DIM, GOOD, PLAIN, STRONG, Line, Piece, Room, fitted
@@ -69,8 +68,7 @@ def _line(line: ProcessLine, room: Room, columns: int) -> Line:
     user = f"  {clean(line.user, 9):<9.9}" if room.width >= _NARROW else ""
     style = GOOD if line.of else PLAIN
     of = [Piece(f"  {clean(line.of, 64)}", GOOD)] if line.of else []
-    # A command line may have a password in it, which others may read over the shoulder.
-    command = clean(redacted_text(line.command), COMMAND_CHARS)
+    command = clean(line.command, COMMAND_CHARS)
     return [Piece(f"{numbers}{user}", style), *of, Piece(f"  {command}", style)]
 
 

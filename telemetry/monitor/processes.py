@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from shared.redact import redacted
 from telemetry.hardware import proc
 from telemetry.hardware.rates import CounterRate
 
@@ -103,11 +104,12 @@ def _user_of(directory: Path) -> str:
 
 
 def _command_of(directory: Path, name: str) -> str:
-    """Return the command line, or the name in brackets where there is none, as `ps` does."""
+    """Return the command line without secrets, or as `ps` does the name in brackets."""
     try:
         with (directory / "cmdline").open("rb") as file:
             words = file.read(COMMAND_MAX_BYTES).split(b"\0")
     except OSError:  # it has ended
         words = []
-    text = " ".join(word.decode("utf-8", "replace") for word in words if word)
-    return text or f"[{name}]"
+    # Others may read a password over the shoulder.
+    shown = redacted([word.decode("utf-8", "replace") for word in words if word])
+    return " ".join(map(str, shown)) or f"[{name}]"

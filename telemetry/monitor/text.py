@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
-from shared.redact import redacted_text
 from telemetry.monitor.host_panels import host_lines, process_lines
 from telemetry.monitor.pieces import Line, Piece, Room
 from telemetry.monitor.process_panels import machine_lines, sorted_processes
@@ -76,7 +75,7 @@ def json_value(snapshot: Snapshot) -> dict[str, Any]:
                 "cpu_cores": line.cpu_cores,
                 "rss_bytes": line.rss_bytes,
                 "threads": line.threads,
-                "command": redacted_text(line.command),
+                "command": line.command,
                 "of": line.of or None,
             }
             for line in _top(snapshot)

@@ -48,13 +48,24 @@ class _Open:
         is_open = self.columns.done() and self.columns.exception() is None
         return self.columns.result().rows if is_open else 0
 
+    def close(self) -> None:
+        """Close the journal of the run, once it was read and nobody uses its columns."""
+        if self.columns.exception() is None:
+            with self.lock:
+                self.columns.result().close()
+
 
 class OpenRuns:
     """The runs of a data directory that are open. Thread-safe."""
 
-    def __init__(self, data_dir: Path, read: Callable[[Path], RunColumns] = keep_columns) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        read: Callable[[Path], RunColumns] = keep_columns,
+        runs_max: int = RUNS_MAX,
+    ) -> None:
         """Open no run yet. read: reads the columns of a run's directory."""
-        self._data_dir, self._read = data_dir, read
+        self._data_dir, self._read, self._runs_max = data_dir, read, runs_max
         self._lock = threading.Lock()
         self._open: OrderedDict[str, _Open] = OrderedDict()
         self._readers = ThreadPoolExecutor(READERS, "read")
@@ -104,19 +115,13 @@ class OpenRuns:
     def _close_some(self) -> None:
         """Close the runs that were looked at longest ago, until the bounds hold."""
         while len(self._open) > 1 and (
-            len(self._open) > RUNS_MAX or sum(e.rows for e in self._open.values()) > ROWS_MAX
+            len(self._open) > self._runs_max or sum(e.rows for e in self._open.values()) > ROWS_MAX
         ):
             _, entry = self._open.popitem(last=False)
-            entry.columns.add_done_callback(_closed)
+            self._readers.submit(entry.close)
 
     def _forget(self, run_id: str, entry: _Open) -> None:
         with self._lock:
             if self._open.get(run_id) is entry:
                 del self._open[run_id]
-        entry.columns.add_done_callback(_closed)
-
-
-def _closed(columns: Future[RunColumns]) -> None:
-    """Close the journal of a run; what a thread still has of its columns stays usable."""
-    if columns.exception() is None:
-        columns.result().close()
+        self._readers.submit(entry.close)

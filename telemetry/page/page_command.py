@@ -18,6 +18,7 @@ from telemetry.page.access import new_token
 from telemetry.page.page_app import PageApp
 from telemetry.page.page_server import bound_socket, link_of, serve
 from telemetry.page.warming import Warming
+from telemetry.run_dir import RunDir, runs_of
 
 log = logging.getLogger("telemetry.page")
 
@@ -42,8 +43,7 @@ def page(
     Raises:
         CommandError: the directory is not there, or the address can't be had.
     """
-    if not data_dir.is_dir():
-        raise CommandError(f"there is no directory {data_dir}")
+    _check_data_dir(data_dir)
     token = os.environ.pop(TOKEN_VARIABLE, "") or new_token()
     if len(token) < TOKEN_MIN_CHARS:
         raise CommandError(f"{TOKEN_VARIABLE} must have at least {TOKEN_MIN_CHARS} characters")
@@ -56,6 +56,20 @@ def page(
         Warming(data_dir).start()
         serve(app, listening, exit_with_stdin=exit_with_stdin)
     return 0
+
+
+def _check_data_dir(path: Path) -> None:
+    """Check that a path is a directory that has runs, or may get some.
+
+    Raises:
+        CommandError: it is none; the message says what to give instead.
+    """
+    if not path.is_dir():
+        raise CommandError(f"there is no directory {path}")
+    if RunDir(path).journal.is_dir():
+        raise CommandError(f"{path} is one run; give the data directory that it is in")
+    if path.name == runs_of(path).name and not runs_of(path).is_dir():
+        raise CommandError(f"{path} has the runs of a data directory; give {path.parent}")
 
 
 def _give_way() -> None:

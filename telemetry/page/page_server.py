@@ -52,7 +52,9 @@ class BoundedProtocol(H11Protocol):
 
     def _look(self) -> None:
         """Close the connection if a request, or the taking of an answer, lasts too long."""
-        is_answering = self.cycle is not None and not self.cycle.response_complete
+        # An answer is complete for uvicorn once it is in the transport's buffer.
+        is_made = self.cycle is None or self.cycle.response_complete
+        is_answering = not is_made or self.transport.get_write_buffer_size() > 0
         now_s = self.loop.time()
         if is_answering != self._was_answering:
             self._was_answering, self._waits_since_s = is_answering, now_s

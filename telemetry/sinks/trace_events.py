@@ -6,7 +6,7 @@ Never: keeps more than what is open: sessions, stages, alerts and the last step 
 
 Each source is a process of the trace, by its name, with these threads:
 
-    1 session   from RunStarted to RunFinished, or to the next session of this source
+    1 session   from RunStarted to RunFinished, or to its last row before the next session
     2 stages    the training stages of rank 0
     3 steps     what lies between two logged steps, and in it its parts: means of that stretch,
                 one behind the other, as long as all its steps together
@@ -50,6 +50,7 @@ TraceEvent = dict[str, Any]
 SESSION, STAGES, STEPS, PHASES = THREADS = (1, 2, 3, 4)
 _THREAD_NAMES: Final = {SESSION: "session", STAGES: "stages", STEPS: "steps", PHASES: "phases"}
 ALERTS_MAX: Final = 1_000
+LENGTH_MAX_S: Final = 1e9
 STAGE: Final = "train/training_stage"
 STEP_SECONDS: Final = "train/step_seconds"
 PARTS: Final = ("input", "forward", "backward", "optimizer")
@@ -62,7 +63,10 @@ _NOT_COUNTED: Final = re.compile(r"train/(global_step|epoch|[a-z]+_seconds)|rank
 
 
 class SourceState(msgspec.Struct):
-    """Open spans of one source. step, wall_ns: of the last logged step of its session."""
+    """Open spans of one source. step, wall_ns: of the last logged step of its session.
+
+    last_ns: the time of the last row of its session.
+    """
 
     pid: int
     session: str = ""
@@ -70,6 +74,7 @@ class SourceState(msgspec.Struct):
     stage: str = ""
     step: int | None = None
     wall_ns: int = 0
+    last_ns: int = 0
 
 
 class TraceState(msgspec.Struct):
@@ -104,6 +109,8 @@ class TraceEvents:
             yield from self._metrics(row, event, source)
         else:
             yield from self._other(row, event, source)
+        if row.session == source.session:
+            source.last_ns = max(source.last_ns, wall_ns)
 
     def closing(self, wall_ns: int) -> Iterator[TraceEvent]:
         """Yield the ends of all that is open, for the end of a file; the state stays as it is."""
@@ -139,8 +146,8 @@ class TraceEvents:
         if row.is_late:  # another session is at work already
             yield self._instant(source, wall_ns, f"session {row.session} started", {})
             return
-        yield from self._ended(source, wall_ns)
-        source.session, source.is_open = row.session, True
+        yield from self._ended(source, source.last_ns)
+        source.session, source.is_open, source.last_ns = row.session, True, wall_ns
         source.step, source.wall_ns = event.resumed_from_step, wall_ns
         args = {"host": event.host, "resumed_from_step": event.resumed_from_step}
         name = clean(f"session {row.session}", 256)
@@ -167,8 +174,7 @@ class TraceEvents:
 
     def _metrics(self, row: Row, event: MetricsLogged, source: SourceState) -> Iterator[TraceEvent]:
         for name, phase in PHASE_NAMES.items():
-            seconds = event.values.get(name)
-            if isinstance(seconds, float) and 0 <= seconds < math.inf:
+            if (seconds := _seconds(event.values.get(name))) is not None:
                 yield self._phase(row, event, source, phase, seconds)
         if event.kind == TRAIN and event.step is not None and row.session == source.session:
             stage = event.values.get(STAGE)
@@ -204,8 +210,8 @@ class TraceEvents:
             return
         source.step, source.wall_ns = step, end_ns
         count = 1 if before is None or step < before else step - before
-        usual = event.values.get(STEP_SECONDS)
-        if isinstance(usual, float) and 0 < usual < math.inf:
+        usual = _seconds(event.values.get(STEP_SECONDS))
+        if usual:
             # The first stretch of a session is no longer than its steps: before, it started up.
             began_ns = end_ns - int(usual * count * 1e9)
             is_first = before is None or begin_ns < began_ns - int(usual * 1e9)
@@ -214,8 +220,8 @@ class TraceEvents:
         name = f"step {step:,}" if count == 1 else f"steps {step - count + 1:,} to {step:,}"
         yield self._span(name, source.pid, STEPS, begin_ns, end_ns, {"step": step, "steps": count})
         for part in PARTS:
-            seconds = event.values.get(f"train/{part}_seconds")
-            if isinstance(seconds, float) and 0 < seconds < math.inf:
+            seconds = _seconds(event.values.get(f"train/{part}_seconds"))
+            if seconds:
                 part_end_ns = min(end_ns, begin_ns + int(seconds * count * 1e9))
                 args = {"mean_seconds": seconds}
                 yield self._span(part, source.pid, STEPS, begin_ns, part_end_ns, args)
@@ -232,7 +238,8 @@ class TraceEvents:
             if not self._per_core and _CORE.fullmatch(name):
                 continue
             group, _, last = name.rpartition("/")
-            groups.setdefault(group or event.kind, {})[clean(last, 256)] = value
+            number = int(value) if isinstance(value, bool) else value
+            groups.setdefault(group or event.kind, {})[clean(last, 256)] = number
         for group, values in groups.items():
             counter = self._at("C", clean(group, 256), source.pid, 0, row.envelope.wall_ns)
             yield counter | {"args": values}
@@ -263,6 +270,13 @@ class TraceEvents:
     def _alert(self, phase: str, id: str, name: str, wall_ns: int) -> TraceEvent:
         pid = self.state.sources[id.partition(" ")[0]].pid
         return self._at(phase, name, pid, SESSION, wall_ns) | {"cat": "alert", "id": id}
+
+
+def _seconds(value: object) -> float | None:
+    """Return a value that can be a length of time, or None: anybody may log any number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 <= value <= LENGTH_MAX_S else None
 
 
 def _introduced(source: str, pid: int) -> Iterator[TraceEvent]:

@@ -24,10 +24,12 @@ from typing import Final
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from shared.events import Scalar
+from shared.ids import SIDECAR
 from shared.text import clean
-from telemetry.watch.facts import RunFacts
+from telemetry.watch.facts import RunFacts, Unrecorded
 from telemetry.watch.latest import OWN, Latest, Source
 
+ALERT_TEXT: Final = "1 for each open alert"
 SERIES_MAX: Final = 10_000
 """Series of values in one scrape; those above it are counted."""
 RUNS_SHOWN_MAX: Final = 256
@@ -98,11 +100,19 @@ class Families:
         return iter(self._families.values())
 
 
-def families(latest: Latest, runs: Sequence[RunFacts], now_ns: int) -> Iterator[Metric]:
+def families(
+    latest: Latest,
+    runs: Sequence[RunFacts],
+    now_ns: int,
+    unrecorded: Iterable[Unrecorded] = (),
+) -> Iterator[Metric]:
     """Yield the families of the latest values, and how many are left out."""
     found = Families()
     shown = [run for run in runs if run.is_started and not run.is_ended][:RUNS_SHOWN_MAX]
     _add_runs(found, shown)
+    for alert in unrecorded:
+        labels = {"run_id": alert.run_id, "source": SIDECAR, **alert._asdict()}
+        found.add("telemetry_alert_active", ALERT_TEXT, labels, 1)
     for host, source in latest.hosts.items():
         _add_host(found, host, source)
     for run in shown:
@@ -122,7 +132,7 @@ def _add_runs(found: Families, runs: Iterable[RunFacts]) -> None:
         found.add("training_run_info", "1 for each run that has not ended", labels, 1)
         for alert in run.alerts:
             labels = {"run_id": run.run_id, **{k: str(alert.get(k)) for k in _ALERT_LABELS}}
-            found.add("telemetry_alert_active", "1 for each open alert", labels, 1)
+            found.add("telemetry_alert_active", ALERT_TEXT, labels, 1)
 
 
 _ALERT_LABELS: Final = ("source", "name", "subject", "severity")

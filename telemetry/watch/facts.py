@@ -43,6 +43,15 @@ class RunFacts:
     alerts: tuple[dict[str, Any], ...] = ()
 
 
+class Unrecorded(NamedTuple):
+    """An alert that is active and that no journal has; run_id is empty for the machine."""
+
+    run_id: str
+    name: str
+    subject: str
+    severity: str
+
+
 @dataclass(frozen=True)
 class Situation:
     """All that the rules of alerts look at, beside the values themselves.
@@ -53,3 +62,5 @@ class Situation:
     runs: tuple[RunFacts, ...] = ()
     sinks: Sequence[SinkStatus] = ()
     free_bytes: int | None = None
+    is_writable: bool = True
+    """False while alerts can't be recorded, because the disk has no room."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import textwrap
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ TESTS: Final = Path("tests")
 RECORDS: Final = TESTS / "mutations.json"
 REASONS: Final = TESTS / "mutations.toml"
 PAGE: Final = TESTS / "MUTATIONS.md"
+PACKAGES: Final = ("shared", "telemetry/journal", "telemetry/sinks")
+"""The code on which durability hangs."""
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -93,22 +96,31 @@ def page(records: dict[str, Record], reasons: dict[str, dict[str, str]]) -> str:
         f"\n{tried} of {of} mutants of {len(records)} modules were tried; "
         f"{open_ones} survivors are not judged.\n"
     )
-    return "\n".join([HEAD, *table, sums, "## Survivors", *lists, ""])
+    return "\n".join([HEAD, *table, sums, _untried(records), "## Survivors", *lists, ""])
+
+
+def _untried(records: dict[str, Record]) -> str:
+    """Return the line that names the modules of the chosen packages without a record."""
+    found = [str(path) for root in PACKAGES for path in sorted(Path(root).rglob("*.py"))]
+    left = [name for name in found if name not in records and not name.endswith("__init__.py")]
+    line = f"No mutant of these was tried with this tool: {', '.join(left)}."
+    return textwrap.fill(line, 98, break_on_hyphens=False) + "\n"
 
 
 HEAD: Final = """\
 # Mutations
 
 `python -m tests.tools.mutants telemetry/journal/scan.py tests/telemetry/journal` puts small
-faults into a copy of one module, one at a time, and names each that the given tests do not
-notice. `--record` notes the result in `mutations.json`, `--again` tries the survivors noted
-there, `--quick` spares the second look at a survivor with all tests and all examples. The reasons
-are written in `mutations.toml`. This page is made from the two by `python -m
-tests.tools.mutation_record`.
+faults into one module, one at a time, and names each that the given tests do not notice:
+conditions negated or left out, comparisons and signs changed, numbers one higher, calls and
+assignments dropped, and what changes the disk in another order. With few examples a property, so
+a survivor may still fall to all of them. `--record` notes the result in `mutations.json`,
+`--again` tries the survivors noted there. This page is made from that and from the reasons in
+`mutations.toml`, by `python -m tests.tools.mutation_record`.
 
-A survivor is judged if a reason is written for it: *equivalent* (no behaviour differs), *not
-durability* (words of a message, a report, a speed), or *slow suite* (held by a test that the run
-did not include). A mutant under which the tests did not end counts as killed, by time.
+A survivor is judged if a reason is written for it: *equivalent* (no behaviour differs that
+anybody relies on), or *not durability* (words, a speed, a report). A mutant under which the tests
+did not end counts as killed, by time.
 
 | module | tried of all | killed | of them by time | survivors with a reason | not judged |
 |---|---|---|---|---|---|"""

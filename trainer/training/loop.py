@@ -146,7 +146,6 @@ class Training:
         if _is_due(plan.save_interval, self.step):
             self.window.pause(self.save)
         self._report(self.copies.arrived())
-        self.reporter.spans(self.spans.arrived())
         self.reporter.advance(self.profile.arrived())
 
     def evaluate(self) -> None:
@@ -267,6 +266,7 @@ class Training:
         self.window = Window(torch.zeros((), device=self.device))
 
     def _report(self, arrived: list[tuple[Reading, Numbers]]) -> None:
+        self.reporter.spans(self.spans.arrived())
         for reading, numbers in arrived:
             self.reporter.report(reading, numbers)
             if reading.kind == "val":

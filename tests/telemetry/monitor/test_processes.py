@@ -99,6 +99,18 @@ def test_a_process_that_ends_meanwhile_and_a_damaged_file_cost_their_line_only(p
     assert [line.pid for line in processes.read({})] == [10]
 
 
+@pytest.mark.parametrize(
+    "command", ["x --token hunter2", "x --api-key=hunter2", "a password=hunter2"]
+)
+def test_secrets_of_a_command_line_are_not_shown(proc, processes, command):
+    """Nor in the JSON that a script keeps."""
+    proc.put(10, command=command)
+
+    (line,) = processes.read({})
+
+    assert "hunter2" not in line.command and "(secret)" in line.command
+
+
 def test_on_this_very_machine_it_finds_itself():
     """With the command line that it was started by."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])

@@ -27,7 +27,9 @@ START_S = 1_790_000_000
 STEP_S = 0.5
 RECORD = 50
 SITES = ("attn.qkv", "attn.out", "ffn.up", "ffn.down")
-HOSTILE = '<script>window.hostile=1</script>"><img src=x onerror="window.hostile=2">\u202etxt.exe'
+HOSTILE = (
+    '<b>b</b><script>window.hostile=1</script>"><img src=x onerror="window.hostile=2">\u202etxt.exe'
+)
 
 
 def write_run(

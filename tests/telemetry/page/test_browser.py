@@ -112,6 +112,15 @@ def test_nothing_of_a_trainer_runs_and_nothing_breaks_the_policy(tab, served, pa
         assert "<script>window.hostile=1</script>" in shown
 
 
+def test_a_name_with_markup_is_read_in_the_chart_as_it_is(tab, served):
+    """Plotly would take some of it for markup of its own, and leave out the rest."""
+    page = tab().open(served, "/compare?run=r-restart&run=r-hostile")
+
+    legend = page.evaluate("[...document.querySelectorAll('.legendtext')].map(t => t.textContent)")
+
+    assert any(text.startswith("<b>b</b><script>window.hostile=1</script>") for text in legend)
+
+
 def test_a_run_shows_its_curves_by_name_and_a_map_by_layer(tab, served):
     """The first charts are drawn, and the others when they are scrolled to."""
     open_tab = tab()

@@ -23,7 +23,9 @@ from telemetry.commands.replay import replay
 from telemetry.journal.layout import segments
 from telemetry.journal.writer import JournalWriter
 from telemetry.run_dir import CursorFile, RunDir, load
-from telemetry.sinks.parquet import parquet_files, parquet_sink
+from telemetry.sinks.base import SinkContext
+from telemetry.sinks.delivery import Pace
+from telemetry.sinks.parquet import ParquetSink, parquet_files
 from telemetry.sinks.runner import Reporter, SinkJob, run_sink
 from telemetry.views.columns import read_columns
 from tests.telemetry.monitor.runs import training, write_rows, write_run_file
@@ -132,12 +134,15 @@ def test_parquet_and_journals_give_one_answer(tmp_path, capsys, monkeypatch) -> 
     assert segment.path.exists()
 
 
-def test_files_that_no_cursor_covers_are_not_counted_twice(tmp_path, capsys, monkeypatch) -> None:
+def test_files_that_no_cursor_covers_are_not_counted_twice(tmp_path, capsys) -> None:
     """A sink that was killed between its file and its cursor."""
     run_dir = run_of(tmp_path)
-    monkeypatch.setattr(parquet_sink, "FILE_VALUES_MAX", 10)
-    monkeypatch.setattr("telemetry.sinks.delivery.WRITE_ROWS", 5)
-    run_sink(SinkJob("parquet", run_dir, run_dir, False, {}), threading.Event(), Reporter(None))
+
+    def make(_: str, context: SinkContext) -> ParquetSink:
+        return ParquetSink(context, file_values_max=10)
+
+    job = SinkJob("parquet", run_dir, run_dir, False, {}, make, Pace(write_rows=5))
+    run_sink(job, threading.Event(), Reporter(None))
     expected = whole(capsys, tmp_path)
     cursor = load(RunDir(run_dir).cursor("parquet"), CursorFile)
     assert cursor is not None and len(files(run_dir)) > 4
@@ -192,13 +197,27 @@ def test_what_is_no_question_is_one_line_that_names_the_tables(
 
 
 def test_memory_is_bounded_and_the_way_is_said(tmp_path, capsys) -> None:
-    """A join of everything with everything ends with a line, and not with the machine."""
-    run_of(tmp_path, 1000)
-    question = "SELECT list(a.text || b.name) FROM metrics a, metrics b, metrics c"
+    """A question that needs more ends with a line, and not with the machine."""
+    run_of(tmp_path)
+    bounds = ("--memory-mb", 64, "--threads", 1)
+    settings = "SELECT current_setting('memory_limit') m, current_setting('threads') t"
 
-    code, lines, err = asked(capsys, question, tmp_path, "--memory-mb", 64, "--threads", 1)
+    code, lines, err = asked(capsys, "SELECT list(range) FROM range(50000000)", tmp_path, *bounds)
 
     assert code == 2 and lines == [] and "--memory-mb" in err and err.count("\n") == 1
+    assert asked(capsys, settings, tmp_path, *bounds)[1] == [{"m": "61.0 MiB", "t": 1}]
+
+
+def test_a_large_sort_goes_over_the_disk(tmp_path, capsys) -> None:
+    """In the directory for temporary files, although no other file can be reached."""
+    run_of(tmp_path)
+    question = "SELECT count(*) n FROM (SELECT * FROM range(8000000) ORDER BY hash(range) OFFSET 1)"
+
+    code, lines, err = asked(
+        capsys, question.replace("count(*) n", "max(range) n"), tmp_path, "--memory-mb", 100
+    )
+
+    assert (code, err) == (0, "") and lines[0]["n"] > 7_000_000
 
 
 def test_the_forms_of_an_answer(tmp_path, capsys) -> None:
