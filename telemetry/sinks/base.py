@@ -86,7 +86,7 @@ class SinkContext(NamedTuple):
 
 @runtime_checkable
 class Flushing(Protocol):
-    """What a sink offers beside `Sink` whose readers may see rows that are not durable yet."""
+    """A sink whose readers may see rows that are not durable yet: offered beside `Sink`."""
 
     def flush(self) -> None:
         """Let readers see the rows written so far. Called at the end of what can be read.
