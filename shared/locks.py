@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -39,6 +40,23 @@ def lock(fd: int) -> None:
         OSError: anything else.
     """
     _flock(fd, fcntl.LOCK_EX)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the exclusive lock of a directory that exists.
+
+    Raises:
+        Locked: another process has it.
+        LocksUnsupported: the file system has no locks.
+        OSError: there is no such directory, or it can't be opened.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        lock(fd)
+        yield
+    finally:
+        os.close(fd)
 
 
 def lock_unless_alive(fd: int, ending_max_s: float = ENDING_MAX_S) -> None:

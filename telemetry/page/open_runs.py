@@ -58,9 +58,14 @@ class _Open:
 class OpenRuns:
     """The runs of a data directory that are open. Thread-safe."""
 
-    def __init__(self, data_dir: Path, read: Callable[[Path], RunColumns] = keep_columns) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        read: Callable[[Path], RunColumns] = keep_columns,
+        runs_max: int = RUNS_MAX,
+    ) -> None:
         """Open no run yet. read: reads the columns of a run's directory."""
-        self._data_dir, self._read = data_dir, read
+        self._data_dir, self._read, self._runs_max = data_dir, read, runs_max
         self._lock = threading.Lock()
         self._open: OrderedDict[str, _Open] = OrderedDict()
         self._readers = ThreadPoolExecutor(READERS, "read")
@@ -110,7 +115,7 @@ class OpenRuns:
     def _close_some(self) -> None:
         """Close the runs that were looked at longest ago, until the bounds hold."""
         while len(self._open) > 1 and (
-            len(self._open) > RUNS_MAX or sum(e.rows for e in self._open.values()) > ROWS_MAX
+            len(self._open) > self._runs_max or sum(e.rows for e in self._open.values()) > ROWS_MAX
         ):
             _, entry = self._open.popitem(last=False)
             self._readers.submit(entry.close)

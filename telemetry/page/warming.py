@@ -31,8 +31,14 @@ GROWTH_ROWS: Final = 50_000
 class Warming:
     """The thread that keeps columns. Ends with its process."""
 
-    def __init__(self, data_dir: Path, keep: Callable[[Path], Any] = keep_columns) -> None:
-        self._data_dir, self._keep = data_dir, keep
+    def __init__(
+        self,
+        data_dir: Path,
+        keep: Callable[[Path], Any] = keep_columns,
+        growth_rows: int = GROWTH_ROWS,
+    ) -> None:
+        """Keep the columns of the runs below data_dir, each time they have grown so much."""
+        self._data_dir, self._keep, self._growth_rows = data_dir, keep, growth_rows
         self._kept_rows: dict[str, int] = {}
 
     def start(self) -> None:
@@ -47,11 +53,11 @@ class Warming:
             threading.Event().wait(LOOK_S)
 
     def look(self) -> None:
-        """Keep the columns of each run that has grown by GROWTH_ROWS."""
+        """Keep the columns of each run that has grown enough."""
         for path in run_dirs(runs_of(self._data_dir)):
             mark = read_mark(RunDir(path).journal)
             rows = mark.next_row if mark else 0
-            if rows - self._kept_rows.get(path.name, 0) < GROWTH_ROWS:
+            if rows - self._kept_rows.get(path.name, 0) < self._growth_rows:
                 continue
             try:
                 self._keep(path).close()

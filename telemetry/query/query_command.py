@@ -25,7 +25,7 @@ from telemetry.output import OutputFailed, Page, json_value, print_json
 from telemetry.query.database import Answer, Database, Limits
 from telemetry.query.recordings import recordings
 
-TABLE, JSON, CSV = FORMS = ("table", "json", "csv")
+TABLE, JSON, CSV = ("table", "json", "csv")
 SHOWN_MAX: Final = 1_000
 """Lines of a table; more are for --json and --csv."""
 DAMAGE_SHOWN: Final = 10

@@ -12,16 +12,14 @@ the run as it was; after a crash behind the second, `clear_leftovers` deletes th
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
 from shared.files import sync_directory
-from shared.locks import lock
+from shared.locks import locked
 from telemetry.journal.layout import Mark
 from telemetry.run_dir import CursorState, RunDir, RunState, read, sink_is_done
 from telemetry.summary import unsynced_wandb_runs
@@ -60,7 +58,8 @@ def remove_run(path: Path, reason: str, may_go: Callable[[], bool]) -> bool:
         OSError: the disk fails; the run is as it was.
     """
     runs_dir = path.parent
-    with _locked(RunDir(path).journal):
+    # The writer's own lock: ingest can't open the journal meanwhile.
+    with locked(RunDir(path).journal):
         # 1. Look again under the lock: it may have been continued and closed meanwhile.
         if not may_go():
             return False
@@ -88,19 +87,3 @@ def _is_over(path: Path, run: RunState, end: Mark) -> bool:
         return False
     # A run with rows behind its end goes on at the next start, and ends once more.
     return end.next_row == run.as_of_row
-
-
-@contextlib.contextmanager
-def _locked(journal: Path) -> Iterator[None]:
-    """Hold the writer's own lock: ingest can't open the journal meanwhile.
-
-    Raises:
-        Locked: another process holds it.
-        OSError: there is no such directory, or it can't be locked.
-    """
-    fd = os.open(journal, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        lock(fd)
-        yield
-    finally:
-        os.close(fd)

@@ -1,7 +1,7 @@
 """Retention: removes the oldest runs that have ended and that every sink has.
 
 In: the directories of runs, and how many bytes they may take together.
-Out: fewer directories, the oldest gone first.
+Out: fewer directories, the oldest gone first; before that, the kept columns of runs.
 Never: removes a part of a run, a run that goes on, one that an enabled sink
 does not have all of yet, one with wandb files that are not uploaded, or one
 whose files are too damaged to tell.
@@ -12,6 +12,7 @@ Runs on a thread of its own: removing gigabytes takes time.
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,7 +60,15 @@ class Retention:
         sizes = {path: bytes_on_disk(path) for path in self._run_dirs()}
         excess = sum(sizes.values()) - self._max_bytes
         removed: list[str] = []
-        for path in sorted(sizes, key=_ended_ns):
+        oldest_first = sorted(sizes, key=_ended_ns)
+        # Kept columns go before any run does: they can be made again.
+        for path in oldest_first:
+            if excess <= 0:
+                break
+            freed = _remove_columns(path)
+            sizes[path] -= freed
+            excess -= freed
+        for path in oldest_first:
             if excess <= 0 or self._stop.is_set():
                 break
             if self._remove(path):
@@ -119,6 +128,14 @@ def _readable_end(path: Path) -> Mark | None:
         return readable_end(RunDir(path).journal)
     except OSError:
         return None
+
+
+def _remove_columns(run_dir: Path) -> int:
+    """Delete the kept columns of a run, and return how many bytes that frees."""
+    columns = RunDir(run_dir).columns
+    before = bytes_on_disk(columns)
+    shutil.rmtree(columns, ignore_errors=True)
+    return before - bytes_on_disk(columns)
 
 
 def _ended_ns(path: Path) -> int:

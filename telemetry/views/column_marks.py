@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+import msgspec
+
 from shared.events import AlertChanged, Event, Gap, MessageLogged, RunFinished, RunStarted
 from shared.ids import MAIN_SOURCE, SIDECAR
 from telemetry.journal.rows import Row
@@ -20,17 +22,18 @@ from telemetry.views.column_state import OpenAlert, RawMark, State, TextChange
 
 MARKS_MAX: Final = 5_000
 ALERTS_MAX: Final = 1_000
+TEXT_MAX_CHARS: Final = 2_000
 STAGE: Final = "train/training_stage"
 """The text whose changes are the stages of a run."""
 
-START, RESTART, FINISHED, STAGE_KIND, ALERT, MESSAGE, GAP, DAMAGE = MARK_KINDS = (
+START, RESTART, FINISHED, STAGE_KIND, ALERT, MESSAGE, GAP, DAMAGE = (
     "start", "restart", "finished", "stage", "alert", "message", "gap", "damage",
 )  # fmt: skip
 _ALERT_END: Final = "alert_end"
 
 
 class Mark(NamedTuple):
-    """Something that happened in a run: kind is one of MARK_KINDS.
+    """Something that happened in a run: kind is one of those above.
 
     step: the last step of rank 0 at that time; None before the first. level: info, warning,
     error or critical. end_wall_s: the end of an alert, or of a stage that another followed; None
@@ -132,6 +135,8 @@ class MarkTaker:
     def _push(self, mark: RawMark) -> None:
         if len(self._marks) == MARKS_MAX:
             self._state.left_out_marks += 1
+        if len(mark.text) > TEXT_MAX_CHARS:
+            mark = msgspec.structs.replace(mark, text=mark.text[: TEXT_MAX_CHARS - 1] + "…")
         self._marks.append(mark)
 
 

@@ -15,16 +15,13 @@ One process at a time writes, under a lock on the directory; files are renamed i
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from shared.files import write_atomically
-from shared.locks import lock
+from shared.locks import locked
 from telemetry.journal.identity import journal_uuid
 from telemetry.journal.place import is_at
 from telemetry.run_dir import RunDir
@@ -92,14 +89,14 @@ class ColumnStore:
         if self.is_off:
             return
         try:
-            with _locked(self._directory):
+            with locked(self._directory):
                 self._remove_from(0)
         except OSError as exc:
             self._turn_off(exc)
 
     def _write(self, chunk: Chunk, data: bytes) -> Chunk | None:
         self._directory.mkdir(exist_ok=True)
-        with _locked(self._directory):
+        with locked(self._directory):
             # Another writer may have been here since this one read the journal.
             if _end_of(read_kept(self._run_dir)) != chunk.head.first_row:
                 return None
@@ -122,20 +119,3 @@ class ColumnStore:
 def _end_of(chunks: list[Chunk]) -> int:
     """Return the row behind the last of them, 0 without any."""
     return chunks[-1].head.next_row if chunks else 0
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of a directory.
-
-    Raises:
-        Locked: another process has it.
-        LocksUnsupported: the file system has no locks.
-        OSError: there is no such directory, or it can't be opened.
-    """
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        lock(fd)
-        yield
-    finally:
-        os.close(fd)

@@ -2,7 +2,7 @@
 
 In: the directory of a journal, live, ended or damaged.
 Out: the last step, its loss, and the time of the last event, as far as the tail has them.
-Never: reads more than TAIL_MAX_BYTES of a journal, or past its durable mark.
+Never: reads more than the last of STEPS_BYTES of a journal, or past its durable mark.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from shared.events import TRAIN, DecodeError, MetricsLogged, Scalar, decode_envelopes
+from shared.ids import HARDWARE_PREFIX, SIDECAR
 from shared.record import (
     EVENTS,
     STREAMS,
@@ -31,8 +32,7 @@ from telemetry.run_dir import RunDir
 
 STEPS_BYTES: Final = (32 * 1024, 512 * 1024)
 """Sizes of the tail that is read: a larger one where a smaller one has no step of training."""
-TAIL_MAX_BYTES: Final = STEPS_BYTES[-1]
-MEASURED_BY: Final = ("hardware:", "sidecar")
+MEASURED_BY: Final = (HARDWARE_PREFIX, SIDECAR)
 """Beginnings of sources that report no step of training."""
 
 

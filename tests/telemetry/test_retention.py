@@ -69,6 +69,20 @@ def test_the_oldest_ended_runs_go_first_and_no_more_than_needed(tmp_path: Path) 
     assert removed == ["old"] and left(tmp_path) == {"new", "middle"}
 
 
+def test_kept_columns_go_before_any_run(tmp_path: Path) -> None:
+    """They can be made again; as many as needed, of the oldest run first, even if it goes on."""
+    for run_id, age in (("new", 1), ("old", 3), ("middle", 2)):
+        state = "running" if run_id == "old" else "ended"
+        columns = make_run(tmp_path, run_id, age, state=state) / "columns"
+        columns.mkdir()
+        (columns / "0.chunk").write_bytes(os.urandom(MB))
+
+    removed = Retention(tmp_path, SINKS, 9 * MB // 2).sweep()
+
+    assert removed == [] and left(tmp_path) == {"new", "middle", "old"}
+    assert [path.parent.name for path in tmp_path.glob("*/columns")] == ["new"]
+
+
 @pytest.mark.parametrize(
     "kept",
     [

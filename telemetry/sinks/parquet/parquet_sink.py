@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from telemetry.journal.rows import Row, RunContext
 from telemetry.run_dir import RunDir
-from telemetry.sinks.base import START, Position, SinkContext, SinkUnavailable
+from telemetry.sinks.base import START, Position, SinkContext
+from telemetry.sinks.file_sink import FileSink
 from telemetry.sinks.parquet.parquet_files import ParquetFiles
 from telemetry.sinks.parquet.values_table import POLICY_VERSION, ValuesTable
 
@@ -41,8 +41,10 @@ class SinkState(msgspec.Struct, frozen=True):
     """The facts from the rows before the position."""
 
 
-class ParquetSink:
+class ParquetSink(FileSink):
     """Sink that writes one run as parquet files. Not thread-safe."""
+
+    FILES = "parquet files"
 
     def __init__(
         self,
@@ -50,6 +52,7 @@ class ParquetSink:
         monotonic_s: Callable[[], float] = time.monotonic,
         file_values_max: int = FILE_VALUES_MAX,
     ) -> None:
+        super().__init__()
         self._context, self._monotonic_s = context, monotonic_s
         self._file_values_max = file_values_max
         self._files = ParquetFiles(
@@ -60,7 +63,6 @@ class ParquetSink:
         self._next_row = 0
         self._oldest_s: float | None = None
         """When the oldest row in memory came; None where there is none."""
-        self._is_open = False
 
     def open(self, position: Position) -> int:
         """Remove what lies behind the position, and return its row as the first to write.
@@ -109,9 +111,6 @@ class ParquetSink:
         self._write_file()
         return self._position
 
-    def close(self) -> None:
-        self._is_open = False
-
     def _write_file(self) -> None:
         """Write the rows in memory, and move the position behind them.
 
@@ -123,19 +122,6 @@ class ParquetSink:
                 self._files.write(self._table.take(), first_row, self._next_row)
         state = msgspec.to_builtins(SinkState(POLICY_VERSION, self._table.context))
         self._position, self._oldest_s = Position(self._next_row, state), None
-
-    def _require_open(self) -> None:
-        if not self._is_open:
-            raise SinkUnavailable("parquet files have to be opened, or opened again, first")
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        """Turn disk errors into SinkUnavailable; the sink has to be opened again after one."""
-        try:
-            yield
-        except OSError as exc:
-            self.close()
-            raise SinkUnavailable(f"parquet files: {exc}") from exc
 
 
 def _state_of(position: Position) -> SinkState | None:

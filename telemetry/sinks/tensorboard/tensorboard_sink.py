@@ -13,8 +13,7 @@ at least those lengths, and `open` cuts them back to exactly those.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -22,7 +21,8 @@ import msgspec
 from telemetry.journal.rows import Row
 from telemetry.run_dir import RunDir
 from telemetry.run_names import name_run
-from telemetry.sinks.base import START, Position, SinkContext, SinkUnavailable
+from telemetry.sinks.base import START, Position, SinkContext
+from telemetry.sinks.file_sink import FileSink
 from telemetry.sinks.tensorboard.bounds import BOUNDS, Bounds
 from telemetry.sinks.tensorboard.event_files import DamagedFiles, EventFiles
 from telemetry.sinks.tensorboard.lasts_file import DamagedLasts, LastsCommit, LastsFile
@@ -57,10 +57,13 @@ class SinkState(msgspec.Struct):
     left_out: int = 0
 
 
-class TensorBoardSink:
+class TensorBoardSink(FileSink):
     """Sink that writes one run as event files. Not thread-safe."""
 
+    FILES = "TensorBoard files"
+
     def __init__(self, context: SinkContext, bounds: Bounds = BOUNDS) -> None:
+        super().__init__()
         self._context = context
         self._bounds = bounds
         self._has_cores = bool(context.options.get(CORES_OPTION))
@@ -74,7 +77,6 @@ class TensorBoardSink:
         self._next_row = 0
         self._broken = 0
         self._told = LeftOut()
-        self._is_open = False
 
     def open(self, position: Position) -> int:
         """Cut the files back to the position, and return its row as the first to write.
@@ -101,6 +103,11 @@ class TensorBoardSink:
             for row in rows:
                 self._write_row(row)
 
+    def flush(self) -> None:
+        self._require_open()
+        with self._translated():
+            self._files.flush()
+
     def commit(self) -> Position:
         self._require_open()
         with self._translated():
@@ -123,7 +130,7 @@ class TensorBoardSink:
         return self.commit()
 
     def close(self) -> None:
-        self._is_open = False
+        super().close()
         self._files.discard()
 
     def _recover(self, position: Position) -> None:
@@ -174,16 +181,3 @@ class TensorBoardSink:
                 self._context.run_id, self._bounds.tags,
             )  # fmt: skip
         self._told = msgspec.structs.replace(now)
-
-    def _require_open(self) -> None:
-        if not self._is_open:
-            raise SinkUnavailable("TensorBoard files have to be opened, or opened again, first")
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        """Turn disk errors into SinkUnavailable; the sink has to be opened again after one."""
-        try:
-            yield
-        except OSError as exc:
-            self.close()
-            raise SinkUnavailable(f"TensorBoard files: {exc}") from exc

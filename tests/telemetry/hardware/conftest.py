@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes import ManualClock
 from tests.telemetry.hardware.fake_nvml import Machine, compiled
 
 
@@ -25,3 +26,14 @@ def old_nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def machine(nvml_library: Path, tmp_path: Path) -> Machine:
     """A machine whose GPUs are as the test says."""
     return Machine(nvml_library, tmp_path)
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def reports() -> list[tuple[str, str]]:
+    """What the part under test has said to people."""
+    return []

@@ -5,14 +5,8 @@ from __future__ import annotations
 import pytest
 
 from telemetry.hardware.cgroup import CgroupProbe, parse_membership
-from tests.fakes import ManualClock
 
 V1_UNLIMITED = "9223372036854771712\n"
-
-
-@pytest.fixture
-def clock():
-    return ManualClock()
 
 
 @pytest.fixture

@@ -35,11 +35,6 @@ def clocks():
 
 
 @pytest.fixture
-def reports():
-    return []
-
-
-@pytest.fixture
 def probe(clocks, reports):
     made = ClockProbe(clocks, lambda level, text: reports.append(text), lambda: clocks.boot)
     made.read()

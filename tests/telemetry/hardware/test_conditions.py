@@ -5,12 +5,6 @@ from __future__ import annotations
 import pytest
 
 from telemetry.hardware.conditions import Conditions
-from tests.fakes import ManualClock
-
-
-@pytest.fixture
-def clock():
-    return ManualClock()
 
 
 @pytest.fixture

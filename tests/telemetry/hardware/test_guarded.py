@@ -8,7 +8,6 @@ from contextlib import closing
 import pytest
 
 from telemetry.hardware.guarded import GuardedProbe
-from tests.fakes import ManualClock
 
 PATIENCE_S = 10.0
 
@@ -29,11 +28,6 @@ class StallingProbe:
         self.reads += 1
         self.answered.set()
         return {"reads": self.reads}
-
-
-@pytest.fixture
-def clock():
-    return ManualClock()
 
 
 @pytest.fixture

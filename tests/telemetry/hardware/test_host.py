@@ -15,13 +15,7 @@ from telemetry.hardware.host import (
     SwapProbe,
     host_probes,
 )
-from tests.fakes import ManualClock
 from tests.telemetry.hardware.fakes import CpuTimes, FakeSystem, card, disk
-
-
-@pytest.fixture
-def clock():
-    return ManualClock()
 
 
 @pytest.fixture

@@ -8,20 +8,9 @@ import pynvml
 import pytest
 
 from telemetry.hardware.nvml import NvmlProbe, load_nvml
-from tests.fakes import ManualClock
 from tests.telemetry.hardware.fakes import FakeGpu, FakeNvml
 
 FIRST, SECOND = FakeGpu("GPU-aaa"), FakeGpu("GPU-bbb")
-
-
-@pytest.fixture
-def clock():
-    return ManualClock()
-
-
-@pytest.fixture
-def reports():
-    return []
 
 
 @pytest.fixture

@@ -6,15 +6,9 @@ import pynvml
 import pytest
 
 from telemetry.hardware.pcie import PcieRates
-from tests.fakes import ManualClock
 from tests.telemetry.hardware.fakes import FakeGpu, FakeNvml
 
 MEASURED = {"pcie_rx_bytes_per_second": 5_000_000.0, "pcie_tx_bytes_per_second": 2_000_000.0}
-
-
-@pytest.fixture
-def clock():
-    return ManualClock()
 
 
 def started(*gpus):

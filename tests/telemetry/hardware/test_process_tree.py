@@ -13,21 +13,10 @@ from telemetry.hardware.metric_list import PROCESSES
 from telemetry.hardware.proc import HOST_PID_NAMESPACE, TICKS_PER_SECOND, is_host_namespace
 from telemetry.hardware.process_tree import ProcessTreeProbe
 from telemetry.hardware.watched import Watched, WatchList, order_of
-from tests.fakes import ManualClock
 
 RECORDED = Path(__file__).parents[2] / "data/proc"
 BOOT_S = 1_700_000_000
 STAT = (RECORDED / "trainer.stat").read_text()
-
-
-@pytest.fixture
-def clock():
-    return ManualClock()
-
-
-@pytest.fixture
-def reports():
-    return []
 
 
 class Proc:

@@ -12,16 +12,10 @@ from telemetry.hardware.host import host_probes
 from telemetry.hardware.infiniband import InfinibandProbe
 from telemetry.hardware.oom import OomProbe
 from telemetry.hardware.pressure import PressureProbe
-from tests.fakes import ManualClock
 from tests.telemetry.hardware.recorded_machine import RecordedMachine
 
 GIB = 1 << 30
 MACHINES = ("hybrid", "v2_container", "v2_slurm", "v2_desktop", "v1_kubernetes")
-
-
-@pytest.fixture
-def clock():
-    return ManualClock()
 
 
 @pytest.fixture

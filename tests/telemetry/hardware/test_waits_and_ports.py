@@ -9,12 +9,6 @@ from telemetry.hardware.conditions import Conditions
 from telemetry.hardware.infiniband import InfinibandProbe
 from telemetry.hardware.oom import OomProbe
 from telemetry.hardware.pressure import PressureProbe
-from tests.fakes import ManualClock
-
-
-@pytest.fixture
-def clock():
-    return ManualClock()
 
 
 def pressure(some_us, full_us=None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 from hypothesis import example, given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from shared.record import EVENTS, encode_record
 from telemetry.journal.layout import Mark, encode_mark, read_mark, segment_path, segments
+from telemetry.journal.place import is_at
 from telemetry.journal.reader import JournalReader, NotAJournal
 from telemetry.journal.scan import CONTENT, HOLE, REST, SEGMENT, TAIL, Damage, Found, scan
 from telemetry.journal.writer import JournalWriter
@@ -286,8 +288,9 @@ def test_a_record_with_undecodable_events_is_damage_and_the_next_one_is_read(tmp
 
     rows, damage = read_all(tmp_path)
 
+    place = record_places(only_segment(tmp_path))[2]  # behind the two copies of the table
     assert numbers(rows) == [2]
-    assert [(d.kind, d.first_row, d.next_row) for d in damage] == [(CONTENT, 0, 2)]
+    assert [d[:5] for d in damage] == [(CONTENT, *place, 0, 2)]
 
 
 @pytest.mark.parametrize("chunk", [2 * 1024 * 1024 + 100, 4 * 1024 * 1024])
@@ -398,3 +401,134 @@ def test_a_reader_that_has_read_nothing_can_be_closed(tmp_path):
 
         reader.close()
         reader.close()
+
+
+def test_rows_have_the_seqs_of_their_stream_one_by_one(tmp_path):
+    """Whatever row a reader begins at."""
+    with JournalWriter(tmp_path) as writer:
+        writer.append(stream("rank0"), 7, 3, frame(0, 3))
+        writer.append(stream("rank1"), 2, 2, frame(3, 2))
+        writer.sync()
+
+    for first_row in range(5):
+        seqs = [row.seq for row in read_all(tmp_path, first_row)[0]]
+        assert seqs == [7, 8, 9, 2, 3][first_row:]
+
+
+@pytest.mark.parametrize("chunk_bytes", [400, 10**6])
+def test_the_last_record_that_was_read_is_known_by_its_place(journal, chunk_bytes):
+    """In its segment. Tables of streams are no records of rows."""
+    with JournalReader(journal, chunk_bytes=chunk_bytes) as reader:
+        assert reader.last_record is None
+        while (batch := reader.read()).rows:
+            last = reader.last_record
+            assert last is not None and last.next_row == reader.next_row == batch.rows[-1].row + 1
+            assert is_at(journal, last) and last.segment <= last.row
+        assert batch.is_end
+
+    segment = segments(journal)[-2]
+    (offset, end), stop = record_places(segment.path)[-1], segments(journal)[-1].first_row
+    with JournalReader(journal, segment.first_row, chunk_bytes=chunk_bytes) as reader:
+        while reader.read().rows[-1].row + 1 < stop:
+            pass
+        assert reader.last_record[:2] == (segment.first_row, offset)
+    assert not is_at(journal, reader.last_record._replace(offset=end))
+
+
+def test_a_segment_that_is_cut_inside_a_record_is_told_of_and_the_next_one_is_read(
+    journal, tmp_path
+):
+    """From any row: nobody knows which rows the bytes held."""
+    shutil.copytree(journal, tmp_path / "journal")
+    middle, behind = segments(tmp_path / "journal")[1:3]
+    start, end = record_places(middle.path)[-1]
+    os.truncate(middle.path, end - 5)
+    lost = behind.first_row - 3
+
+    for first_row in (0, lost, lost + 1):
+        rows, damage = read_all(tmp_path / "journal", first_row)
+
+        assert numbers(rows) == [row for row in range(first_row, 60) if not 0 <= row - lost < 3]
+        assert [d[:5] for d in damage] == [
+            (TAIL, start, end - 5, lost, None),
+            (HOLE, 0, 0, lost, behind.first_row),
+        ]
+
+
+def test_a_damaged_header_is_told_to_a_reader_that_begins_with_its_segment(journal, tmp_path):
+    """And not to one that begins behind it."""
+    shutil.copytree(journal, tmp_path / "journal")
+    middle, behind = segments(tmp_path / "journal")[1:3]
+    content = bytearray(middle.path.read_bytes())
+    content[30] ^= 1
+    middle.path.write_bytes(content)
+
+    told = [read_all(tmp_path / "journal", row)[1] for row in (middle.first_row, behind.first_row)]
+
+    assert [[d.kind for d in damage] for damage in told] == [[SEGMENT], []]
+
+
+def test_a_damaged_record_is_one_damage_wherever_a_chunk_ends(tmp_path):
+    """Its rows are lost with it, and no hole besides."""
+    with JournalWriter(tmp_path) as writer:
+        for _ in range(8):
+            write(writer, 2)
+            writer.sync()
+    path = only_segment(tmp_path)
+    start, end = record_places(path)[5]
+    content = bytearray(path.read_bytes())
+    content[end - 1] ^= 1
+    path.write_bytes(content)
+    whole = read_all(tmp_path)
+    assert [d[1:3] for d in whole[1]] == [(start, end)]
+
+    for chunk_bytes in range(end - start + 40, len(content), 7):
+        assert read_all(tmp_path, chunk_bytes=chunk_bytes) == whole
+
+
+def test_a_torn_tail_is_told_once_where_no_mark_says_that_it_was_never_promised(tmp_path):
+    """Nobody writes the journal any more, and its mark is gone."""
+    with JournalWriter(tmp_path) as writer:
+        write(writer, 2)
+        writer.sync()
+    (tmp_path / "durable").unlink()
+    path = only_segment(tmp_path)
+    size = path.stat().st_size
+    with path.open("ab") as file:
+        file.write(b"torn")
+
+    rows, damage = read_all(tmp_path)
+
+    assert numbers(rows) == [0, 1]
+    assert [d[:5] for d in damage] == [(TAIL, size, size + 4, 2, None)]
+
+
+def test_damaged_headers_are_told_with_the_place_where_reading_goes_on(journal, tmp_path):
+    """At the first record, or with nothing of the segment."""
+    shutil.copytree(journal, tmp_path / "journal")
+    middle, later = segments(tmp_path / "journal")[1:3]
+    start = record_places(middle.path)[0][0]
+    content = bytearray(middle.path.read_bytes())
+    content[30] ^= 1
+    middle.path.write_bytes(content)
+    later.path.write_bytes(bytes(later.path.stat().st_size))
+
+    found = [d[:5] for d in read_all(tmp_path / "journal")[1] if d.kind == SEGMENT]
+
+    assert found == [
+        (SEGMENT, 0, start, middle.first_row, middle.first_row),
+        (SEGMENT, 0, 0, later.first_row, None),
+    ]
+
+
+def test_a_reader_that_is_closed_twice_closes_no_descriptor_of_another(journal):
+    """The number of its own may have been given to somebody else meanwhile."""
+    reader = JournalReader(journal)
+    assert reader.read().rows
+    reader.close()
+    theirs = os.open(journal, os.O_RDONLY)
+
+    reader.close()
+
+    os.fstat(theirs)
+    os.close(theirs)

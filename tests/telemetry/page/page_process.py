@@ -8,13 +8,13 @@ import subprocess
 import sys
 import urllib.parse
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from shared.closing import Closing
 from tests.telemetry.sidecar_process import clean_env
 
 
-class PageProcess:
+class PageProcess(Closing):
     """`python -m telemetry page` over a data directory, on a port of its own choosing."""
 
     def __init__(self, data_dir: Path, *flags: str, **env: str) -> None:
@@ -65,14 +65,6 @@ class PageProcess:
         assert status == 200, body
         return json.loads(body)
 
-    def __enter__(self) -> PageProcess:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self.process.terminate()
         self.process.communicate(timeout=20)

@@ -11,7 +11,6 @@ import pytest
 
 from shared.events import MetricsLogged
 from telemetry.journal.writer import JournalWriter
-from telemetry.page import warming
 from telemetry.page.open_runs import OpenRuns
 from telemetry.page.problems import NotFound, StillReading
 from telemetry.page.warming import Warming
@@ -207,8 +206,7 @@ def test_a_journal_that_takes_long_to_read_keeps_nobody_waiting(tmp_path):
         pass
 
 
-def test_only_so_many_runs_stay_open(tmp_path, monkeypatch):
-    monkeypatch.setattr("telemetry.page.open_runs.RUNS_MAX", 2)
+def test_only_so_many_runs_stay_open(tmp_path):
     opened: list[str] = []
 
     def read(path: Path) -> RunColumns:
@@ -217,7 +215,7 @@ def test_only_so_many_runs_stay_open(tmp_path, monkeypatch):
 
     for name in ("a", "b", "c"):
         write_run(tmp_path, name, steps=10)
-    runs = OpenRuns(tmp_path, read)
+    runs = OpenRuns(tmp_path, read, runs_max=2)
     for name in ("a", "b", "c", "b", "a"):
         with runs.columns(name) as columns:
             assert columns.run_id == name
@@ -225,10 +223,7 @@ def test_only_so_many_runs_stay_open(tmp_path, monkeypatch):
     assert opened == ["a", "b", "c", "a"]
 
 
-def test_columns_of_long_runs_are_kept_ahead_and_one_that_fails_stops_no_other(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setattr(warming, "GROWTH_ROWS", 40)
+def test_columns_of_long_runs_are_kept_ahead_and_one_that_fails_stops_no_other(tmp_path):
     kept: list[str] = []
 
     def keep(path: Path) -> RunColumns:
@@ -239,7 +234,7 @@ def test_columns_of_long_runs_are_kept_ahead_and_one_that_fails_stops_no_other(
 
     for name, steps in (("r-1", 5), ("r-2", 60), ("r-3", 60)):
         write_run(tmp_path, name, steps=steps)
-    ahead = Warming(tmp_path, keep)
+    ahead = Warming(tmp_path, keep, growth_rows=40)
     ahead.look()
     ahead.look()
 

@@ -23,7 +23,9 @@ from telemetry.commands.replay import replay
 from telemetry.journal.layout import segments
 from telemetry.journal.writer import JournalWriter
 from telemetry.run_dir import CursorFile, RunDir, load
-from telemetry.sinks.parquet import parquet_files, parquet_sink
+from telemetry.sinks.base import SinkContext
+from telemetry.sinks.delivery import Pace
+from telemetry.sinks.parquet import ParquetSink, parquet_files
 from telemetry.sinks.runner import Reporter, SinkJob, run_sink
 from telemetry.views.columns import read_columns
 from tests.telemetry.monitor.runs import training, write_rows, write_run_file
@@ -132,12 +134,15 @@ def test_parquet_and_journals_give_one_answer(tmp_path, capsys, monkeypatch) -> 
     assert segment.path.exists()
 
 
-def test_files_that_no_cursor_covers_are_not_counted_twice(tmp_path, capsys, monkeypatch) -> None:
+def test_files_that_no_cursor_covers_are_not_counted_twice(tmp_path, capsys) -> None:
     """A sink that was killed between its file and its cursor."""
     run_dir = run_of(tmp_path)
-    monkeypatch.setattr(parquet_sink, "FILE_VALUES_MAX", 10)
-    monkeypatch.setattr("telemetry.sinks.delivery.WRITE_ROWS", 5)
-    run_sink(SinkJob("parquet", run_dir, run_dir, False, {}), threading.Event(), Reporter(None))
+
+    def make(_: str, context: SinkContext) -> ParquetSink:
+        return ParquetSink(context, file_values_max=10)
+
+    job = SinkJob("parquet", run_dir, run_dir, False, {}, make, Pace(write_rows=5))
+    run_sink(job, threading.Event(), Reporter(None))
     expected = whole(capsys, tmp_path)
     cursor = load(RunDir(run_dir).cursor("parquet"), CursorFile)
     assert cursor is not None and len(files(run_dir)) > 4

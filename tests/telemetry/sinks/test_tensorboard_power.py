@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
+from shared.files import sync_file
 from telemetry.sinks.base import Position
 from telemetry.sinks.cursor import Cursor
 from telemetry.sinks.tensorboard.starts import Starts
@@ -39,26 +39,18 @@ def upgrade(root: Path, promises: dict[str, Any]) -> None:
 def _leave_old_files(root: Path) -> None:
     for directory in (root / "run", root / "run" / "tensorboard"):
         directory.mkdir(exist_ok=True)
-        _sync(directory.parent)
+        sync_file(directory.parent)
     for name in ("rank0", "rank0.64"):
         directory = root / "run" / "tensorboard" / name
         directory.mkdir()
-        _sync(directory.parent)
+        sync_file(directory.parent)
         # What is not the sink's keeps the directory, so that nobody else syncs its going.
         for path in (directory / OLD_NAME, directory / "notes.txt"):
             path.write_bytes(b"of the first version")
-            _sync(path)
-        _sync(directory)
+            sync_file(path)
+        sync_file(directory)
     with Cursor(root / "run", "tensorboard", RUN) as cursor:
         cursor.commit(Position(6, {"files": {}, "policy": {}}))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def check_upgrade(root: Path, promises: dict[str, Any]) -> None:

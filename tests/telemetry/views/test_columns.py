@@ -164,6 +164,19 @@ def test_marks_tell_what_happened(tmp_path: Path) -> None:
     assert marks[4].text == "7 events are missing: full"
 
 
+def test_a_long_message_is_cut_and_many_are_counted(tmp_path: Path) -> None:
+    """The newest stay."""
+    said = [
+        MessageLogged(level="info", text=f"{n} " + "x" * 3_000 * (n == 5_099)) for n in range(5_100)
+    ]
+    run = write_journal(tmp_path / "r", [Said(said)])
+
+    columns = read_columns(run)
+
+    assert len(columns.marks) == 5_000 and columns.left_out == {"marks": 100}
+    assert (columns.marks[0].text, len(columns.marks[-1].text)) == ("100 ", 2_000)
+
+
 def test_histograms_keep_their_edges_and_counts(tmp_path: Path) -> None:
     rows = [
         HistogramLogged(kind="quant", step=s, name="w", edges=[0.0, 1.0 * s, 9.0][: s + 1],
