@@ -232,3 +232,18 @@ def test_the_search_looks_at_one_mebibyte_and_no_more(beyond):
 def test_the_sizes_on_disk_stay_what_they_are():
     """Old journals are read by offsets."""
     assert (SEGMENT_HEADER_BYTES, RECORD_HEADER_BYTES) == (44, 40)
+
+
+def test_a_record_behind_another_that_is_cut_short_is_not_there_yet():
+    """At whatever byte, of its header or its payload."""
+    first, second = (encode_record(EVENTS, 0, row, row, 1, b"payload") for row in (3, 4))
+    whole = memoryview(first + second)
+
+    for cut in range(len(first), len(whole)):
+        buf = whole[:cut]
+        header = decode_record_header(buf, len(first))
+        if cut < len(first) + RECORD_HEADER_BYTES:
+            assert header is None
+        else:
+            assert header is not None and payload_of(buf, len(first), header) is None
+    assert payload_of(whole, len(first), decode_record_header(whole, len(first))) == b"payload"

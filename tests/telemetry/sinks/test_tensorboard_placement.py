@@ -221,3 +221,41 @@ def test_a_step_rises_only_above_the_last_one_of_its_tag() -> None:
     assert found.rises("b", 0)
     found.fold()
     assert found.rises("b", 6) and not found.rises("b", 5)
+
+
+def test_changes_are_what_another_process_needs_and_each_is_told_once() -> None:
+    """Numbers, texts and messages; what was forgotten, too, also with nothing behind it."""
+    found = Placement([], LeftOut())
+    found.numbers(5, {"a": 1.0})
+    assert found.other("t", 3, "text:x") == 0
+    assert found.note("m", "text:said")
+    assert found.tags == 3 and found.last_of("m") is not None
+
+    assert found.take_changes() == [
+        Change(0, False, {"a": (5, 1.0), "t": (3, "text:x"), "m": found.last_of("m")})
+    ]
+    assert found.take_changes() == []
+    found.fold()
+    assert found.take_changes() == [Change(0, True, {})]
+
+
+def test_tags_are_counted_as_they_are_restored() -> None:
+    """Of several records, one after the other; a tag that comes again is one tag."""
+    restored = Placement([LevelState()], LeftOut())
+    for tags in ("ab", "bc", "d"):
+        restored.restore(Change(0, False, {tag: (1, 1.0) for tag in tags}))
+
+    assert restored.tags == 4
+    assert LeftOut(levels=2, tags=3).total == 5
+
+
+def test_a_tag_may_hold_a_text_and_then_a_number_at_one_step() -> None:
+    """Another value is another value, whatever it is; only texts have a kind."""
+    found = Placement([], LeftOut())
+    found.numbers(5, {"a": 1.0})
+    assert found.other("t", 5, "text:x") == 0
+    assert found.kinds() == {"t": "text"}
+
+    assert found.numbers(5, {"t": 2.0}) == {0: {"t": 2.0}}
+
+    assert found.kinds() == {}
