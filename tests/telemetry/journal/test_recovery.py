@@ -653,3 +653,23 @@ def test_a_recorded_journal_is_read_as_recovery_will_leave_it(
     with JournalWriter(directory) as writer:
         assert numbers(rows) == list(range(writer.next_row))
     assert damage == [] and read_all(directory) == (rows, [])
+
+
+def test_behind_an_old_mark_and_damage_before_it_a_recorded_journal_is_read_to_its_end(
+    whole, tmp_path
+):
+    """What was promised and is damaged is no end."""
+    directory = copied(whole, tmp_path, with_mark=True)
+    path = only_segment(directory)
+    damaged, promised = record_places(path)[-4], record_places(path)[-3]
+    gone = rows_of(path, damaged)
+    mark = Mark(0, promised[0], rows_of(path, promised).start)
+    (directory / MARK_NAME).write_bytes(encode_mark(mark))
+    content = bytearray(path.read_bytes())
+    content[damaged[1] - 1] ^= 1
+    path.write_bytes(content)
+
+    rows, damage = read_all(directory, is_recorded=True)
+
+    assert numbers(rows) == [row for row in range(12) if row not in gone]
+    assert [(d.offset, d.end) for d in damage] == [damaged]

@@ -243,7 +243,7 @@ def test_tags_are_counted_as_they_are_restored() -> None:
     """Of several records, one after the other; a tag that comes again is one tag."""
     restored = Placement([LevelState()], LeftOut())
     for tags in ("ab", "bc", "d"):
-        restored.restore(Change(0, False, {tag: (1, 1.0) for tag in tags}))
+        restored.restore(Change(0, False, dict.fromkeys(tags, (1, 1.0))))
 
     assert restored.tags == 4
     assert LeftOut(levels=2, tags=3).total == 5
