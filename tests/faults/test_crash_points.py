@@ -129,6 +129,18 @@ def test_what_a_restart_found_is_on_disk_before_it_is_promised() -> None:
     assert kill_everywhere(record, take_up, check_journal, throws=3) > 50
 
 
+def look(root: Path, promises: Promises) -> None:
+    """A reader of a journal that nobody writes: what it shows, a sink may commit."""
+    if segments(run_dir(root) / "journal"):
+        rows, _ = read_all(run_dir(root) / "journal", is_recorded=True)
+        promises["rows"] = max(promises.get("rows", 0), len(rows))
+
+
+def test_what_a_reader_found_behind_the_mark_is_on_disk_before_it_is_shown() -> None:
+    """The writer was killed between its write and its sync, and no other one has come yet."""
+    assert kill_everywhere(record, look, check_journal, throws=3) > 50
+
+
 def go_on_without_mark(root: Path, promises: Promises) -> None:
     """A journal that was copied without its mark is opened, and goes on."""
     durable_data_dir(root)

@@ -11,6 +11,7 @@ import pytest
 
 from shared.files import (
     append_whole,
+    bytes_on_disk,
     cut,
     make_directory,
     write_all,
@@ -171,3 +172,15 @@ def test_a_file_that_was_cut_stays_cut_after_a_power_cut(tmp_path: Path, seed: i
         disk.power_cut(random.Random(seed))
         assert (root / "f").read_bytes() == b"whole"
         os.close(fd)
+
+
+def test_the_bytes_on_disk_are_those_of_all_files_below(tmp_path: Path) -> None:
+    """As the disk counts them, in whole blocks; links lead nowhere."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for path, size in ((tmp_path / "one", 5), (tmp_path / "a" / "b" / "two", 100_000)):
+        path.write_bytes(bytes([1]) * size)
+    (tmp_path / "a" / "link").symlink_to("/proc")
+    files = [tmp_path / "one", tmp_path / "a" / "b" / "two"]
+    expected = sum(path.stat().st_blocks * 512 for path in files)
+
+    assert expected <= bytes_on_disk(tmp_path) <= expected + 5 * 4096

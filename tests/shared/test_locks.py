@@ -20,6 +20,7 @@ from shared.locks import (
     is_locked,
     lock,
     lock_unless_alive,
+    locked,
     write_holder,
 )
 
@@ -167,3 +168,12 @@ def test_a_process_that_has_ended_and_is_not_reaped_is_gone(tmp_path: Path, monk
 
     os.waitpid(pid, 0)
     os.close(asked)
+
+
+def test_a_lock_held_for_a_block_is_free_behind_it(tmp_path: Path) -> None:
+    """Also where the block fails; its descriptor is closed."""
+    with pytest.raises(ValueError, match="in the block"), locked(tmp_path):
+        assert is_locked(tmp_path)
+        raise ValueError("in the block")
+
+    assert not is_locked(tmp_path)
