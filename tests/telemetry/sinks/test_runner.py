@@ -502,3 +502,23 @@ def stopped() -> threading.Event:
     stop = threading.Event()
     stop.set()
     return stop
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_a_sink_that_waits_gives_a_sign_of_life_and_learns_that_it_shall_stop(bench, is_stopped):
+    """A server may be asked for minutes; its supervisor would take the silence for a hang."""
+    bench.run.append(1)
+    bench.run.set_state("ended", endings=1)
+    stop, report = threading.Event(), Reports()
+    answers = []
+
+    def make(_: str, context: SinkContext) -> LinesSink:
+        if is_stopped:
+            stop.set()
+        answers.append(context.wait(0))
+        return LinesSink(context, Trouble())
+
+    run_sink(replace(bench.job, make=make), stop, report)
+
+    assert answers == [is_stopped]
+    assert ("waiting", 0, "") in report.said

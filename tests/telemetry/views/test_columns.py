@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -17,8 +18,12 @@ from shared.events import (
     HistogramLogged,
     MessageLogged,
     MetricsLogged,
+    encode_event,
+    join_events,
 )
+from shared.ids import StreamId
 from telemetry.errors import CommandError
+from telemetry.journal.writer import JournalWriter
 from telemetry.views.columns import RunColumns, read_columns
 from tests.telemetry.views.journals import (
     START_S,
@@ -238,6 +243,22 @@ def test_an_update_takes_in_what_came_since(tmp_path: Path) -> None:
         ):
             assert one.tolist() == other.tolist()
         assert columns.sessions == whole.sessions and columns.marks == whole.marks
+
+
+def test_a_live_run_is_read_as_far_as_it_is_on_disk(tmp_path: Path) -> None:
+    """A writer has it open, and has written rows that are not synced: they are not there yet."""
+    run = write_journal(tmp_path / "r", [Said([started(), *steps(1, 3)])])
+    stream = StreamId("r", "s1", "rank0")
+    with JournalWriter(run / "journal") as writer:
+        packed = [encode_event(event, 1, 1) for event in steps(4, 5)]
+        writer.append(stream, 4, 2, join_events(packed))
+        with read_columns(run) as columns:
+            assert columns.rows == 4
+            os.truncate(run / "journal" / f"{0:020}.seg", 10_000)  # as a write before its sync
+            assert not columns.update() and columns.rows == 4
+            os.truncate(run / "journal" / f"{0:020}.seg", writer._offset)
+            writer.sync()
+            assert columns.update() and columns.rows == 6
 
 
 def test_a_copy_ends_where_its_files_do(tmp_path: Path) -> None:
