@@ -43,11 +43,11 @@ $(VENV)/bin/python:
 	on Debian: apt install python3-venv" >&2; exit 1; }
 
 $(VENV)/.run: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --editable '.[trainer,telemetry,wandb]'
+	$(BIN)/pip install --quiet --editable '.[trainer,telemetry,wandb,query]'
 	touch $@
 
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --editable '.[trainer,telemetry,wandb,dev]'
+	$(BIN)/pip install --quiet --editable '.[trainer,telemetry,wandb,query,dev]'
 	touch $@
 
 clean:

@@ -77,7 +77,10 @@ def _inspect(args: argparse.Namespace, say: Callable[[str], None]) -> int:
 
 def _add_ls(commands: Any) -> None:
     parser = commands.add_parser("ls", help="the recorded runs", allow_abbrev=False)
-    parser.add_argument("data_dir", nargs="?", type=Path, metavar="DATA_DIR")
+    parser.add_argument(
+        "data_dir", nargs="?", type=Path, metavar="DATA_DIR",
+        help="default: that of the configuration",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object a run")
     parser.add_argument(
         "--sort", choices=SORTS, default="started",
@@ -119,8 +122,11 @@ def _add_query(commands: Any) -> None:
     parser = commands.add_parser(
         "query", help="a question in SQL over recorded runs", allow_abbrev=False
     )
-    parser.add_argument("sql", metavar="SQL")
-    parser.add_argument("places", nargs="*", type=Path, metavar="DATA_DIR_OR_RUN")
+    parser.add_argument("sql", metavar="SQL", help="one SELECT; docs/QUERY.md has the tables")
+    parser.add_argument(
+        "places", nargs="*", type=Path, metavar="DATA_DIR_OR_RUN",
+        help="default: the data directory of the configuration",
+    )  # fmt: skip
     forms = parser.add_mutually_exclusive_group()
     forms.add_argument("--json", action="store_true", help="print one JSON object a line")
     forms.add_argument("--csv", action="store_true", help="print CSV with a line of names")

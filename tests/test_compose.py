@@ -256,7 +256,7 @@ def test_a_build_sees_only_what_its_image_needs():
 @pytest.mark.parametrize(
     ("image", "extras", "packages"),
     [
-        ("telemetry", "telemetry,wandb", {"shared", "telemetry"}),
+        ("telemetry", "telemetry,wandb,query", {"shared", "telemetry"}),
         ("trainer", "trainer", {"shared", "trainer"}),
     ],
 )

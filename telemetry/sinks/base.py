@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from telemetry.journal.rows import Row
 from telemetry.run_dir import RunFile
@@ -82,6 +82,19 @@ class SinkContext(NamedTuple):
     journal: str = ""
     skipped: Container[int] = frozenset()
     skip: Callable[[int, str], None] = keep_going
+
+
+@runtime_checkable
+class Flushing(Protocol):
+    """A sink whose readers may see rows that are not durable yet: offered beside `Sink`."""
+
+    def flush(self) -> None:
+        """Let readers see the rows written so far. Called at the end of what can be read.
+
+        Raises:
+            SinkUnavailable: as for `Sink.write`.
+        """
+        ...
 
 
 class Sink(Protocol):

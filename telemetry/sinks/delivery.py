@@ -20,7 +20,7 @@ from telemetry.journal.reader import CHUNK_BYTES, JournalReader
 from telemetry.journal.rows import Row
 from telemetry.run_dir import RunDir, RunFile, read
 from telemetry.sinks.account import Account
-from telemetry.sinks.base import Position, Sink, SinkContext, left_out_of
+from telemetry.sinks.base import Flushing, Position, Sink, SinkContext, left_out_of
 from telemetry.sinks.cursor import Cursor
 from telemetry.sinks.registry import make_sink
 from telemetry.sinks.reporter import Reporter
@@ -30,18 +30,22 @@ from telemetry.sinks.slot import COMMITTING, FINISHING, IDLE
 class Pace(NamedTuple):
     """The pace of one delivery. Tests make it faster, and its parts smaller.
 
-    poll_s: pause at the end of what is on disk. commit_interval_s: between two commits.
+    poll_s: pause at the end of what is on disk; quick_poll_s: while rows come, for a sink
+    whose readers see them at once. commit_interval_s: between two commits.
     write_rows: rows at most in one call of write, so that a call with much to do does not
     seem to hang. read_bytes: size of one read of the journal.
     """
 
     poll_s: float = 0.2
+    quick_poll_s: float = 0.05
     commit_interval_s: float = 1.0
     write_rows: int = 500
     read_bytes: int = CHUNK_BYTES
 
 
 PACE: Final = Pace()
+QUICK_FOR_S: Final = 1.0
+"""Time after the last row for which more rows are looked for quickly."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,11 @@ class Delivery:
         self._account, self._stop, self._report = account, stop, report
         self._place = RunDir(job.run_dir)
         self._committed_s = 0.0
+        self._flushing = sink if isinstance(sink, Flushing) else None
+        self._has_new = False
+        """True if rows were written that readers may not see yet."""
+        self._grown_s = float("-inf")
+        """Monotonic time at which there were last rows to write."""
 
     def run(self) -> bool:
         """Deliver rows until the run has ended, or until stop. Return True if the sink has all.
@@ -105,6 +114,8 @@ class Delivery:
         # 2. Write the rows, without the skipped ones.
         if not self._write(batch.rows):
             return False
+        if batch.rows:
+            self._has_new, self._grown_s = True, time.monotonic()
         is_commit_due = time.monotonic() - self._committed_s >= self._job.pace.commit_interval_s
         if batch.rows and not batch.is_end and not is_commit_due:
             return None
@@ -112,7 +123,10 @@ class Delivery:
         if batch.is_end and not reader.is_blind and self._is_over():
             self._finish(reader.next_row)
             return True
-        # 4. Commit, about once a second.
+        # 4. Show what was written, and commit about once a second.
+        if self._has_new and self._flushing is not None:
+            self._flushing.flush()
+        self._has_new = False
         if time.monotonic() - self._committed_s >= self._job.pace.commit_interval_s or is_stopping:
             self._commit()
         # 5. Report; at the end of what is on disk, stop or wait for more.
@@ -120,7 +134,7 @@ class Delivery:
         if batch.is_end:
             if is_stopping:
                 return False
-            self._stop.wait(self._job.pace.poll_s)
+            self._stop.wait(self._pause_s())
         return None
 
     def _write(self, rows: Sequence[Row]) -> bool:
@@ -135,6 +149,12 @@ class Delivery:
                 self._cursor.commit(self._sink.commit())
                 return False
         return True
+
+    def _pause_s(self) -> float:
+        """Return how long to wait for more rows."""
+        pace = self._job.pace
+        is_quick = time.monotonic() - self._grown_s < QUICK_FOR_S and self._flushing is not None
+        return min(pace.quick_poll_s, pace.poll_s) if is_quick else pace.poll_s
 
     def _commit(self) -> None:
         self._account.slot.enter(COMMITTING)

@@ -50,6 +50,7 @@ TraceEvent = dict[str, Any]
 SESSION, STAGES, STEPS, PHASES = THREADS = (1, 2, 3, 4)
 _THREAD_NAMES: Final = {SESSION: "session", STAGES: "stages", STEPS: "steps", PHASES: "phases"}
 ALERTS_MAX: Final = 1_000
+LENGTH_MAX_S: Final = 1e9
 STAGE: Final = "train/training_stage"
 STEP_SECONDS: Final = "train/step_seconds"
 PARTS: Final = ("input", "forward", "backward", "optimizer")
@@ -173,8 +174,7 @@ class TraceEvents:
 
     def _metrics(self, row: Row, event: MetricsLogged, source: SourceState) -> Iterator[TraceEvent]:
         for name, phase in PHASE_NAMES.items():
-            seconds = event.values.get(name)
-            if isinstance(seconds, float) and 0 <= seconds < math.inf:
+            if (seconds := _seconds(event.values.get(name))) is not None:
                 yield self._phase(row, event, source, phase, seconds)
         if event.kind == TRAIN and event.step is not None and row.session == source.session:
             stage = event.values.get(STAGE)
@@ -210,8 +210,8 @@ class TraceEvents:
             return
         source.step, source.wall_ns = step, end_ns
         count = 1 if before is None or step < before else step - before
-        usual = event.values.get(STEP_SECONDS)
-        if isinstance(usual, float) and 0 < usual < math.inf:
+        usual = _seconds(event.values.get(STEP_SECONDS))
+        if usual:
             # The first stretch of a session is no longer than its steps: before, it started up.
             began_ns = end_ns - int(usual * count * 1e9)
             is_first = before is None or begin_ns < began_ns - int(usual * 1e9)
@@ -220,8 +220,8 @@ class TraceEvents:
         name = f"step {step:,}" if count == 1 else f"steps {step - count + 1:,} to {step:,}"
         yield self._span(name, source.pid, STEPS, begin_ns, end_ns, {"step": step, "steps": count})
         for part in PARTS:
-            seconds = event.values.get(f"train/{part}_seconds")
-            if isinstance(seconds, float) and 0 < seconds < math.inf:
+            seconds = _seconds(event.values.get(f"train/{part}_seconds"))
+            if seconds:
                 part_end_ns = min(end_ns, begin_ns + int(seconds * count * 1e9))
                 args = {"mean_seconds": seconds}
                 yield self._span(part, source.pid, STEPS, begin_ns, part_end_ns, args)
@@ -238,7 +238,8 @@ class TraceEvents:
             if not self._per_core and _CORE.fullmatch(name):
                 continue
             group, _, last = name.rpartition("/")
-            groups.setdefault(group or event.kind, {})[clean(last, 256)] = value
+            number = int(value) if isinstance(value, bool) else value
+            groups.setdefault(group or event.kind, {})[clean(last, 256)] = number
         for group, values in groups.items():
             counter = self._at("C", clean(group, 256), source.pid, 0, row.envelope.wall_ns)
             yield counter | {"args": values}
@@ -269,6 +270,13 @@ class TraceEvents:
     def _alert(self, phase: str, id: str, name: str, wall_ns: int) -> TraceEvent:
         pid = self.state.sources[id.partition(" ")[0]].pid
         return self._at(phase, name, pid, SESSION, wall_ns) | {"cat": "alert", "id": id}
+
+
+def _seconds(value: object) -> float | None:
+    """Return a value that can be a length of time, or None: anybody may log any number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 <= value <= LENGTH_MAX_S else None
 
 
 def _introduced(source: str, pid: int) -> Iterator[TraceEvent]:

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+import msgspec
+
 from shared.events import AlertChanged, Event, Gap, MessageLogged, RunFinished, RunStarted
 from shared.ids import MAIN_SOURCE, SIDECAR
 from telemetry.journal.rows import Row
@@ -20,6 +22,7 @@ from telemetry.views.column_state import OpenAlert, RawMark, State, TextChange
 
 MARKS_MAX: Final = 5_000
 ALERTS_MAX: Final = 1_000
+TEXT_MAX_CHARS: Final = 2_000
 STAGE: Final = "train/training_stage"
 """The text whose changes are the stages of a run."""
 
@@ -132,6 +135,8 @@ class MarkTaker:
     def _push(self, mark: RawMark) -> None:
         if len(self._marks) == MARKS_MAX:
             self._state.left_out_marks += 1
+        if len(mark.text) > TEXT_MAX_CHARS:
+            mark = msgspec.structs.replace(mark, text=mark.text[: TEXT_MAX_CHARS - 1] + "…")
         self._marks.append(mark)
 
 

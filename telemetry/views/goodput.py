@@ -32,6 +32,8 @@ STALL_RATIO: Final = 5.0
 """Seconds a step above this many times the session's median are a stall, ..."""
 STALL_MIN_S: Final = 10.0
 """... if they are at least so many more."""
+LENGTH_MAX_S: Final = 1e9
+"""A longer phase is a number that somebody logged by that name."""
 SPANS: Final = {EVALUATION: "time/evaluation_seconds", CHECKPOINT: "time/checkpoint_seconds"}
 
 
@@ -57,7 +59,8 @@ class _Session(NamedTuple):
     """One main session: its time and its rows of training.
 
     lost_from: the first step that a later session did again. resumed_from: the step it went on
-    from. Shapes: steps and wall_s (n,), rising. step_seconds: of the first row, None if unknown.
+    from. Shapes: steps and wall_s (n,), in the order of the journal. step_seconds: of the first
+    row, None if unknown.
     """
 
     begin_s: float
@@ -123,9 +126,9 @@ def _spent(session: _Session, phases: dict[str, _Phase], starting: str) -> dict[
         # Without a step: a start that came to nothing, as far as is known.
         return {**spent, UNKNOWN if session.has_finished else starting: float(rest.sum())}
     # The steps: a stall is what is far above the usual; then what was lost, by steps.
-    usual = np.float64(np.median(rest[1:-1] / counts)) * counts.astype(np.float64)
+    usual = np.float64(np.median(rest[1:-1] / counts)) * counts
     stalled = _stalled(rest[1:-1], usual)
-    lost = np.clip((session.steps - (session.lost_from - 1)) / counts, 0, 1)
+    lost = np.clip((session.steps.astype(np.float64) - (session.lost_from - 1)) / counts, 0, 1)
     useful = rest[1:-1] - stalled
     # A session that ends without saying so, long after its last step, hung before.
     tail = rest[-1:]
@@ -146,19 +149,21 @@ def _stalled(spent_s: Floats, usual_s: Floats) -> Floats:
     return np.where((spent_s > STALL_RATIO * usual_s) & (excess_s >= STALL_MIN_S), excess_s, 0.0)
 
 
-def _windows(session: _Session) -> tuple[Floats, Ints]:
+def _windows(session: _Session) -> tuple[Floats, Floats]:
     """Return the borders of the windows between logged steps (n + 2,), and steps in each (n,).
 
     The first window is the time before the first step, and the last that behind the last.
     """
     if not len(session.steps):
-        return np.array([session.begin_s, session.end_s]), session.steps
-    counts = np.maximum(1, np.diff(session.steps, prepend=session.resumed_from))
+        return np.array([session.begin_s, session.end_s]), np.empty(0)
+    # As floats: a script may log any step, and the difference of two may not fit into an int.
+    steps = session.steps.astype(np.float64)
+    counts = np.maximum(1.0, np.diff(steps, prepend=float(session.resumed_from)))
     wall_s = np.clip(np.maximum.accumulate(session.wall_s), session.begin_s, session.end_s)
     first_s = session.step_seconds
     if first_s is None and len(wall_s) > 1:
         first_s = float(np.median(np.diff(wall_s) / counts[1:]))
-    began_s = max(session.begin_s, float(wall_s[0]) - (first_s or 0.0) * int(counts[0]))
+    began_s = max(session.begin_s, float(wall_s[0]) - (first_s or 0.0) * float(counts[0]))
     return np.array([session.begin_s, began_s, *wall_s, session.end_s]), counts
 
 
@@ -168,7 +173,7 @@ class _Phase:
     def __init__(self, told: Series) -> None:
         order = np.argsort(told.wall_s, kind="stable")
         ends = told.wall_s[order]
-        lengths = np.nan_to_num(np.maximum(told.value[order], 0), posinf=0)
+        lengths = np.clip(np.nan_to_num(told.value[order], posinf=0), 0, LENGTH_MAX_S)
         # No moment counts twice: a phase does not begin before the one before it ends.
         begins = np.maximum(ends - lengths, np.concatenate([[-np.inf], ends[:-1]])[: len(ends)])
         self._at = np.column_stack([begins, ends]).ravel()
@@ -221,7 +226,7 @@ def _resumed_from(told: int | None, steps: Ints) -> int:
     """Return the step before the first of a session: as told, or as its later rows suggest."""
     if told is not None or not len(steps):
         return told or 0
-    usual = int(np.median(np.diff(steps))) if len(steps) > 1 else 1
+    usual = int(np.median(np.diff(steps.astype(np.float64)))) if len(steps) > 1 else 1
     return int(steps[0]) - max(1, min(int(steps[0]), usual))
 
 

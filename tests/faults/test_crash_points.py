@@ -270,10 +270,13 @@ def show(root: Path, promises: Promises) -> None:
             sink, found = helpers_tensorboard.sink_in(out), cursor.position
             first = sink.open(found)
             for at in range(first, upto, 4):
-                sink.write(rows[at : min(at + 4, upto)])
+                sink.write(rows[at : min(at + 2, upto)])
+                sink.flush()
+                sink.write(rows[at + 2 : min(at + 4, upto)])
                 cursor.commit(sink.commit())
             if upto < len(rows):
-                sink.write(rows[upto : upto + 2])  # and is gone
+                sink.write(rows[upto : upto + 2])
+                sink.flush()  # and is gone
             sink.close()
             # One that was only found there is no promise: older is harmless.
             if cursor.position != found:

@@ -8,6 +8,7 @@ import pytest
 
 from shared.emitter.notices import Notices
 from shared.emitter.options import EmitterOptions
+from shared.emitter.spool import Spool, SpoolUnavailable, adopt_orphans
 from shared.emitter.spooling import RETRY_NS, Spooling
 from shared.emitter.stream import OutgoingStream
 from shared.wire import Ack, Welcome
@@ -17,8 +18,8 @@ from tests.fakes import ManualClock
 class Desk:
     """A stream with frames of one event each, and the spool that they may go to."""
 
-    def __init__(self, directory: Path, **limits: int) -> None:
-        options = EmitterOptions(spool_dir=directory, **limits)
+    def __init__(self, directory: Path, **limits: int | None) -> None:
+        options = EmitterOptions(**{"spool_dir": directory} | limits)
         self.clock = ManualClock()
         self.stream = OutgoingStream(1, "run", "session", "rank0")
         self.spooling = Spooling(self.stream, options, self.clock, Notices())
@@ -82,3 +83,59 @@ def test_a_spool_is_emptied_when_the_sidecar_has_all_that_is_in_it(tmp_path: Pat
     assert half > empty == path.stat().st_size
     desk.spooling.close()
     assert not path.exists()
+
+
+def test_a_disk_that_refused_is_asked_again_after_a_while_or_at_the_very_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not for each frame; and it is said once."""
+    asked = []
+
+    def refusing(*args: object) -> Spool:
+        asked.append(args)
+        raise SpoolUnavailable("spool: No space left on device")
+
+    desk = Desk(tmp_path)
+    desk.add(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, "create", refusing)
+        for after_ns in (0, RETRY_NS - 1, 1, RETRY_NS - 1):
+            desk.clock.mono += after_ns
+            desk.spooling.move_overdue(desk.clock.mono, everything=True)
+        assert len(asked) == 2 and desk.held() == (0, 2)
+        desk.spooling.move_all(desk.clock.mono)
+        assert len(asked) == 3
+
+    desk.spooling.move_all(desk.clock.mono)
+
+    assert desk.held() == (2, 0)
+    assert [r.getMessage() for r in caplog.records] == [
+        "telemetry spool: No space left on device; events stay in memory"
+    ]
+    desk.spooling.close()
+
+
+def test_without_a_directory_frames_stay_in_memory(tmp_path: Path) -> None:
+    """Nothing is opened, cleared or closed."""
+    desk = Desk(tmp_path, spool_dir=None)
+    desk.add(2)
+
+    desk.spooling.move_all(desk.clock.mono)
+    desk.spooling.clear_if_unneeded()
+    desk.spooling.abandon()
+    desk.spooling.close()
+
+    assert desk.held() == (0, 2) and desk.spooling.written_ns == 0
+
+
+def test_a_forked_child_lets_go_of_the_spool(tmp_path: Path) -> None:
+    """Its copy of the lock would outlive the parent."""
+    desk = Desk(tmp_path)
+    desk.add(1)
+    desk.spooling.move_all(desk.clock.mono)
+    assert adopt_orphans(tmp_path) == []
+
+    desk.spooling.abandon()
+
+    (orphan,) = adopt_orphans(tmp_path)
+    orphan.close(delete=True)

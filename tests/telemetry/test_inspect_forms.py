@@ -375,7 +375,7 @@ def test_rows_of_a_live_sidecar_come_while_it_works_and_after_kill_9(place) -> N
         emitter.emit(metrics(2, 1.0))
         sidecar.start()
         emitter.emit(RunFinished(status="finished"))
-        emitter.close()
+        assert emitter.close(60)
         rest, _ = follower.communicate(timeout=60)
 
     rows = [json.loads(line) for line in (*shown, *rest.splitlines())]

@@ -78,6 +78,10 @@ class Board {
     return this.hasLooked && this.atWork === 0 && !this.cards.some((card) => card.isSeen && card.isStale && !card.element.hidden);
   }
 
+  async idle() {
+    while (!this.isIdle) await new Promise((done) => setTimeout(done, 100));
+  }
+
   async drawOne(card) {
     try {
       card.said.textContent = await card.draw(this.view, card.box) || "";

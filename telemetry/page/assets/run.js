@@ -73,13 +73,22 @@ async function showRun(root, run) {
 
   let latest = [], spent = null, spentAt = 0;
   async function readLatest() {
-    if (Date.now() - spentAt > GRID_REST_S * 1000) {
-      spentAt = Date.now();
-      source.goodput(run).then((found) => { spent = found; drawHead(); }).catch((failure) => tools.say(failure.message));
-    }
     const wanted = [overview.loss_name, "val/loss", "train/tokens_per_second"].filter(Boolean).map((name) => ({ source: "rank0", name }));
     latest = await source.series(run, wanted, { x: "step", from: null, to: null, points: 8 });
     drawHead();
+  }
+
+  // It takes the longest to compute: asked for when the charts on the screen are drawn.
+  async function readSpent() {
+    if (Date.now() - spentAt < GRID_REST_S * 1000) return;
+    spentAt = Date.now();
+    await board.idle();
+    try {
+      spent = await source.goodput(run);
+      drawHead();
+    } catch (failure) {
+      tools.say(failure.message);
+    }
   }
 
   function drawHead() {
@@ -118,6 +127,7 @@ async function showRun(root, run) {
   addCharts();
   const firstLatest = readLatest();
   await firstLatest;
+  readSpent();
   if (source.isReport) return board;
 
   let isPaused = false, timer = 0;
@@ -131,6 +141,7 @@ async function showRun(root, run) {
         overview = fresh;
         if (has) {
           await readLatest();
+          readSpent();
           if (names !== namesOf()) addCharts();
           else document.getElementById("log")?.replaceWith(logOf());
           board.refresh();

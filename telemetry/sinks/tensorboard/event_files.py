@@ -81,6 +81,8 @@ class EventFiles:
         self._lengths: dict[str, int] = {}
         self._buffers: dict[str, bytearray] = {}
         self._buffered_bytes = 0
+        self._unsynced: dict[str, bool] = {}
+        """Paths of files written to since their last sync, each with True if it is new."""
 
     def recover(self, row: int, lengths: dict[str, int]) -> None:
         """Cut back all files to the commit of the rows before row, and remove later files.
@@ -103,7 +105,7 @@ class EventFiles:
             _cut(self._root / path, length)
 
     def append(self, directory: str, row: int, wall_ns: int, event: bytes) -> None:
-        """Buffer an event of a row; it reaches the disk with the next sync at the latest.
+        """Buffer an event of a row; readers see it after `flush`, and `sync` makes it durable.
 
         Raises:
             OSError: as from the disk; only recover helps then.
@@ -113,10 +115,10 @@ class EventFiles:
             self._buffer(directory, frame(version_event(wall_ns)))
         self._buffer(directory, frame(event))
         if self._buffered_bytes >= self._buffer_max_bytes:
-            self.sync()
+            self.flush()
 
-    def sync(self) -> dict[str, int]:
-        """Write and sync all buffers; return the lengths to commit.
+    def flush(self) -> None:
+        """Write all buffers to their files, where readers see them, without waiting for the disk.
 
         Raises:
             OSError: as from the disk; only recover helps then.
@@ -125,11 +127,24 @@ class EventFiles:
             self._write(self._paths[directory], buffer)
         self._buffers.clear()
         self._buffered_bytes = 0
+
+    def sync(self) -> dict[str, int]:
+        """Write all buffers, and make all that was written durable; return the lengths to commit.
+
+        Raises:
+            OSError: as from the disk; only recover helps then.
+        """
+        self.flush()
+        for path, is_new in self._unsynced.items():
+            _sync(self._root / path)
+            if is_new:
+                sync_directory((self._root / path).parent)
+        self._unsynced.clear()
         return dict(self._lengths)
 
     def discard(self) -> None:
         """Drop the buffers and the list of this process's files."""
-        for known in (self._paths, self._lengths, self._buffers):
+        for known in (self._paths, self._lengths, self._buffers, self._unsynced):
             known.clear()
         self._buffered_bytes = 0
 
@@ -147,13 +162,11 @@ class EventFiles:
             # O_EXCL, because an existing file of that name means that there are two writers.
             flags |= os.O_CREAT | os.O_EXCL
         descriptor = os.open(full, flags, 0o644)
+        self._unsynced[path] = is_new or self._unsynced.get(path, False)
         try:
             write_all(descriptor, data, self._lengths.get(path, 0))
-            os.fdatasync(descriptor)
         finally:
             os.close(descriptor)
-        if is_new:
-            sync_directory(full.parent)
         self._lengths[path] = self._lengths.get(path, 0) + len(data)
 
     def _check(self, lengths: dict[str, int]) -> None:
@@ -203,6 +216,14 @@ def _masked_crc(data: bytes) -> bytes:
     # TFRecord masks its crc, because the crc of data that contains crcs is weak.
     crc = google_crc32c.value(data)
     return _CRC.pack((((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _cut(path: Path, length: int) -> None:

@@ -103,6 +103,11 @@ class TensorBoardSink(FileSink):
             for row in rows:
                 self._write_row(row)
 
+    def flush(self) -> None:
+        self._require_open()
+        with self._translated():
+            self._files.flush()
+
     def commit(self) -> Position:
         self._require_open()
         with self._translated():

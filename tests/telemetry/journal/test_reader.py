@@ -484,3 +484,51 @@ def test_a_damaged_record_is_one_damage_wherever_a_chunk_ends(tmp_path):
 
     for chunk_bytes in range(end - start + 40, len(content), 7):
         assert read_all(tmp_path, chunk_bytes=chunk_bytes) == whole
+
+
+def test_a_torn_tail_is_told_once_where_no_mark_says_that_it_was_never_promised(tmp_path):
+    """Nobody writes the journal any more, and its mark is gone."""
+    with JournalWriter(tmp_path) as writer:
+        write(writer, 2)
+        writer.sync()
+    (tmp_path / "durable").unlink()
+    path = only_segment(tmp_path)
+    size = path.stat().st_size
+    with path.open("ab") as file:
+        file.write(b"torn")
+
+    rows, damage = read_all(tmp_path)
+
+    assert numbers(rows) == [0, 1]
+    assert [d[:5] for d in damage] == [(TAIL, size, size + 4, 2, None)]
+
+
+def test_damaged_headers_are_told_with_the_place_where_reading_goes_on(journal, tmp_path):
+    """At the first record, or with nothing of the segment."""
+    shutil.copytree(journal, tmp_path / "journal")
+    middle, later = segments(tmp_path / "journal")[1:3]
+    start = record_places(middle.path)[0][0]
+    content = bytearray(middle.path.read_bytes())
+    content[30] ^= 1
+    middle.path.write_bytes(content)
+    later.path.write_bytes(bytes(later.path.stat().st_size))
+
+    found = [d[:5] for d in read_all(tmp_path / "journal")[1] if d.kind == SEGMENT]
+
+    assert found == [
+        (SEGMENT, 0, start, middle.first_row, middle.first_row),
+        (SEGMENT, 0, 0, later.first_row, None),
+    ]
+
+
+def test_a_reader_that_is_closed_twice_closes_no_descriptor_of_another(journal):
+    """The number of its own may have been given to somebody else meanwhile."""
+    reader = JournalReader(journal)
+    assert reader.read().rows
+    reader.close()
+    theirs = os.open(journal, os.O_RDONLY)
+
+    reader.close()
+
+    os.fstat(theirs)
+    os.close(theirs)

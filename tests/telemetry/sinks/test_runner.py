@@ -179,6 +179,43 @@ def test_after_a_kill_in_the_cursors_own_write_each_row_is_there_once(bench, ste
     assert bench.lines == list(range(100))
 
 
+class ShownSink(LinesSink):
+    """Notes how many lines there were when it was told to show them."""
+
+    shown: list[int]
+
+    def flush(self) -> None:
+        self.shown.append(len(lines(self.path)))
+
+
+def test_rows_are_shown_at_once_and_committed_later(bench):
+    """By a sink whose readers see rows that are not durable yet."""
+    sinks: list[ShownSink] = []
+
+    def make(_: str, context: SinkContext) -> ShownSink:
+        sinks.append(ShownSink(context, Trouble()))
+        sinks[0].shown = []
+        return sinks[0]
+
+    pace = Pace(poll_s=60.0, quick_poll_s=0.01, commit_interval_s=3600.0)
+    job, stop, codes = replace(bench.job, make=make, pace=pace), threading.Event(), []
+    bench.run.append(3)
+    thread = threading.Thread(target=lambda: codes.append(run_sink(job, stop, Reporter(None))))
+    thread.start()
+    try:
+        # While rows come it does not sleep for as long as without.
+        for count in (3, 6, 9):
+            wait_until(lambda n=count: sinks and sinks[0].shown[-1:] == [n])
+            before = dict(bench.cursor)
+            bench.run.append(3)
+    finally:
+        stop.set()
+        thread.join(90)
+
+    assert before.get("row", 0) == 0 and codes == [EXIT_OK]
+    assert sinks[0].shown[:3] == [3, 6, 9] and bench.lines == list(range(12))
+
+
 def test_a_running_run_is_followed_until_it_has_ended(bench):
     """What comes meanwhile is carried as it comes."""
 
@@ -465,3 +502,23 @@ def stopped() -> threading.Event:
     stop = threading.Event()
     stop.set()
     return stop
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_a_sink_that_waits_gives_a_sign_of_life_and_learns_that_it_shall_stop(bench, is_stopped):
+    """A server may be asked for minutes; its supervisor would take the silence for a hang."""
+    bench.run.append(1)
+    bench.run.set_state("ended", endings=1)
+    stop, report = threading.Event(), Reports()
+    answers = []
+
+    def make(_: str, context: SinkContext) -> LinesSink:
+        if is_stopped:
+            stop.set()
+        answers.append(context.wait(0))
+        return LinesSink(context, Trouble())
+
+    run_sink(replace(bench.job, make=make), stop, report)
+
+    assert answers == [is_stopped]
+    assert ("waiting", 0, "") in report.said

@@ -173,7 +173,10 @@ def test_a_sink_killed_anywhere_makes_the_points_of_one_that_was_not(
         for committed, uncommitted in lives:
             sink = sink_in(out_dir)
             first = sink.open(through_json(position))
-            sink.write(rows[first : first + committed])
+            half = first + data.draw(st.integers(0, committed), "shown before the commit")
+            sink.write(rows[first:half])
+            sink.flush()
+            sink.write(rows[half : first + committed])
             position = sink.commit()
             sink.write(rows[position.row : position.row + uncommitted])
             _damage(out_dir, position, sink.commit(), data)
@@ -240,6 +243,45 @@ def test_a_disk_error_asks_to_be_opened_again(
     sink.commit()
 
     assert read_all(tmp_path / "run") == read_all(tmp_path / "whole")
+
+
+def test_what_was_flushed_is_shown_and_is_written_once(tmp_path: Path) -> None:
+    """Readers see it before the commit, which adds only what came after."""
+    rows = _run_with_a_restart()
+    write_all(tmp_path / "whole", rows)
+    expected = read_all(tmp_path / "whole")
+    sink = sink_in(tmp_path / "run")
+    sink.open(START)
+    sink.write(rows)
+    assert read_all(tmp_path / "run") == []
+
+    sink.flush()
+
+    assert read_all(tmp_path / "run") == expected
+    position = sink.commit()
+    sink.flush()
+    assert read_all(tmp_path / "run") == expected and position.row == len(rows)
+
+
+def test_what_was_flushed_is_on_disk_after_the_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit syncs each file and each new directory, although it writes nothing itself."""
+    sink = sink_in(tmp_path)
+    sink.open(START)
+    sink.write(_run_with_a_restart())
+    sink.flush()
+    synced: list[str] = []
+
+    def note(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+
+    monkeypatch.setattr("os.fdatasync", note)
+    monkeypatch.setattr("os.fsync", note)
+    position = sink.commit()
+
+    files = [tmp_path / "tensorboard" / path for path in position.state["files"]]
+    assert {str(path) for path in files} | {str(path.parent) for path in files} <= set(synced)
 
 
 def test_a_replay_is_the_live_run_and_twice_is_once(tmp_path: Path) -> None:
@@ -365,7 +407,9 @@ def _write_in_spite_of_failures(out_dir: Path, rows: list[Row]) -> bool:
         try:
             next_row = sink.open(through_json(position))
             while next_row < len(rows):
-                sink.write(rows[next_row : next_row + 7])
+                sink.write(rows[next_row : next_row + 4])
+                sink.flush()
+                sink.write(rows[next_row + 4 : next_row + 7])
                 position = sink.commit()
                 next_row = position.row
         except SinkUnavailable:

@@ -94,8 +94,11 @@ def test_a_loader_that_is_open_sees_what_a_killed_sink_and_its_successor_wrote(
 
     with fast_loader(tmp_path / "tensorboard", reload="1") as stub:
         shown_when(stub, lambda found: len(losses(found)) == 20)
-        # The kill: rows 20 to 39 are on disk, and no position says so.
-        sink.write(journal.rows[20:40])
+        # The kill: rows 20 to 39 are in the files, and no position says so.
+        sink.write(journal.rows[20:30])
+        sink.flush()
+        shown_when(stub, lambda found: len(losses(found)) == 30)
+        sink.write(journal.rows[30:40])
         sink.commit()
         shown_when(stub, lambda found: len(losses(found)) == 40)
         sink.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -17,8 +18,12 @@ from shared.events import (
     HistogramLogged,
     MessageLogged,
     MetricsLogged,
+    encode_event,
+    join_events,
 )
+from shared.ids import StreamId
 from telemetry.errors import CommandError
+from telemetry.journal.writer import JournalWriter
 from telemetry.views.columns import RunColumns, read_columns
 from tests.telemetry.views.journals import (
     START_S,
@@ -164,6 +169,19 @@ def test_marks_tell_what_happened(tmp_path: Path) -> None:
     assert marks[4].text == "7 events are missing: full"
 
 
+def test_a_long_message_is_cut_and_many_are_counted(tmp_path: Path) -> None:
+    """The newest stay."""
+    said = [
+        MessageLogged(level="info", text=f"{n} " + "x" * 3_000 * (n == 5_099)) for n in range(5_100)
+    ]
+    run = write_journal(tmp_path / "r", [Said(said)])
+
+    columns = read_columns(run)
+
+    assert len(columns.marks) == 5_000 and columns.left_out == {"marks": 100}
+    assert (columns.marks[0].text, len(columns.marks[-1].text)) == ("100 ", 2_000)
+
+
 def test_histograms_keep_their_edges_and_counts(tmp_path: Path) -> None:
     rows = [
         HistogramLogged(kind="quant", step=s, name="w", edges=[0.0, 1.0 * s, 9.0][: s + 1],
@@ -225,6 +243,22 @@ def test_an_update_takes_in_what_came_since(tmp_path: Path) -> None:
         ):
             assert one.tolist() == other.tolist()
         assert columns.sessions == whole.sessions and columns.marks == whole.marks
+
+
+def test_a_live_run_is_read_as_far_as_it_is_on_disk(tmp_path: Path) -> None:
+    """A writer has it open, and has written rows that are not synced: they are not there yet."""
+    run = write_journal(tmp_path / "r", [Said([started(), *steps(1, 3)])])
+    stream = StreamId("r", "s1", "rank0")
+    with JournalWriter(run / "journal") as writer:
+        packed = [encode_event(event, 1, 1) for event in steps(4, 5)]
+        writer.append(stream, 4, 2, join_events(packed))
+        with read_columns(run) as columns:
+            assert columns.rows == 4
+            os.truncate(run / "journal" / f"{0:020}.seg", 10_000)  # as a write before its sync
+            assert not columns.update() and columns.rows == 4
+            os.truncate(run / "journal" / f"{0:020}.seg", writer._offset)
+            writer.sync()
+            assert columns.update() and columns.rows == 6
 
 
 def test_a_copy_ends_where_its_files_do(tmp_path: Path) -> None:

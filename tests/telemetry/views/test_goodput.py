@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from shared.events import Event, MetricsLogged
 from telemetry.__main__ import main
 from telemetry.views.columns import read_columns
-from telemetry.views.goodput import CAUSES, Goodput, goodput_of, goodput_of_run
+from telemetry.views.goodput import CAUSES, SPANS, Goodput, goodput_of, goodput_of_run
 from telemetry.views.goodput_lines import goodput_lines
 from telemetry.views.step_times import RankTimes
+from tests.shared.strategies import INT64, SCALARS
 from tests.telemetry.views.journals import (
     Said,
     finished,
@@ -201,6 +202,36 @@ def test_the_causes_always_add_up(tmp_path_factory: pytest.TempPathFactory, said
     assert all(seconds >= 0 for seconds in found.seconds.values())
     assert sum(found.seconds.values()) == pytest.approx(found.total_s, abs=1e-3)
     assert sum(found.ratios.values()) == pytest.approx(1) or found.total_s == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    resumed=st.none() | st.integers(-(2**63), 2**64 - 1),
+    rows=st.lists(
+        st.builds(
+            MetricsLogged,
+            kind=st.sampled_from(["train", "custom"]),
+            step=INT64,
+            values=st.dictionaries(
+                st.sampled_from([*SPANS.values(), "train/step_seconds", "rank/0/work_seconds",
+                                 "rank/1/work_seconds", "train/input_seconds"]),
+                SCALARS,
+            ),
+        ),
+        max_size=8,
+    ),
+)  # fmt: skip
+def test_any_value_may_be_logged_by_these_names(
+    tmp_path_factory: pytest.TempPathFactory, resumed: int | None, rows: Any
+) -> None:
+    """Any step, 1e300 seconds, NaN, a text: the causes add up, and the lines can be said."""
+    said = [Said([started(), *rows]), Said([started(resumed), *rows], 100, session="s2")]
+
+    found = goodput_of_run(write_journal(tmp_path_factory.mktemp("g") / "r", said))
+
+    assert all(seconds >= 0 for seconds in found.seconds.values())
+    assert sum(found.seconds.values()) == pytest.approx(found.total_s, abs=1e-3)
+    assert all(line.isprintable() for line in goodput_lines(found))
 
 
 # --- steps

@@ -90,3 +90,47 @@ def test_each_change_begins_the_standstill_anew(tmp_path: Path) -> None:
     assert server.still_view() == View(True, 1, 0)
 
     assert clock.wall - late_ns >= STILL_S * 1e9
+
+
+def test_tries_come_later_and_later_up_to_ten_minutes() -> None:
+    """At a time of chance, so that a hundred runs do not come back at once."""
+    link, second = Link(), 10**9
+    delays = []
+    for number in range(20):
+        link = link.failed("why", 0, is_refused=False)
+        assert link.failures == min(number + 1, 16)
+        delays.append(link.retry_wall_ns / second)
+
+    assert all(
+        0.5 * longest <= delay <= longest
+        for delay, longest in zip(delays, [30, 60, 120, 240, 480, *[600] * 15], strict=True)
+    )
+    assert len(set(delays)) == 20
+
+
+def test_a_failure_is_told_and_put_off_by_the_time_that_it_took() -> None:
+    """One without words is told too: empty stands for none."""
+    link = Link().failed("", 100, is_refused=True)
+
+    assert (link.why, link.is_refused) == ("unknown", True)
+    assert link.failed("full", 0, is_refused=False).why == "full"
+    assert link.put_off(7).retry_wall_ns == link.retry_wall_ns + 7
+
+
+def test_a_try_is_due_at_its_time_and_where_the_clock_was_set_back() -> None:
+    """No try is ever further away than the longest delay."""
+    second = 10**9
+    link = Link(retry_wall_ns=1000 * second)
+
+    due = {now_s: link.is_due(now_s * second) for now_s in (399, 400, 999, 1000, 1001)}
+
+    assert due == {399: True, 400: False, 999: False, 1000: True, 1001: True}
+
+
+def test_the_file_has_what_was_set_and_knows_it(tmp_path: Path) -> None:
+    """It is asked for it all the time."""
+    file = LinkFile(tmp_path, "r")
+
+    file.set(Link(is_open=True, last_row=3))
+
+    assert file.value == Link(is_open=True, last_row=3) == LinkFile(tmp_path, "r").value

@@ -222,3 +222,22 @@ def test_a_file_of_wandb_0_31_is_read_as_ever() -> None:
     assert wandb_contents.config(GOLDEN) == {"lr": 0.1, "model": {"layers": 2}}
     assert wandb_contents.summary(GOLDEN)["val/best"] == 1.5
     assert wandb_file.exit_code(GOLDEN) == 3
+
+
+@pytest.mark.parametrize("beyond", [1, 7, 14, 15, 30_000])
+def test_a_chunk_that_is_longer_than_its_block_is_damage_before_it_is_whole(beyond: int) -> None:
+    """It is not waited for: wandb writes none that would get so long."""
+    whole, (end,) = framed([b"first"])
+    length = BLOCK_BYTES - end - 7 + beyond
+    data = whole + struct.pack("<IHB", 0, length, 1) + b"some of it"
+
+    with pytest.raises(DamagedFile, match="longer than its block"):
+        list(split_records(data[len(HEADER) :], len(HEADER)))
+
+
+def test_a_chunk_that_ends_with_its_block_is_waited_for() -> None:
+    """One byte shorter, it may still come."""
+    whole, (end,) = framed([b"first"])
+    data = whole + struct.pack("<IHB", 0, BLOCK_BYTES - end - 7, 1) + b"some of it"
+
+    assert list(split_records(data[len(HEADER) :], len(HEADER))) == [(b"first", end)]
