@@ -33,11 +33,14 @@ from msgspec import Raw
 from bench.ratios import summary
 from shared.events import Event, MetricsLogged, RunFinished, RunStarted, encode_event, join_events
 from shared.wire import SCHEMA, Ack, Data, Fin, FinAck, Hello, Message, Welcome, decode, encode
-from tests.telemetry.sidecar_process import QUIET, clean_env
+from tests.telemetry.sidecar_process import clean_env
 
 HERE: Final = Path(__file__).parents[1]
 FRAME_EVENTS: Final = 256
 ANSWER_S: Final = 60.0
+FLAGS: Final = ("--sinks=", "--sample-hz=0", "--no-host-run", "--http=off")
+"""Flags that older checkouts have as well; what they lack is turned off by variables."""
+VARIABLES: Final = {"TELEMETRY_PAGE": "off"}
 
 
 class Measured(NamedTuple):
@@ -122,7 +125,10 @@ def _serving(checkout: Path, data_dir: Path) -> Iterator[tuple[str, psutil.Proce
     command = [sys.executable, "-P", "-m", "telemetry", "serve", "--data-dir", str(data_dir)]
     with (data_dir / "log").open("wb") as log:
         process = subprocess.Popen(
-            [*command, *QUIET], env=clean_env(PYTHONPATH=str(checkout)), stderr=log, cwd=data_dir
+            [*command, *FLAGS],
+            env=clean_env(PYTHONPATH=str(checkout), **VARIABLES),
+            stderr=log,
+            cwd=data_dir,
         )
     try:
         yield f"ipc://{data_dir}/telemetry.sock", psutil.Process(process.pid)

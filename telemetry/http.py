@@ -41,7 +41,7 @@ COUNTS: Final = {
     "refused_streams_total": "Streams that were refused",
     "quarantined_frames_total": "Frames that could not be decoded and were kept aside",
     "quarantined_events_total": "Events that could not be decoded and were kept aside",
-    "failed_turns_total": "Turns of a loop that failed in a way that nobody expected",
+    "failed_turns_total": "Polls of a loop that failed in a way that nobody expected",
     "watch_skipped_frames_total": "Frames that alerts and latest values did not see",
     "alerts_not_recorded_total": "Alerts that were over before a journal could have them",
     "alert_messages_dropped_total": "Messages to receivers of alerts that were given up",

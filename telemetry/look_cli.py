@@ -89,7 +89,7 @@ def _add_ls(commands: Any) -> None:
     parser.add_argument("--reverse", action="store_true", help="the other way round")
     parser.add_argument(
         "--state", action="append", default=[], metavar="STATE",
-        help="only runs in this state: running, stopped, finished, failed, preempted, lost",
+        help="only runs in this state: running, silent, finished, failed, preempted, lost",
     )  # fmt: skip
     parser.add_argument(
         "--project", action="append", default=[], metavar="NAME", help="only runs of this project"

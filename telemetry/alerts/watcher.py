@@ -57,7 +57,7 @@ class Watcher:
         self._conditions = Conditions()
         self._values = Latest()
         self.unrecorded: tuple[Unrecorded, ...] = ()
-        """Conditions that were told and that no journal has: a new one in each turn."""
+        """Conditions that were told and that no journal has: a new one in each poll."""
         self.not_recorded = 0
         """Conditions that were over before a journal could have them."""
         self._unrecorded: set[Key] = set()

@@ -24,6 +24,8 @@ from telemetry.views.listing import ListedRun, listed, run_dirs
 GAP: Final = 2
 TEXT_MAX_CHARS: Final = 24
 TEXT_MIN_CHARS: Final = 6
+NAME_CHARS: Final = 16
+"""Characters of a name that go before hosts and tags."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,8 @@ def _is_missing(value: Any) -> bool:
 def table(runs: Sequence[ListedRun], width: int) -> list[str]:
     """Return the runs as lines of at most `width` characters, with a line of titles.
 
-    Where there is no room for all, names are cut first, and then the columns of hosts, tags
-    and names are left out; the id of a run is always whole.
+    Where there is no room for all, hosts, tags and names are cut; then the columns of hosts and
+    of tags are left out, and names are cut further. The id of a run is always whole.
     """
     columns: dict[str, list[str]] = {
         "run": [clean(run.run, 64) for run in runs],
@@ -142,9 +144,18 @@ def _fit(widths: dict[str, int], width: int) -> None:
     def excess() -> int:
         return sum(widths.values()) + GAP * (len(widths) - 1) - width
 
-    for title in ("host", "tags", "name"):
-        widths[title] = max(min(widths[title], TEXT_MIN_CHARS), widths[title] - max(0, excess()))
-    for title in ("host", "tags", "name", "size", "time"):
+    def cut(title: str, least: int) -> None:
+        if title in widths:
+            widths[title] = max(min(widths[title], least), widths[title] - max(0, excess()))
+
+    for title in ("host", "tags"):
+        cut(title, TEXT_MIN_CHARS)
+    cut("name", NAME_CHARS)
+    for title in ("host", "tags"):
+        if excess() > 0:
+            del widths[title]
+    cut("name", TEXT_MIN_CHARS)
+    for title in ("name", "size", "time"):
         if excess() > 0:
             del widths[title]
 

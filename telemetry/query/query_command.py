@@ -28,6 +28,8 @@ from telemetry.query.recordings import recordings
 TABLE, JSON, CSV = ("table", "json", "csv")
 SHOWN_MAX: Final = 1_000
 """Lines of a table; more are for --json and --csv."""
+CELL_MAX_CHARS: Final = 60
+"""Characters of a cell of the table; the other forms have all."""
 DAMAGE_SHOWN: Final = 10
 COLUMNS: Final = (TextColumn("reading journals"), BarColumn(), MofNCompleteColumn())
 
@@ -71,7 +73,7 @@ def _print_table(answer: Answer) -> None:
         is_more = len(lines) == SHOWN_MAX
         if is_more:
             break
-        lines.append([_cell(value) for value in line])
+        lines.append([clean(_cell(value), CELL_MAX_CHARS) for value in line])
     page = Page()
     kinds = [str(kind) for _, kind in answer.columns]
     page.aligned(

@@ -38,11 +38,14 @@ CREATE TABLE journaled ({", ".join(f'"{name}" {kind}' for name, kind in COLUMNS)
 RUNS: Final = """
 CREATE TABLE runs AS
 SELECT
+    * EXCLUDE (started_s, last_s),
+    to_timestamp(started_s) AS started, to_timestamp(last_s) AS last
+FROM (SELECT
     (unnest(from_json($runs, '[{"run": "VARCHAR", "name": "VARCHAR", "project": "VARCHAR",
         "tags": ["VARCHAR"], "group": "VARCHAR", "host": "VARCHAR", "state": "VARCHAR",
         "exit_code": "BIGINT", "started_s": "DOUBLE", "last_s": "DOUBLE", "seconds": "DOUBLE",
         "rows": "BIGINT", "step": "BIGINT", "loss": "DOUBLE", "bytes": "BIGINT",
-        "path": "VARCHAR", "config": "JSON"}]'), recursive := true))
+        "path": "VARCHAR", "config": "JSON"}]'), recursive := true)))
 """
 SAID: Final = (
     "run_started", "config_updated", "run_finished", "message", "alert", "gap", "histogram",

@@ -20,14 +20,14 @@ from telemetry.errors import CommandError
 from telemetry.run_dir import ENDED, RUNNING, RunDir, RunFile, read, runs_of
 from telemetry.views.tail import read_tail
 
-STOPPED: Final = "stopped"
+SILENT: Final = "silent"
 """State of a run that has not ended, while no sidecar is at work in its data directory."""
 
 
 class ListedRun(msgspec.Struct, frozen=True):
     """One run in a list, as `ls --json` prints it.
 
-    state: running, stopped, or as the run ended: finished, failed, preempted, lost, ended.
+    state: running, silent, or as the run ended: finished, failed, preempted, lost, ended.
     step, loss: the last ones of training near the end of the journal, else null. seconds: from
     the start to the last event. bytes: on disk, with the files of its sinks.
     """
@@ -114,7 +114,7 @@ def _state(run: RunFile, *, is_attended: bool) -> str:
         return run.status
     if run.is_ended:
         return ENDED
-    return RUNNING if is_attended else STOPPED
+    return RUNNING if is_attended else SILENT
 
 
 def _is_run(path: Path) -> bool:

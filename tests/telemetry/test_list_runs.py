@@ -114,7 +114,7 @@ def test_a_run_that_goes_on_is_running_only_while_a_sidecar_is_there(tmp_path, c
 
     (later,) = objects(capsys, tmp_path)
 
-    assert (run["state"], later["state"]) == ("running", "stopped")
+    assert (run["state"], later["state"]) == ("running", "silent")
 
 
 @pytest.mark.parametrize("width", [80, 100, 200, 40])

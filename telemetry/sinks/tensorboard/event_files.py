@@ -37,7 +37,7 @@ from typing import Final
 
 import google_crc32c
 
-from shared.files import cut, make_directory, sync_directory, write_all
+from shared.files import cut, make_directory, sync_directory, sync_file, write_all
 from telemetry.sinks.tensorboard.bounds import BOUNDS
 from telemetry.sinks.tensorboard.starts import Starts
 from telemetry.sinks.tensorboard.summaries import version_event
@@ -136,7 +136,7 @@ class EventFiles:
         """
         self.flush()
         for path, is_new in self._unsynced.items():
-            _sync(self._root / path)
+            sync_file(self._root / path)
             if is_new:
                 sync_directory((self._root / path).parent)
         self._unsynced.clear()
@@ -216,14 +216,6 @@ def _masked_crc(data: bytes) -> bytes:
     # TFRecord masks its crc, because the crc of data that contains crcs is weak.
     crc = google_crc32c.value(data)
     return _CRC.pack((((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        os.fdatasync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _cut(path: Path, length: int) -> None:

@@ -48,7 +48,7 @@ class Told:
         run = RunFacts("r", is_started=True, silent_s=silent_s, alerts=alerts)
         self.situation = Situation((run,), (), free_bytes, is_writable)
         self.clock.advance(1)
-        self.watcher.turn()
+        self.watcher.poll()
 
     @property
     def said(self) -> list[tuple[str, str, bool]]:

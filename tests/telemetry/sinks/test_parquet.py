@@ -352,3 +352,20 @@ def test_a_file_of_many_values_is_written_at_once(tmp_path: Path) -> None:
     sink.write(mixed(10).rows)
 
     assert len(files(tmp_path)) >= 5 and len(sink._table) < 10
+
+
+def test_a_reader_of_another_make_finds_the_same_types_and_values(tmp_path: Path) -> None:
+    """Arrow, which Polars, Spark and pandas read by, takes the run from the partition."""
+    dataset = pytest.importorskip("pyarrow.dataset")
+    written(tmp_path, mixed(5))
+
+    table = dataset.dataset(tmp_path / "parquet", partitioning="hive", format="parquet").to_table()
+
+    names = ["run", "row", "step", "name", "value", "integer", "text"]
+    found = sorted(zip(*(table[name].to_pylist() for name in names), strict=True), key=str)
+    ours = read(tmp_path, 'run, "row", step, name, value, integer, text')
+    assert found == sorted(ours, key=str) and len(found) > 40
+    types = {field.name: str(field.type) for field in table.schema}
+    assert (types["time"], types["value"], types["integer"], types["step"]) == (
+        "timestamp[us, tz=UTC]", "double", "int64", "int64",
+    )  # fmt: skip
