@@ -25,14 +25,13 @@ from telemetry.monitor.figures import loss_name
 from telemetry.monitor.snapshot import HostLine, RunLine, SinkLag, Snapshot
 from telemetry.run_dir import CursorFile, RunDir, RunFile, read, runs_of
 from telemetry.views.follow import Hardware, RunView, as_number, opened
+from telemetry.views.run_state import state_of
 from telemetry.views.series import Sample
 
 FOLLOWED_MAX: Final = 16
 LISTED_MAX: Final = 200
 LOOK_S: Final = 1.0
 """Time between two looks at which runs there are, in s."""
-SILENT_S: Final = 120.0
-"""A run without an event of its own for so long is shown as silent."""
 QUIET_S: Final = 20.0
 """A machine without a sample for so long is shown as gone."""
 
@@ -163,11 +162,12 @@ class Watch:
     def _line(self, run_id: str, now_s: float) -> RunLine:
         info, view = self._infos[run_id], self._views.get(run_id)
         rows = view.rows_on_disk if view else 0
+        last_s = view.last_wall_s or None if view else None
         base = RunLine(
             run_id=run_id,
             name=info.name or run_id,
             project=info.project or "",
-            state=_state(info, view, now_s),
+            state=state_of(info, last_s, now_s, is_attended=True),
             is_host=self._is_host(run_id),
             rows=rows,
             started_s=(info.started_wall_ns or 0) / 1e9,
@@ -214,14 +214,6 @@ def sink_lags(run_dir: RunDir, rows: int) -> tuple[SinkLag, ...]:
         cursor = read(path, CursorFile) or CursorFile()
         lags.append(SinkLag(path.stem, max(0, rows - cursor.row), cursor.done))
     return tuple(lags)
-
-
-def _state(info: RunFile, view: RunView | None, now_s: float) -> str:
-    if info.is_ended:
-        return info.status or "ended"
-    if view is not None and view.last_wall_s and now_s - view.last_wall_s > SILENT_S:
-        return "silent"
-    return "running" if info.state else "unknown"
 
 
 def _merged(seen: Sequence[Hardware]) -> dict[str, list[Sample]]:

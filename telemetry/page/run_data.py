@@ -20,11 +20,12 @@ import numpy as np
 from shared.ids import MAIN_SOURCE
 from telemetry.monitor.figures import loss_name
 from telemetry.page.problems import BadQuery
-from telemetry.page.run_list import state_of, text
+from telemetry.page.run_list import text
 from telemetry.views.columns import RunColumns, Series
 from telemetry.views.downsampling import downsample
 from telemetry.views.goodput import goodput_of
 from telemetry.views.goodput_lines import goodput_lines
+from telemetry.views.run_state import state_of
 
 POINTS_MAX: Final = 5000
 MARKS_MAX: Final = 2000
@@ -68,7 +69,7 @@ def overview(columns: RunColumns, *, is_served: bool) -> dict[str, Any]:
         "run_id": columns.run_id,
         "name": text(info.name or columns.run_id),
         "project": text(info.project),
-        "state": state_of(info, last_s, is_served=is_served),
+        "state": text(state_of(info, last_s, time.time(), is_attended=is_served), 60),
         "host": text(info.host),
         "tags": [text(tag, 60) for tag in (info.tags or [])[:20]],
         "notes": text(info.notes, 4000),

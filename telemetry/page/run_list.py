@@ -26,11 +26,10 @@ from telemetry.journal.layout import read_mark
 from telemetry.monitor.figures import loss_name, number_text
 from telemetry.run_dir import RunDir, RunFile, read, runs_of
 from telemetry.views.follow import as_number, opened
+from telemetry.views.run_state import state_of
 
 RUNS_MAX: Final = 1000
 SECONDS_MAX: Final = 1.0
-SILENT_S: Final = 120.0
-"""A run at work without an event for so long is shown as silent."""
 LATEST_MAX: Final = 2000
 TAG_MAX_CHARS: Final = 60
 TAGS_MAX: Final = 20
@@ -167,7 +166,7 @@ def _line_of(
         run_id=path.name,
         name=text(file.name or path.name, NAME_MAX_CHARS),
         project=text(file.project, NAME_MAX_CHARS),
-        state=state_of(file, last_s, is_served=is_served),
+        state=text(state_of(file, last_s, time.time(), is_attended=is_served), TAG_MAX_CHARS),
         is_running=bool(file.state) and not file.is_ended,
         is_host=bool(file.host) and path.name == host_run_id(file.host or ""),
         host=text(file.host, NAME_MAX_CHARS),
@@ -183,16 +182,6 @@ def _line_of(
         alerts=len(file.alerts or []),
         problem=problem,
     )
-
-
-def state_of(file: RunFile, last_s: float | None, *, is_served: bool) -> str:
-    """Return the state of a run in a word: running, silent, its status, or unknown."""
-    if file.is_ended:
-        return text(file.status or "ended", TAG_MAX_CHARS)
-    if not file.state:
-        return "unknown"
-    is_silent = last_s is not None and time.time() - last_s > SILENT_S
-    return "silent" if is_silent or not is_served else "running"
 
 
 def text(value: Any, max_chars: int = 1000) -> str:

@@ -7,9 +7,9 @@ Never: reads a whole journal, or trusts a name: they are to be cleaned where the
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
@@ -17,17 +17,15 @@ from shared.files import bytes_on_disk
 from shared.ids import RUN_ID
 from telemetry.datadir import is_held
 from telemetry.errors import CommandError
-from telemetry.run_dir import ENDED, RUNNING, RunDir, RunFile, read, runs_of
+from telemetry.run_dir import RunDir, RunFile, read, runs_of
+from telemetry.views.run_state import state_of
 from telemetry.views.tail import read_tail
-
-SILENT: Final = "silent"
-"""State of a run that has not ended, while no sidecar is at work in its data directory."""
 
 
 class ListedRun(msgspec.Struct, frozen=True):
     """One run in a list, as `ls --json` prints it.
 
-    state: running, silent, or as the run ended: finished, failed, preempted, lost, ended.
+    state: see run_state.
     step, loss: the last ones of training near the end of the journal, else null. seconds: from
     the start to the last event. bytes: on disk, with the files of its sinks.
     """
@@ -94,7 +92,7 @@ def listed_run(path: Path, *, is_attended: bool) -> ListedRun:
         path=str(path),
         name=run.name,
         project=run.project,
-        state=_state(run, is_attended=is_attended),
+        state=state_of(run, last_s, time.time(), is_attended=is_attended),
         exit_code=run.exit_code,
         tags=run.tags or [],
         group=run.group or None,
@@ -107,14 +105,6 @@ def listed_run(path: Path, *, is_attended: bool) -> ListedRun:
         loss=tail.loss,
         bytes=bytes_on_disk(path),
     )
-
-
-def _state(run: RunFile, *, is_attended: bool) -> str:
-    if run.status is not None:
-        return run.status
-    if run.is_ended:
-        return ENDED
-    return RUNNING if is_attended else SILENT
 
 
 def _is_run(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from telemetry.commands.list_runs import Choice, ordered, table
 from telemetry.datadir import DataDir
 from telemetry.journal.layout import MARK_NAME, segments
 from telemetry.views.listing import ListedRun, listed_run
+from telemetry.views.run_state import SILENT_S
 from telemetry.views.tail import read_tail
 from tests.telemetry.monitor.runs import START_S, samples, training, write_rows, write_run_file
 from tests.telemetry.sidecar_process import clean_env
@@ -105,16 +107,21 @@ def test_runs_are_filtered(tmp_path, capsys) -> None:
     assert found("--match", "a-*") == {"a-1", "a-2"} and found("--match", "*lr") == {"a-1"}
 
 
-def test_a_run_that_goes_on_is_running_only_while_a_sidecar_is_there(tmp_path, capsys) -> None:
-    """Of what a dead sidecar left, nobody can say that it runs."""
+def test_a_run_that_goes_on_is_running_only_while_a_sidecar_is_there(
+    tmp_path, capsys, monkeypatch
+) -> None:
+    """Of what a dead sidecar left, nobody can say that it runs; nor of a trainer that is silent."""
     make_run(tmp_path, "a", 3, state="running", status=None)
-    held = DataDir(tmp_path)
-    (run,) = objects(capsys, tmp_path)
-    held.close()
+    last_s = objects(capsys, tmp_path)[0]["last_s"]
+    assert isinstance(last_s, float)
 
-    (later,) = objects(capsys, tmp_path)
+    def state(seconds_later: float) -> object:
+        monkeypatch.setattr("time.time", lambda: last_s + seconds_later)
+        return objects(capsys, tmp_path)[0]["state"]
 
-    assert (run["state"], later["state"]) == ("running", "silent")
+    with contextlib.closing(DataDir(tmp_path)):
+        assert (state(SILENT_S), state(SILENT_S + 1)) == ("running", "silent")
+    assert state(0) == "silent"
 
 
 @pytest.mark.parametrize("width", [80, 100, 200, 40])
