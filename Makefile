@@ -24,10 +24,10 @@ say-run:
 	@echo "make: about two minutes on two cores; the first time it installs 2 GB of packages before that"
 
 test: say-test $(VENV)/.test lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 say-test:
-	@echo "make: lint, types and about 2,000 tests, ten to twenty minutes on two cores"
+	@echo "make: lint, types and more than 4,000 tests, about a quarter of an hour on two cores"
 
 test-faults: $(VENV)/.test
 	@echo "make: the slow tests of faults: about twenty minutes, half an hour at most"

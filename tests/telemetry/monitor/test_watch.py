@@ -198,7 +198,8 @@ def test_damaged_files_cost_what_is_in_them_and_no_more(tmp_path, run_dir, damag
     assert runs["r"].step == (None if damage in ("segment", "no journal") else 10)
     shown = [piece.text for line in run_lines(runs["r"], Room(120)) for piece in line]
     assert ("  damaged parts of its journal: 1" in shown) == (damage == "segment")
-    assert json_value(snapshot)["runs"][-1]["damaged_parts"] == (damage == "segment")
+    (said,) = (run for run in json_value(snapshot)["runs"] if run["run_id"] == "r")
+    assert said["damaged_parts"] == (damage == "segment")
 
 
 def test_a_run_that_is_removed_meanwhile_is_gone_from_the_screen(tmp_path, run_dir):
