@@ -303,7 +303,9 @@ def test_a_step_is_the_whole_number_that_was_meant(step, expected):
 
 
 @pytest.mark.parametrize(
-    "step", [1.5, math.nan, math.inf, True, "7", 2**63, 1e300, object(), [1]], ids=str
+    "step",
+    [1.5, math.nan, math.inf, True, "7", 2**63, 1e300, object(), [1]],
+    ids=["1.5", "nan", "inf", "True", "7", "2**63", "1e300", "object", "list"],
 )
 def test_what_is_no_step_is_left_out_and_the_row_is_recorded(step):
     """Row 41: without a step, and saying so."""
