@@ -29,6 +29,13 @@ def say(out, who, count=20, pause_s=0.0):
         out.emit(MetricsLogged(kind="custom", step=step, values={who: float(step)}))
         time.sleep(pause_s)
 
+def say_beside(out, who, barrier):
+    say(out, who, 20, 0.01)
+    # The name of one that has ended is free for the next: all are here until all have theirs.
+    while ".worker" not in out.source:
+        time.sleep(0.01)
+    barrier.wait(60)
+
 if __name__ == "__main__":
     out = Emitter(sys.argv[1], run_id="r", source="rank0", spool_dir=sys.argv[2])
     out.emit(RunStarted(project="p", name="n", wandb_mode="disabled"))
@@ -81,7 +88,10 @@ def test_workers_beside_their_parent_are_all_recorded(sidecar, context):
     """Row 40: each under its own source; the parent's own rows are all there too."""
     script = f"""
     context = multiprocessing.get_context("{context}")
-    children = [context.Process(target=say, args=(out, f"w{{n}}", 20, 0.01)) for n in range(3)]
+    barrier = context.Barrier(3)
+    children = [
+        context.Process(target=say_beside, args=(out, f"w{{n}}", barrier)) for n in range(3)
+    ]
     [child.start() for child in children]
     say(out, "parent", 40, 0.02)
     [child.join() for child in children]
