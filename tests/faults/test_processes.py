@@ -262,7 +262,7 @@ def test_ended_runs_that_their_sink_is_behind_with_wait_on_disk(place, runs):
     for number in range(runs):
         record_ended(place / "data" / "runs" / f"r{number}")
     with SidecarProcess(place / "data", *flags) as sidecar:
-        sink = wait_until(lambda: first(sidecar.service.children()))
+        sink = wait_until(lambda: first_sink(sidecar.service.children()))
         sink.suspend()
         wait_until(after(2))
         early = rss(sidecar)
@@ -279,8 +279,9 @@ def test_ended_runs_that_their_sink_is_behind_with_wait_on_disk(place, runs):
     assert early - alone < 8 * MEGABYTE and late - early < MEGABYTE
 
 
-def first(found: list[psutil.Process]) -> psutil.Process | None:
-    return found[0] if found else None
+def first_sink(found: list[psutil.Process]) -> psutil.Process | None:
+    """The first child that is a sink by now: before its exec its parent waits for it."""
+    return next((child for child in found if "sink" in child.cmdline()), None)
 
 
 def record_ended(run_dir: Path) -> None:
