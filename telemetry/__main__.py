@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import signal
+# Ctrl-C while modules load ends the process at once, without a traceback. This module is built
+# in: to import `signal` takes long enough to be interrupted.
+import _signal  # type: ignore[import-not-found]
 import sys
 
-# Ctrl-C while modules load ends the process at once, without a traceback.
-interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+interruptible = _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler
 if interruptible:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 import importlib.util  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -26,7 +27,7 @@ if places and Path(places[0]).resolve() != ROOT / "shared":
 from telemetry.cli import main  # noqa: E402
 
 if interruptible:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _signal.signal(_signal.SIGINT, _signal.default_int_handler)
 
 if __name__ == "__main__":
     sys.exit(main())

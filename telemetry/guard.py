@@ -82,11 +82,10 @@ class Guard:
         command = [*self._command, f"--lifeline={lifeline}"]
         signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
         try:
-            self._child = subprocess.Popen(
-                command, env=self._env, pass_fds=(lifeline,), preexec_fn=_unblock
-            )
+            # The child begins with them blocked, and takes them when it has handlers.
+            self._child = subprocess.Popen(command, env=self._env, pass_fds=(lifeline,))
         finally:
-            _unblock()
+            take_signals()
         return self._child.wait()
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
@@ -125,7 +124,8 @@ def follow_guard(lifeline: int) -> None:
     threading.Thread(target=watch, name="lifeline", daemon=True).start()
 
 
-def _unblock() -> None:
+def take_signals() -> None:
+    """Take the signals that were held back, guard or service: its handlers are there now."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
 
 

@@ -18,6 +18,7 @@ import msgspec
 
 from telemetry.config import ServeConfig
 from telemetry.descriptors import prepare_descriptors
+from telemetry.guard import take_signals
 from telemetry.service import Service
 
 KEPT_BYTES: Final = 4096
@@ -31,6 +32,7 @@ def serve(config: ServeConfig, pid: int) -> int:
     with Service(config, shares=prepare_descriptors(), pid=pid) as service:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: service.stop.set())
+        take_signals()
         if config.exit_with_stdin:
             watch_stdin(service)
         return service.run()
